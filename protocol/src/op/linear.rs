@@ -1,0 +1,297 @@
+//! Integer linear maps: no rounds, no bytes. The same loop serves shares, opened values, masks and
+//! the plain run, which is why it stands here once.
+
+use crate::program::Type;
+use crate::ring::elements;
+
+/// Geometry of pooling over `planes` images of `h x w` (no padding).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PoolShape {
+    /// Images times channels.
+    pub planes: usize,
+    /// Input height.
+    pub h: usize,
+    /// Input width.
+    pub w: usize,
+    /// Window height and width.
+    pub window: [usize; 2],
+    /// Stride down and right.
+    pub stride: [usize; 2],
+}
+
+impl PoolShape {
+    /// Output height.
+    pub fn out_h(&self) -> usize {
+        (self.h - self.window[0]) / self.stride[0] + 1
+    }
+
+    /// Output width.
+    pub fn out_w(&self) -> usize {
+        (self.w - self.window[1]) / self.stride[1] + 1
+    }
+
+    /// Number of windows.
+    pub fn windows(&self) -> usize {
+        self.planes * self.out_h() * self.out_w()
+    }
+
+    /// Elements of a window.
+    pub fn window_len(&self) -> usize {
+        self.window[0] * self.window[1]
+    }
+
+    /// Calls `each(window, input index)` for element `q` of every window.
+    fn for_each(&self, q: usize, mut each: impl FnMut(usize, usize)) {
+        let (dy, dx) = (q / self.window[1], q % self.window[1]);
+        let (oh, ow) = (self.out_h(), self.out_w());
+        let mut window = 0;
+        for plane in 0..self.planes {
+            for oy in 0..oh {
+                let row = (plane * self.h + oy * self.stride[0] + dy) * self.w + dx;
+                for ox in 0..ow {
+                    each(window, row + ox * self.stride[1]);
+                    window += 1;
+                }
+            }
+        }
+    }
+}
+
+/// A linear map with integer coefficients.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Linear {
+    /// `x + y`
+    Add,
+    /// `x - y`
+    Sub,
+    /// `by * x`
+    Scale(i64),
+    /// `out[i, j] = in[j, i]` for each of `outer` matrices.
+    Transpose {
+        /// Number of matrices.
+        outer: usize,
+        /// Rows before.
+        rows: usize,
+        /// Columns before.
+        cols: usize,
+    },
+    /// `out[m] = sum over o, i of in[o, m, i]`
+    Sum {
+        /// Outer length.
+        outer: usize,
+        /// Kept length.
+        mid: usize,
+        /// Inner length.
+        inner: usize,
+    },
+    /// `out[o, m, i] = in[m]`
+    Broadcast {
+        /// Outer length.
+        outer: usize,
+        /// Length of the operand.
+        mid: usize,
+        /// Inner length.
+        inner: usize,
+    },
+    /// `out[o, j, i] = in[o, start + j, i]`
+    Slice {
+        /// Outer length.
+        outer: usize,
+        /// Length of the axis before.
+        len: usize,
+        /// First element taken.
+        start: usize,
+        /// Number of elements taken.
+        take: usize,
+        /// Inner length.
+        inner: usize,
+    },
+    /// Operands one after the other along an axis.
+    Concat {
+        /// Outer length.
+        outer: usize,
+        /// Length of the axis in each operand, times the inner length.
+        parts: Vec<usize>,
+    },
+    /// Element `q` of every pooling window.
+    Window(PoolShape, usize),
+    /// Adjoint of all [`Linear::Window`]s together: one operand for each element of a window.
+    Scatter(PoolShape),
+    /// Sum over pooling windows.
+    SumPool(PoolShape),
+    /// Adjoint of [`Linear::SumPool`].
+    SumPoolGrad(PoolShape),
+    /// `out[pair, row] = in[row, i] - in[row, j]` for all `i < j` of `n`, pairs in order.
+    Pairs {
+        /// Rows.
+        rows: usize,
+        /// Elements of a row.
+        n: usize,
+    },
+}
+
+impl Linear {
+    /// Number of output elements, given those of the first operand.
+    pub fn out_len(&self, first: usize) -> usize {
+        match self {
+            Linear::Add | Linear::Sub | Linear::Scale(_) | Linear::Transpose { .. } => first,
+            Linear::Sum { mid, .. } => *mid,
+            Linear::Broadcast { outer, mid, inner } => outer * mid * inner,
+            Linear::Slice { outer, take, inner, .. } => outer * take * inner,
+            Linear::Concat { outer, parts } => outer * parts.iter().sum::<usize>(),
+            Linear::Window(pool, _) | Linear::SumPool(pool) => pool.windows(),
+            Linear::Scatter(pool) | Linear::SumPoolGrad(pool) => pool.planes * pool.h * pool.w,
+            Linear::Pairs { rows, n } => rows * n * (n - 1) / 2,
+        }
+    }
+
+    /// Bits by which the bound may grow.
+    pub fn growth(&self) -> u32 {
+        let log = |n: usize| n.next_power_of_two().trailing_zeros();
+        match self {
+            Linear::Add | Linear::Sub | Linear::Pairs { .. } => 1,
+            Linear::Scale(by) => 64 - by.unsigned_abs().saturating_sub(1).leading_zeros(),
+            Linear::Sum { outer, inner, .. } => log(outer * inner),
+            Linear::SumPool(pool) => log(pool.window_len()),
+            Linear::Scatter(pool) | Linear::SumPoolGrad(pool) => {
+                let overlap = |i: usize| pool.window[i].div_ceil(pool.stride[i]);
+                log(overlap(0) * overlap(1))
+            }
+            _ => 0,
+        }
+    }
+
+    /// Applies the map: wrapping arithmetic on `u64`.
+    pub fn apply(&self, ins: &[&[u64]]) -> Vec<u64> {
+        let x = ins[0];
+        let mut out = Vec::new();
+        match self {
+            Linear::Add => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_add(*b))),
+            Linear::Sub => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_sub(*b))),
+            Linear::Scale(by) => out.extend(x.iter().map(|a| a.wrapping_mul(*by as u64))),
+            Linear::Transpose { outer, rows, cols } => {
+                out.reserve_exact(x.len());
+                for matrix in x.chunks_exact(rows * cols).take(*outer) {
+                    for col in 0..*cols {
+                        out.extend((0..*rows).map(|row| matrix[row * cols + col]));
+                    }
+                }
+            }
+            Linear::Sum { outer, mid, inner } => {
+                out.resize(*mid, 0u64);
+                for o in 0..*outer {
+                    for (m, sum) in out.iter_mut().enumerate() {
+                        let at = (o * mid + m) * inner;
+                        *sum = x[at..at + inner].iter().fold(*sum, |s, v| s.wrapping_add(*v));
+                    }
+                }
+            }
+            Linear::Broadcast { outer, mid: _, inner } => {
+                for _ in 0..*outer {
+                    for value in x {
+                        out.extend(std::iter::repeat_n(*value, *inner));
+                    }
+                }
+            }
+            Linear::Slice { outer, len, start, take, inner } => {
+                for o in 0..*outer {
+                    let at = (o * len + start) * inner;
+                    out.extend_from_slice(&x[at..at + take * inner]);
+                }
+            }
+            Linear::Concat { outer, parts } => {
+                for o in 0..*outer {
+                    for (part, values) in parts.iter().zip(ins) {
+                        out.extend_from_slice(&values[o * part..(o + 1) * part]);
+                    }
+                }
+            }
+            Linear::Window(pool, q) => {
+                out.resize(pool.windows(), 0);
+                pool.for_each(*q, |window, at| out[window] = x[at]);
+            }
+            Linear::Scatter(pool) => {
+                out.resize(pool.planes * pool.h * pool.w, 0u64);
+                for (q, values) in ins.iter().enumerate() {
+                    pool.for_each(q, |window, at| out[at] = out[at].wrapping_add(values[window]));
+                }
+            }
+            Linear::SumPool(pool) => {
+                out.resize(pool.windows(), 0u64);
+                for q in 0..pool.window_len() {
+                    pool.for_each(q, |window, at| out[window] = out[window].wrapping_add(x[at]));
+                }
+            }
+            Linear::SumPoolGrad(pool) => {
+                out.resize(pool.planes * pool.h * pool.w, 0u64);
+                for q in 0..pool.window_len() {
+                    pool.for_each(q, |window, at| out[at] = out[at].wrapping_add(x[window]));
+                }
+            }
+            Linear::Pairs { rows, n } => {
+                for i in 0..*n {
+                    for j in i + 1..*n {
+                        out.extend((0..*rows).map(|r| x[r * n + i].wrapping_sub(x[r * n + j])));
+                    }
+                }
+            }
+        }
+        out
+    }
+}
+
+/// Checks that operand sizes fit the map; the result's bound and scale follow the operands'.
+pub fn infer(map: &Linear, ins: &[&Type], shape: &[usize], max_bound: u8) -> Result<Vec<Type>, String> {
+    let first = ins.first().ok_or("needs an operand")?;
+    let operands = match map {
+        Linear::Add | Linear::Sub => 2,
+        Linear::Concat { parts, .. } => parts.len(),
+        Linear::Scatter(pool) => pool.window_len(),
+        _ => 1,
+    };
+    if ins.len() != operands {
+        return Err(format!("needs {operands} operands, has {}", ins.len()));
+    }
+    for ty in ins {
+        super::require_ring(ty)?;
+        if ty.frac_bits != first.frac_bits {
+            return Err(format!(
+                "operands have {} and {} fraction bits; truncate or rescale one",
+                first.frac_bits, ty.frac_bits
+            ));
+        }
+    }
+    if matches!(map, Linear::Add | Linear::Sub) && ins[0].shape != ins[1].shape {
+        return Err(format!("shapes {:?} and {:?} differ", ins[0].shape, ins[1].shape));
+    }
+    let expected = match map {
+        Linear::Add | Linear::Sub | Linear::Scale(_) => first.len(),
+        Linear::Transpose { outer, rows, cols } => outer * rows * cols,
+        Linear::Sum { outer, mid, inner } => outer * mid * inner,
+        Linear::Broadcast { mid, .. } => *mid,
+        Linear::Slice { outer, len, start, take, inner } => {
+            if start + take > *len {
+                return Err(format!("slice {start}..{} of an axis of length {len}", start + take));
+            }
+            outer * len * inner
+        }
+        Linear::Concat { outer, parts } => outer * parts[0],
+        Linear::Window(pool, _) | Linear::SumPool(pool) => pool.planes * pool.h * pool.w,
+        Linear::Scatter(pool) | Linear::SumPoolGrad(pool) => pool.windows(),
+        Linear::Pairs { rows, n } => rows * n,
+    };
+    if first.len() != expected || map.out_len(first.len()) != elements(shape) {
+        return Err(format!(
+            "operand has {} elements, expected {expected}; result {shape:?}, expected {} elements",
+            first.len(),
+            map.out_len(first.len())
+        ));
+    }
+    let bound = ins.iter().map(|ty| u32::from(ty.bound_log2)).max().unwrap_or(0) + map.growth();
+    Ok(vec![Type {
+        kind: first.kind,
+        shape: shape.to_vec(),
+        frac_bits: first.frac_bits,
+        bound_log2: bound.min(u32::from(max_bound)) as u8,
+    }])
+}

@@ -1,0 +1,154 @@
+//! What a plan costs, derived before anything runs: rounds, bytes, dealer bytes, multiply-adds,
+//! comparisons, peak memory, in total and by layer. The measured figures come from counters in the
+//! transport, so that the comparison can fail.
+
+use serde::Serialize;
+
+use super::{Class, Corr, Instr, Kernel, Plan, Rep};
+use crate::program::Sink;
+use crate::run::frame;
+
+/// Cost of one layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LayerCost {
+    /// The layer's name.
+    pub name: String,
+    /// Rounds in which it opens something (layers may share rounds).
+    pub rounds: u64,
+    /// Payload bytes that each party sends to its two peers together.
+    pub bytes_sent_per_party: u64,
+    /// Payload bytes of corrections on the dealer's three links together.
+    pub dealer_bytes: u64,
+    /// Multiply-adds of bilinear maps: of one party (two products).
+    pub multiply_adds: u64,
+    /// Exact comparisons of secrets.
+    pub comparisons: u64,
+}
+
+/// Cost of one step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Cost {
+    /// Communication rounds among the parties.
+    pub rounds: u64,
+    /// Bytes that each party sends to its two peers together, frame headers included.
+    pub bytes_sent_per_party: u64,
+    /// Bytes of reveals that each party sends to receivers.
+    pub reveal_bytes_per_party: u64,
+    /// Bytes on the dealer's three links together, segment headers included.
+    pub dealer_bytes: u64,
+    /// Multiply-adds of one party.
+    pub multiply_adds: u64,
+    /// Multiply-adds of the dealer.
+    pub dealer_multiply_adds: u64,
+    /// Exact comparisons of secrets.
+    pub comparisons: u64,
+    /// Largest sum of live tensors at a party.
+    pub peak_memory_bytes: u64,
+    /// Words of pseudo-random stream that one party expands.
+    pub prg_words_per_party: u64,
+    /// By layer.
+    pub layers: Vec<LayerCost>,
+}
+
+impl Plan {
+    /// Adds up the plan.
+    pub fn cost(&self) -> Cost {
+        let mut cost = Cost::default();
+        cost.layers = self.scopes.iter().map(|name| LayerCost { name: name.clone(), ..LayerCost::default() }).collect();
+        let mut live = 0u64;
+        for round in &self.rounds {
+            for (instr, free) in &round.work {
+                live += self.instr_cost(instr, &mut cost);
+                cost.peak_memory_bytes = cost.peak_memory_bytes.max(live);
+                live -= free.iter().map(|id| self.party_bytes(*id)).sum::<u64>();
+            }
+            if !round.opens.is_empty() {
+                self.round_cost(round, &mut cost);
+                let frame: u64 = round.opens.iter().map(|open| self.open_bytes(open)).sum();
+                let opened: u64 = round.opens.iter().flat_map(Instr::outs).map(|id| self.party_bytes(id)).sum();
+                live += opened;
+                cost.peak_memory_bytes = cost.peak_memory_bytes.max(live + 3 * frame);
+            }
+            live -= round.free.iter().map(|id| self.party_bytes(*id)).sum::<u64>();
+        }
+        for output in &self.outputs {
+            if matches!(output.sink, Sink::Reveal | Sink::RevealIndex) {
+                let slot = self.slot(output.share);
+                cost.reveal_bytes_per_party += slot.rep.wire_bytes(slot.n);
+            }
+        }
+        cost.layers.retain(|layer| *layer != LayerCost { name: layer.name.clone(), ..LayerCost::default() });
+        cost
+    }
+
+    /// Bytes that a value takes at a party: dealt values are expanded where they are read, only
+    /// corrections and what a bilinear map reads are stored.
+    fn party_bytes(&self, id: super::VId) -> u64 {
+        let slot = self.slot(id);
+        match slot.class {
+            Class::Known => 0,
+            Class::Dealt => slot.rep.memory_bytes(slot.n) / 3,
+            Class::Public | Class::Share => slot.rep.memory_bytes(slot.n),
+        }
+    }
+
+    fn open_bytes(&self, open: &Instr) -> u64 {
+        let slot = self.slot(open.outs()[0]);
+        slot.rep.wire_bytes(slot.n)
+    }
+
+    fn round_cost(&self, round: &super::Round, cost: &mut Cost) {
+        cost.rounds += 1;
+        cost.bytes_sent_per_party += 2 * frame::HEADER_BYTES as u64;
+        let mut scopes: Vec<u16> = Vec::new();
+        for open in &round.opens {
+            let bytes = 2 * self.open_bytes(open);
+            let scope = self.slot(open.outs()[0]).scope;
+            cost.bytes_sent_per_party += bytes;
+            cost.layers[usize::from(scope)].bytes_sent_per_party += bytes;
+            scopes.push(scope);
+        }
+        scopes.sort_unstable();
+        scopes.dedup();
+        for scope in scopes {
+            cost.layers[usize::from(scope)].rounds += 1;
+        }
+    }
+
+    fn instr_cost(&self, instr: &Instr, cost: &mut Cost) -> u64 {
+        for out in instr.outs() {
+            let slot = self.slot(out);
+            let words = match slot.rep {
+                Rep::Ring { .. } => slot.n as u64,
+                Rep::Bits { planes } => u64::from(planes) * 8 * slot.n.div_ceil(512) as u64,
+            };
+            let layer = &mut cost.layers[usize::from(slot.scope)];
+            match instr {
+                Instr::Rand { .. } => cost.prg_words_per_party += words,
+                Instr::Deal { corr, .. } => {
+                    cost.prg_words_per_party += words * 2 / 3;
+                    let bytes = slot.rep.wire_bytes(slot.n);
+                    layer.dealer_bytes += bytes;
+                    cost.dealer_bytes += bytes + frame::SEGMENT_HEADER_BYTES as u64 * frame::receivers(slot.n);
+                    if let Corr::Product(product) = corr {
+                        cost.dealer_multiply_adds += product.multiply_adds();
+                    }
+                }
+                Instr::Local { kernel: Kernel::Bilinear(product), .. } => {
+                    layer.multiply_adds += 2 * product.multiply_adds();
+                    cost.multiply_adds += 2 * product.multiply_adds();
+                }
+                _ => {}
+            }
+            // Every exact comparison ends in one derived or dealt one-hot of a mask: counted there.
+            if let Instr::Deal { corr: Corr::Circuit(circuit), .. } = instr
+                && circuit.outs.len() >= 15
+                && matches!(circuit.inputs[..], [super::CircuitInput::Ring { .. }])
+            {
+                layer.comparisons += slot.n as u64;
+                cost.comparisons += slot.n as u64;
+            }
+        }
+        instr.outs().iter().map(|id| self.party_bytes(*id)).sum()
+    }
+}

@@ -1,0 +1,668 @@
+//! Two-dimensional convolution over Z_2^64 and its two transposes.
+//!
+//! All three are contractions over a zero-padded image whose taps and positions are tables of offsets; there is no
+//! im2col copy. An image is copied once, group by group of images, to add its padding and to part its columns by
+//! their remainder modulo the stride, so that neighbouring outputs read neighbouring words. Where there is neither
+//! padding nor stride, nothing is copied. The gradient of the input is one stride-1 correlation for each remainder
+//! of the output position modulo the stride.
+//!
+//! Vector lanes run along output rows or, where rows are short, along channels, whichever wastes less.
+//! The loop itself is in `contract.rs`.
+
+use std::cell::Cell;
+
+use super::contract::{Blocking, Dst, Geometry, Group, Lhs, Rhs, contract};
+use super::{Acc, Isa, isa};
+
+/// The shape of a convolution: images NCHW, weights OIHW, zero padding of `pad` on both sides of each axis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConvShape {
+    /// Images.
+    pub n: usize,
+    /// Input channels.
+    pub c_in: usize,
+    /// Input rows.
+    pub h: usize,
+    /// Input columns.
+    pub w: usize,
+    /// Output channels.
+    pub c_out: usize,
+    /// Kernel rows.
+    pub kh: usize,
+    /// Kernel columns.
+    pub kw: usize,
+    /// Stride along rows and columns, at least 1.
+    pub stride: [usize; 2],
+    /// Padding along rows and columns, on both sides.
+    pub pad: [usize; 2],
+}
+
+fn out_len(len: usize, pad: usize, kernel: usize, stride: usize) -> usize {
+    assert!(
+        kernel >= 1 && stride >= 1,
+        "kernel and stride are at least 1"
+    );
+    match (len + 2 * pad).checked_sub(kernel) {
+        Some(room) => room / stride + 1,
+        None => 0,
+    }
+}
+
+impl ConvShape {
+    /// Output rows; 0 where the kernel is larger than the padded image.
+    ///
+    /// # Panics
+    /// Where the kernel or the stride is 0.
+    pub fn out_h(&self) -> usize {
+        out_len(self.h, self.pad[0], self.kh, self.stride[0])
+    }
+
+    /// Output columns; 0 where the kernel is larger than the padded image.
+    ///
+    /// # Panics
+    /// Where the kernel or the stride is 0.
+    pub fn out_w(&self) -> usize {
+        out_len(self.w, self.pad[1], self.kw, self.stride[1])
+    }
+
+    /// Words of the input, `n·c_in·h·w`.
+    pub fn x_len(&self) -> usize {
+        self.n * self.c_in * self.h * self.w
+    }
+
+    /// Words of the weights, `c_out·c_in·kh·kw`.
+    pub fn w_len(&self) -> usize {
+        self.c_out * self.taps()
+    }
+
+    /// Words of the output, `n·c_out·out_h·out_w`.
+    pub fn y_len(&self) -> usize {
+        self.n * self.c_out * self.out_h() * self.out_w()
+    }
+
+    fn taps(&self) -> usize {
+        self.c_in * self.kh * self.kw
+    }
+
+    fn check(&self, x: usize, w: usize, y: usize) {
+        assert_eq!(x, self.x_len(), "x is n, c_in, h, w");
+        assert_eq!(w, self.w_len(), "w is c_out, c_in, kh, kw");
+        assert_eq!(y, self.y_len(), "y is n, c_out, out_h, out_w");
+    }
+}
+
+/// `out[N,O,oh,ow] (acc)= x[N,C,H,W] * w[O,C,kh,kw]`, a cross-correlation as networks use it.
+///
+/// # Panics
+/// Where a slice's length does not fit the shape.
+pub fn conv2d(acc: Acc, s: &ConvShape, x: &[u64], w: &[u64], out: &mut [u64]) {
+    conv2d_with(isa(), acc, s, x, w, out);
+}
+
+/// The transpose of [`conv2d`] in `x`: `dx[N,C,H,W] (acc)= Σ dy · w` over all outputs that an input reaches.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_grad_input(acc: Acc, s: &ConvShape, dy: &[u64], w: &[u64], dx: &mut [u64]) {
+    conv2d_grad_input_with(isa(), acc, s, dy, w, dx);
+}
+
+/// The transpose of [`conv2d`] in `w`: `dw[O,C,kh,kw] (acc)= Σ dy · x` over all images and positions.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_grad_weight(acc: Acc, s: &ConvShape, x: &[u64], dy: &[u64], dw: &mut [u64]) {
+    conv2d_grad_weight_with(isa(), acc, s, x, dy, dw);
+}
+
+/// Words of padded images and offsets of positions made at once: 256 KiB, a quarter of a second-level cache.
+const CHUNK_WORDS: usize = 32 * 1024;
+
+thread_local! {
+    static PADDED: Cell<Vec<u64>> = const { Cell::new(Vec::new()) };
+}
+
+/// How planes of `h` by `w` lie in memory once padded: each padded row holds, for each remainder of the column
+/// modulo `step`, the columns of that remainder.
+struct Layout {
+    h: usize,
+    w: usize,
+    before: [usize; 2],
+    /// Distance between columns that become neighbours.
+    step: usize,
+    /// Words of one remainder of one row.
+    run: usize,
+    /// Words of a row and of a plane.
+    row: usize,
+    plane: usize,
+    /// The padded image is the image.
+    as_is: bool,
+}
+
+impl Layout {
+    /// `before` is the padding above and left, `padded` the rows and columns that are read.
+    fn new([h, w]: [usize; 2], before: [usize; 2], padded: [usize; 2], step: usize) -> Layout {
+        let run = padded[1].div_ceil(step);
+        let as_is = before == [0, 0] && step == 1 && padded[0] <= h && padded[1] <= w;
+        let (run, rows) = if as_is { (w, h) } else { (run, padded[0]) };
+        let row = run * step;
+        Layout {
+            h,
+            w,
+            before,
+            step,
+            run,
+            row,
+            plane: rows * row,
+            as_is,
+        }
+    }
+
+    /// Offset of padded position (y, x) in a plane.
+    fn at(&self, y: usize, x: usize) -> usize {
+        y * self.row + x % self.step * self.run + x / self.step
+    }
+
+    /// Calls `with` on `planes` lying in this layout.
+    fn place<R>(&self, planes: &[u64], with: impl FnOnce(&[u64]) -> R) -> R {
+        if self.as_is {
+            return with(planes);
+        }
+        let mut padded = PADDED.take();
+        padded.clear();
+        padded.resize(planes.len() / (self.h * self.w) * self.plane, 0);
+        for (from, to) in planes
+            .chunks_exact(self.h * self.w)
+            .zip(padded.chunks_exact_mut(self.plane))
+        {
+            let rows = from
+                .chunks_exact(self.w)
+                .zip(to.chunks_exact_mut(self.row).skip(self.before[0]));
+            for (from, to) in rows {
+                if self.step == 1 {
+                    let used = self.w.min(to.len() - self.before[1].min(to.len()));
+                    to[self.before[1]..][..used].copy_from_slice(&from[..used]);
+                } else {
+                    for (rest, to) in to.chunks_exact_mut(self.run).enumerate() {
+                        // The first column at or after the padding with this remainder.
+                        let skip = self.before[1].saturating_sub(rest).div_ceil(self.step);
+                        let first = skip * self.step + rest - self.before[1];
+                        let columns = from.iter().skip(first).step_by(self.step);
+                        for (slot, &word) in to.iter_mut().skip(skip).zip(columns) {
+                            *slot = word;
+                        }
+                    }
+                }
+            }
+        }
+        let result = with(&padded);
+        PADDED.set(padded);
+        result
+    }
+}
+
+/// A row of neighbouring outputs: `len` positions from `src` in the padded image and from `dst` in the result.
+#[derive(Clone, Copy)]
+struct Run {
+    src: usize,
+    dst: usize,
+    len: usize,
+}
+
+/// Joins runs that continue each other on both sides.
+fn join(runs: Vec<Run>, dst_step: usize) -> Vec<Run> {
+    let mut joined: Vec<Run> = Vec::with_capacity(runs.len());
+    for run in runs {
+        match joined.last_mut() {
+            Some(last)
+                if last.src + last.len == run.src && last.dst + last.len * dst_step == run.dst =>
+            {
+                last.len += run.len;
+            }
+            _ => joined.push(run),
+        }
+    }
+    joined
+}
+
+/// A stride-1 correlation of padded planes with weights: the common form of `conv2d` and its transpose in `x`.
+struct Correlation<'a> {
+    /// Outputs of one image.
+    runs: &'a [Run],
+    /// Offset of each tap from a position in the padded image, and in the weights.
+    taps_src: &'a [usize],
+    taps_weight: &'a [usize],
+    /// Output channels, and the distance from one to the next in the weights and in the result.
+    channels: usize,
+    weight_step: usize,
+    dst_channel: usize,
+    /// Distance of neighbouring outputs in the result.
+    dst_step: usize,
+    /// Words of one image in the padded planes and in the result.
+    src_image: usize,
+    dst_image: usize,
+}
+
+impl Correlation<'_> {
+    fn run(
+        &self,
+        isa: Isa,
+        acc: Acc,
+        images: usize,
+        src: &[u64],
+        weights: &[u64],
+        dst: &mut [u64],
+    ) {
+        let lanes = Geometry::of(isa).lanes;
+        let positions: usize = self.runs.iter().map(|r| r.len).sum();
+        let depth = self.taps_src.len();
+        let channel_rows: Vec<usize> = (0..self.channels).map(|c| c * self.weight_step).collect();
+        let channel_dst: Vec<usize> = (0..self.channels).map(|c| c * self.dst_channel).collect();
+        // Vector products of either way, and twelve more for each vector that is written word by word.
+        let along_rows = self.channels
+            * self
+                .runs
+                .iter()
+                .map(|r| r.len.div_ceil(lanes))
+                .sum::<usize>();
+        let along_channels = positions * self.channels.div_ceil(lanes);
+        let rows_cost = along_rows * (depth + if self.dst_step == 1 { 0 } else { 12 });
+        let channels_cost = along_channels * (depth + 12);
+        if rows_cost <= channels_cost {
+            let groups: Vec<Group> = (0..images)
+                .flat_map(|n| self.runs.iter().map(move |r| (n, r)))
+                .flat_map(|(n, r)| {
+                    (0..r.len).step_by(lanes).map(move |j| Group {
+                        rhs: n * self.src_image + r.src + j,
+                        dst: n * self.dst_image + r.dst + j * self.dst_step,
+                        lanes: lanes.min(r.len - j),
+                    })
+                })
+                .collect();
+            contract(
+                isa,
+                acc,
+                &Lhs {
+                    data: weights,
+                    rows: &channel_rows,
+                    cols: self.taps_weight,
+                },
+                &Rhs {
+                    data: src,
+                    rows: self.taps_src,
+                    lane_stride: 1,
+                },
+                &groups,
+                &mut Dst {
+                    data: dst,
+                    rows: &channel_dst,
+                    lane_stride: self.dst_step,
+                },
+                Blocking::DIRECT,
+            );
+        } else {
+            let (mut src_rows, mut dst_rows) = (Vec::new(), Vec::new());
+            for (n, r) in (0..images).flat_map(|n| self.runs.iter().map(move |r| (n, r))) {
+                src_rows.extend((0..r.len).map(|j| n * self.src_image + r.src + j));
+                dst_rows.extend((0..r.len).map(|j| n * self.dst_image + r.dst + j * self.dst_step));
+            }
+            let groups: Vec<Group> = (0..self.channels)
+                .step_by(lanes)
+                .map(|c| Group {
+                    rhs: c * self.weight_step,
+                    dst: c * self.dst_channel,
+                    lanes: lanes.min(self.channels - c),
+                })
+                .collect();
+            contract(
+                isa,
+                acc,
+                &Lhs {
+                    data: src,
+                    rows: &src_rows,
+                    cols: self.taps_src,
+                },
+                &Rhs {
+                    data: weights,
+                    rows: self.taps_weight,
+                    lane_stride: self.weight_step,
+                },
+                &groups,
+                &mut Dst {
+                    data: dst,
+                    rows: &dst_rows,
+                    lane_stride: self.dst_channel,
+                },
+                Blocking::DIRECT,
+            );
+        }
+    }
+}
+
+/// How many images to work on at once, so that the padded copies stay in the cache.
+fn images_at_once(n: usize, words: usize) -> usize {
+    (CHUNK_WORDS / words.max(1)).clamp(1, n)
+}
+
+/// The layout that `conv2d` reads `x` in, the taps' offsets in it, and the outputs of one image.
+fn forward_tables(s: &ConvShape) -> (Layout, Vec<usize>, Vec<Run>) {
+    let (oh, ow) = (s.out_h(), s.out_w());
+    let padded = [(oh - 1) * s.stride[0] + s.kh, (ow - 1) * s.stride[1] + s.kw];
+    let layout = Layout::new([s.h, s.w], s.pad, padded, s.stride[1]);
+    let mut taps = Vec::with_capacity(s.taps());
+    for c in 0..s.c_in {
+        for ky in 0..s.kh {
+            taps.extend((0..s.kw).map(|kx| c * layout.plane + layout.at(ky, kx)));
+        }
+    }
+    let runs = (0..oh)
+        .map(|y| Run {
+            src: layout.at(y * s.stride[0], 0),
+            dst: y * ow,
+            len: ow,
+        })
+        .collect();
+    (layout, taps, join(runs, 1))
+}
+
+/// [`conv2d`] with a chosen instruction set.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_with(isa: Isa, acc: Acc, s: &ConvShape, x: &[u64], w: &[u64], out: &mut [u64]) {
+    s.check(x.len(), w.len(), out.len());
+    let isa = isa.usable();
+    if out.is_empty() {
+        return;
+    }
+    if x.is_empty() {
+        return settle(acc, out);
+    }
+    let (layout, taps_src, runs) = forward_tables(s);
+    let taps_weight: Vec<usize> = (0..s.taps()).collect();
+    let positions = s.out_h() * s.out_w();
+    let correlation = Correlation {
+        runs: &runs,
+        taps_src: &taps_src,
+        taps_weight: &taps_weight,
+        channels: s.c_out,
+        weight_step: s.taps(),
+        dst_channel: positions,
+        dst_step: 1,
+        src_image: s.c_in * layout.plane,
+        dst_image: s.c_out * positions,
+    };
+    let at_once = images_at_once(s.n, correlation.src_image);
+    let x_chunks = x.chunks(at_once * s.c_in * s.h * s.w);
+    for (x, out) in x_chunks.zip(out.chunks_mut(at_once * correlation.dst_image)) {
+        let images = out.len() / correlation.dst_image;
+        layout.place(x, |src| correlation.run(isa, acc, images, src, w, out));
+    }
+}
+
+/// A product without summands.
+fn settle(acc: Acc, out: &mut [u64]) {
+    if acc == Acc::Set {
+        out.fill(0);
+    }
+}
+
+/// [`conv2d_grad_input`] with a chosen instruction set.
+///
+/// Output row `oy` reaches input row `iy` through tap row `ky` where `iy + pad = sh·oy + ky`. Divide by the stride:
+/// `ky = sh·a + r` and `iy + pad = sh·t + r`, so `oy = t - a`, and for each remainder `r` (columns alike)
+/// `dx[t] = Σ_a dy[t - a] · w[a]` is a correlation of stride 1.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_grad_input_with(
+    isa: Isa,
+    acc: Acc,
+    s: &ConvShape,
+    dy: &[u64],
+    w: &[u64],
+    dx: &mut [u64],
+) {
+    s.check(dx.len(), w.len(), dy.len());
+    let isa = isa.usable();
+    if dx.is_empty() {
+        return;
+    }
+    if dy.is_empty() {
+        return settle(acc, dx);
+    }
+    // A correlation also multiplies the zeros around dy; the products of a tap and a position need a fold, which
+    // costs about three quarters of a vector product for each.
+    let lanes = Geometry::of(isa).lanes;
+    let reached = s.out_h() * s.stride[0] * s.out_w() * s.stride[1];
+    if 4 * s.c_out * s.h * s.w > (4 * s.c_out + 3 * lanes) * reached {
+        return grad_input_by_taps(isa, acc, s, dy, w, dx);
+    }
+    let ([sh, sw], [ph, pw]) = (s.stride, s.pad);
+    let (oh, ow) = (s.out_h(), s.out_w());
+    // The largest a, and the largest t or output row.
+    let reach = [(s.kh - 1) / sh, (s.kw - 1) / sw];
+    let last = [
+        ((s.h - 1 + ph) / sh).max(oh - 1),
+        ((s.w - 1 + pw) / sw).max(ow - 1),
+    ];
+    let layout = Layout::new(
+        [oh, ow],
+        reach,
+        [reach[0] + last[0] + 1, reach[1] + last[1] + 1],
+        1,
+    );
+    let (src_image, dst_image) = (s.c_out * layout.plane, s.c_in * s.h * s.w);
+    let at_once = images_at_once(s.n, src_image);
+    let dy_chunks = dy.chunks(at_once * s.c_out * oh * ow);
+    for (dy, dx) in dy_chunks.zip(dx.chunks_mut(at_once * dst_image)) {
+        let images = dx.len() / dst_image;
+        layout.place(dy, |src| {
+            for (ry, rx) in (0..sh).flat_map(|ry| (0..sw).map(move |rx| (ry, rx))) {
+                let (mut taps_src, mut taps_weight) = (Vec::new(), Vec::new());
+                for o in 0..s.c_out {
+                    for (a, ky) in (ry..s.kh).step_by(sh).enumerate() {
+                        for (b, kx) in (rx..s.kw).step_by(sw).enumerate() {
+                            taps_src.push(o * layout.plane + layout.at(reach[0] - a, reach[1] - b));
+                            taps_weight.push(o * s.taps() + ky * s.kw + kx);
+                        }
+                    }
+                }
+                let (ts, us) = (span(ry, ph, sh, s.h), span(rx, pw, sw, s.w));
+                if ts.is_empty() || us.is_empty() {
+                    continue;
+                }
+                let runs = ts
+                    .map(|t| Run {
+                        src: layout.at(t, us.start),
+                        dst: (sh * t + ry - ph) * s.w + sw * us.start + rx - pw,
+                        len: us.len(),
+                    })
+                    .collect();
+                let correlation = Correlation {
+                    runs: &join(runs, sw),
+                    taps_src: &taps_src,
+                    taps_weight: &taps_weight,
+                    channels: s.c_in,
+                    weight_step: s.kh * s.kw,
+                    dst_channel: s.h * s.w,
+                    dst_step: sw,
+                    src_image,
+                    dst_image,
+                };
+                correlation.run(isa, acc, images, src, w, dx);
+            }
+        });
+    }
+}
+
+/// The `t` with `0 <= step * t + r - p < len`.
+fn span(r: usize, p: usize, step: usize, len: usize) -> std::ops::Range<usize> {
+    p.saturating_sub(r).div_ceil(step)..(len + p).saturating_sub(r).div_ceil(step)
+}
+
+/// The gradient of the input where the output is much smaller: first the products of every tap and position, a few
+/// channels of a few images at a time, then their sums at the places that they reach.
+fn grad_input_by_taps(isa: Isa, acc: Acc, s: &ConvShape, dy: &[u64], w: &[u64], dx: &mut [u64]) {
+    let lanes = Geometry::of(isa).lanes;
+    let (oh, ow) = (s.out_h(), s.out_w());
+    let (positions, kernel) = (oh * ow, s.kh * s.kw);
+    let (dy_image, dx_image) = (s.c_out * positions, s.c_in * s.h * s.w);
+    let channels = (CHUNK_WORDS / (kernel * positions)).clamp(1, s.c_in);
+    let at_once = images_at_once(s.n, s.taps() * positions);
+    let cols: Vec<usize> = (0..s.c_out).map(|o| o * s.taps()).collect();
+    let acc = match acc {
+        Acc::Set => {
+            dx.fill(0);
+            Acc::Add
+        }
+        other => other,
+    };
+    let mut products = vec![0u64; channels * kernel * at_once * positions];
+    let dy_chunks = dy.chunks(at_once * dy_image);
+    for (dy, dx) in dy_chunks.zip(dx.chunks_mut(at_once * dx_image)) {
+        let images = dx.len() / dx_image;
+        let groups: Vec<Group> = (0..images)
+            .flat_map(|n| (0..positions).step_by(lanes).map(move |j| (n, j)))
+            .map(|(n, j)| Group {
+                rhs: n * dy_image + j,
+                dst: n * positions + j,
+                lanes: lanes.min(positions - j),
+            })
+            .collect();
+        for first in (0..s.c_in).step_by(channels) {
+            let taps = first * kernel..(first + channels).min(s.c_in) * kernel;
+            let dst_rows: Vec<usize> = (0..taps.len()).map(|t| t * images * positions).collect();
+            contract(
+                isa,
+                Acc::Set,
+                &Lhs {
+                    data: w,
+                    rows: &taps.clone().collect::<Vec<_>>(),
+                    cols: &cols,
+                },
+                &Rhs {
+                    data: dy,
+                    rows: &(0..s.c_out).map(|o| o * positions).collect::<Vec<_>>(),
+                    lane_stride: 1,
+                },
+                &groups,
+                &mut Dst {
+                    data: &mut products,
+                    rows: &dst_rows,
+                    lane_stride: 1,
+                },
+                Blocking::DIRECT,
+            );
+            for (t, products) in taps.zip(products.chunks_exact(images * positions)) {
+                let (c, ky, kx) = (t / kernel, t % kernel / s.kw, t % s.kw);
+                let planes = dx.chunks_exact_mut(s.h * s.w).skip(c).step_by(s.c_in);
+                for (plane, products) in planes.zip(products.chunks_exact(positions)) {
+                    fold(acc, s, [ky, kx], products, plane);
+                }
+            }
+        }
+    }
+}
+
+/// Adds a tap's product at every output position to the input position that it reaches, where there is one.
+fn fold(acc: Acc, s: &ConvShape, [ky, kx]: [usize; 2], products: &[u64], plane: &mut [u64]) {
+    let ow = s.out_w();
+    let ([sh, sw], [ph, pw]) = (s.stride, s.pad);
+    let (ys, xs) = (span(ky, ph, sh, s.h), span(kx, pw, sw, s.w));
+    let (ys, xs) = (ys.start..ys.end.min(s.out_h()), xs.start..xs.end.min(ow));
+    if xs.is_empty() {
+        return;
+    }
+    for y in ys {
+        let from = &products[y * ow..][xs.clone()];
+        let to = &mut plane[(y * sh + ky - ph) * s.w..][xs.start * sw + kx - pw..];
+        if sw == 1 {
+            for (slot, &word) in to.iter_mut().zip(from) {
+                *slot = acc.apply(*slot, word);
+            }
+        } else {
+            for (slot, &word) in to.iter_mut().step_by(sw).zip(from) {
+                *slot = acc.apply(*slot, word);
+            }
+        }
+    }
+}
+
+/// [`conv2d_grad_weight`] with a chosen instruction set.
+///
+/// Broadcasts words of the padded image, with vectors along the output channels; sums `dw` transposed, then adds.
+///
+/// # Panics
+/// As [`conv2d`].
+pub fn conv2d_grad_weight_with(
+    isa: Isa,
+    acc: Acc,
+    s: &ConvShape,
+    x: &[u64],
+    dy: &[u64],
+    dw: &mut [u64],
+) {
+    s.check(x.len(), dw.len(), dy.len());
+    let isa = isa.usable();
+    if dw.is_empty() {
+        return;
+    }
+    if x.is_empty() || dy.is_empty() {
+        return settle(acc, dw);
+    }
+    let (layout, taps, runs) = forward_tables(s);
+    let lanes = Geometry::of(isa).lanes;
+    let positions = s.out_h() * s.out_w();
+    let (src_image, dy_image) = (s.c_in * layout.plane, s.c_out * positions);
+    let groups: Vec<Group> = (0..s.c_out)
+        .step_by(lanes)
+        .map(|o| Group {
+            rhs: o * positions,
+            dst: o,
+            lanes: lanes.min(s.c_out - o),
+        })
+        .collect();
+    let rows: Vec<usize> = (0..s.taps()).map(|t| t * s.c_out).collect();
+    let mut sums = vec![0u64; dw.len()];
+    let at_once = images_at_once(s.n, src_image.max(dy_image));
+    let x_chunks = x.chunks(at_once * s.c_in * s.h * s.w);
+    for (x, dy) in x_chunks.zip(dy.chunks(at_once * dy_image)) {
+        let (mut src_cols, mut dy_rows) = (Vec::new(), Vec::new());
+        for n in 0..dy.len() / dy_image {
+            for r in &runs {
+                src_cols.extend((0..r.len).map(|j| n * src_image + r.src + j));
+                dy_rows.extend((0..r.len).map(|j| n * dy_image + r.dst + j));
+            }
+        }
+        layout.place(x, |src| {
+            contract(
+                isa,
+                Acc::Add,
+                &Lhs {
+                    data: src,
+                    rows: &taps,
+                    cols: &src_cols,
+                },
+                &Rhs {
+                    data: dy,
+                    rows: &dy_rows,
+                    lane_stride: positions,
+                },
+                &groups,
+                &mut Dst {
+                    data: &mut sums,
+                    rows: &rows,
+                    lane_stride: 1,
+                },
+                Blocking::DIRECT,
+            );
+        });
+    }
+    let taps = s.taps();
+    for (o, dw) in dw.chunks_exact_mut(taps).enumerate() {
+        for (t, word) in dw.iter_mut().enumerate() {
+            *word = acc.apply(*word, sums[t * s.c_out + o]);
+        }
+    }
+}

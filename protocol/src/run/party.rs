@@ -1,0 +1,469 @@
+//! The party's loop over a Plan: local kernels, openings, reveals.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::kernels::{self, Operand};
+use super::value::{Stream, Value, block_len};
+use super::{StepError, frame};
+use crate::party::PartyId;
+use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, Round, VId};
+use crate::prg::{Domain, Pos, Prg};
+use crate::program::Sink;
+use crate::ring::Tensor;
+use crate::ring::kernel::{Acc, BLOCK, Plane};
+use crate::transport::{Corrections, Transport};
+
+/// A party's keys of one session. They exist in memory only and die with the session.
+pub struct PartyKeys {
+    /// Shared with the dealer: all dealt randomness of this party.
+    pub dealer: Prg,
+    /// Shared with each of the two other parties (by index; the own entry is unused): sharings of
+    /// zero for reveals.
+    pub pairwise: [Option<Prg>; 3],
+}
+
+impl fmt::Debug for PartyKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PartyKeys(..)")
+    }
+}
+
+/// What a party keeps between the steps of a session.
+#[derive(Debug, Default)]
+pub struct State {
+    /// Additive shares by name; these alone may be written to a checkpoint.
+    pub shares: BTreeMap<String, Tensor>,
+    /// Openings and mask shares by name; for this session only.
+    pub masked: BTreeMap<String, MaskedState>,
+}
+
+/// An opening kept within a session.
+pub struct MaskedState {
+    open: Vec<u64>,
+    mask: Vec<u64>,
+}
+
+impl fmt::Debug for MaskedState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MaskedState[{}]", self.open.len())
+    }
+}
+
+/// This party's share of a revealed result, refreshed by a sharing of zero. For the named
+/// receiver only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputShare {
+    /// The output's name.
+    pub name: String,
+    /// The share: additive, or XOR if `xor`.
+    pub share: Tensor,
+    /// How the three shares combine.
+    pub xor: bool,
+    /// Hash of all values opened in the step; equal at all parties unless the run diverged.
+    pub opened: [u8; 16],
+}
+
+/// Combines the three shares of an output: the receiver's side.
+pub fn reconstruct(shares: &[OutputShare; 3], ring_bits: u8) -> Result<Tensor, String> {
+    let [a, b, c] = shares;
+    if [b, c].iter().any(|o| o.name != a.name || o.share.shape() != a.share.shape() || o.xor != a.xor) {
+        return Err(format!("the parties' shares of {:?} do not belong together", a.name));
+    }
+    if [b, c].iter().any(|o| o.opened != a.opened) {
+        return Err(format!("the parties opened different values before {:?}: the run diverged", a.name));
+    }
+    let words = a.share.data().iter().zip(b.share.data()).zip(c.share.data());
+    let data = words.map(|((a, b), c)| match shares[0].xor {
+        true => a ^ b ^ c,
+        false => sign_extend(a.wrapping_add(*b).wrapping_add(*c), ring_bits),
+    });
+    Ok(Tensor::new(a.share.shape().to_vec(), data.collect()))
+}
+
+/// The signed integer that a `ring_bits`-bit element stands for, as a 64-bit word.
+pub fn sign_extend(word: u64, ring_bits: u8) -> u64 {
+    let spare = 64 - u32::from(ring_bits);
+    (((word << spare) as i64) >> spare) as u64
+}
+
+struct Step<'a> {
+    plan: &'a Plan,
+    me: PartyId,
+    step: u64,
+    keys: &'a PartyKeys,
+    values: Vec<Option<Value>>,
+    opened: Sha256,
+}
+
+/// Executes one step. `inputs` are this party's shares of the program's inputs. On success the
+/// carried state is replaced; the revealed outputs are returned for their receivers.
+///
+/// # Errors
+/// The network's errors, and missing or misshapen state. The session must then end: its randomness
+/// is never used again.
+#[allow(clippy::too_many_arguments)]
+pub fn run_step(
+    plan: &Plan,
+    me: PartyId,
+    step: u64,
+    keys: &PartyKeys,
+    state: &mut State,
+    inputs: &BTreeMap<String, Tensor>,
+    net: &mut dyn Transport,
+    deal: &mut dyn Corrections,
+) -> Result<Vec<OutputShare>, StepError> {
+    let values = plan.slots.iter().map(|_| None).collect();
+    let mut run = Step { plan, me, step, keys, values, opened: Sha256::new() };
+    for (index, round) in plan.rounds.iter().enumerate() {
+        for (instr, free) in &round.work {
+            run.execute(instr, state, inputs, deal)?;
+            free.iter().for_each(|id| run.values[id.index()] = None);
+        }
+        if !round.opens.is_empty() {
+            run.open(round, index, net)?;
+        }
+        round.free.iter().for_each(|id| run.values[id.index()] = None);
+    }
+    run.finish(state)
+}
+
+impl Step<'_> {
+    fn one(&self) -> u64 {
+        u64::from(self.me == PartyId::P0)
+    }
+
+    fn value(&self, id: VId) -> &Value {
+        self.values[id.index()].as_ref().expect("the schedule makes values before they are read")
+    }
+
+    fn operand(&self, id: VId) -> Operand<'_> {
+        Operand { value: self.value(id), slot: self.plan.slot(id), prg: &self.keys.dealer }
+    }
+
+    fn set(&mut self, id: VId, value: Value) {
+        self.values[id.index()] = Some(value);
+    }
+
+    fn stream(&self, id: VId, correction: Option<Bytes>) -> Value {
+        let slot = self.plan.slot(id);
+        Value::Stream(Stream { id: id.0, step: self.step, rep: slot.rep, n: slot.n, correction, me: self.me })
+    }
+
+    fn execute(
+        &mut self,
+        instr: &Instr,
+        state: &State,
+        inputs: &BTreeMap<String, Tensor>,
+        deal: &mut dyn Corrections,
+    ) -> Result<(), StepError> {
+        match instr {
+            Instr::Input { name, out } => {
+                let value = self.source("input", name, *out, inputs.get(name).map(Tensor::data))?;
+                self.set(*out, value);
+            }
+            Instr::Carried { name, out } => {
+                let value = self.source("carried state", name, *out, state.shares.get(name).map(Tensor::data))?;
+                self.set(*out, value);
+            }
+            Instr::CarriedMasked { name, open, mask } => {
+                let kept = state.masked.get(name);
+                let value = self.source("carried opening", name, *open, kept.map(|kept| &kept.open[..]))?;
+                self.set(*open, value);
+                let value = self.source("carried opening", name, *mask, kept.map(|kept| &kept.mask[..]))?;
+                self.set(*mask, value);
+            }
+            Instr::Const { tensor, out } => {
+                let data = match self.me {
+                    PartyId::P0 => tensor.data().to_vec(),
+                    _ => vec![0; tensor.len()],
+                };
+                self.set(*out, Value::Ring(data));
+            }
+            Instr::Rand { out } => {
+                let value = self.stream(*out, None);
+                self.set(*out, value);
+            }
+            Instr::Deal { out, .. } => {
+                let slot = self.plan.slot(*out);
+                let bytes = frame::correction_bytes(out.0, slot.rep, slot.n, self.me);
+                let correction = match bytes {
+                    0 => Bytes::new(),
+                    _ => frame::segment_payload(deal.next()?, self.step, out.0, bytes)?,
+                };
+                let value = self.stream(*out, Some(correction));
+                self.set(*out, value);
+            }
+            Instr::Derive { .. } => {}
+            Instr::Local { kernel, ins, out } => {
+                let value = self.local(kernel, ins, *out);
+                self.set(*out, value);
+            }
+            Instr::Open { .. } => unreachable!("openings stand in their round's list"),
+        }
+        Ok(())
+    }
+
+    fn source(&self, what: &'static str, name: &str, out: VId, data: Option<&[u64]>) -> Result<Value, StepError> {
+        let expected = self.plan.slot(out).n;
+        match data {
+            Some(data) if data.len() == expected => Ok(Value::Ring(data.to_vec())),
+            Some(data) => Err(StepError::State {
+                what,
+                name: name.into(),
+                problem: format!("has {} elements, expected {expected}", data.len()),
+            }),
+            None => Err(StepError::State { what, name: name.into(), problem: "is missing".into() }),
+        }
+    }
+
+    fn local(&self, kernel: &Kernel, ins: &[VId], out: VId) -> Value {
+        let slot = self.plan.slot(out);
+        let n = slot.n;
+        let operands: Vec<Operand<'_>> = ins.iter().map(|id| self.operand(*id)).collect();
+        // A circuit on public planes is evaluated in the clear by all three.
+        let one_share = self.me == PartyId::P0 || slot.class == Class::Public;
+        match kernel {
+            Kernel::Circuit(circuit) => kernels::circuit(circuit, &operands, one_share, n),
+            Kernel::BitSlice { start, take } => kernels::bit_slice(operands[0], *start, *take),
+            Kernel::TruncOut(spec) => kernels::trunc_out(*spec, &operands, self.one(), n),
+            Kernel::BitTruncOut { trunc, c_plane, b_plane, plus_one } => {
+                kernels::bit_trunc_out(*trunc, *c_plane, *b_plane, *plus_one, &operands, self.one(), n)
+            }
+            Kernel::BitMulOut { b_plane } => kernels::bit_mul_out(*b_plane, &operands, self.one(), n),
+            Kernel::BitToRing { b_plane } => kernels::bit_to_ring(*b_plane, &operands, self.one(), n),
+            Kernel::Power(degree) => kernels::power(*degree, &operands, self.one(), n),
+            Kernel::Lookup { spec, tables } => kernels::lookup(*spec, tables, &operands, one_share, n),
+            Kernel::FromBits { first, count } => kernels::from_bits(*first, *count, &operands, self.one(), n),
+            Kernel::Linear(_) | Kernel::AddConst(_) | Kernel::Unmask | Kernel::Bilinear(_) => {
+                let mut scratch: Vec<Vec<u64>> = vec![Vec::new(); ins.len()];
+                let whole: Vec<&[u64]> = operands
+                    .iter()
+                    .zip(&mut scratch)
+                    .map(|(operand, scratch)| operand.value.ring(operand.slot.n, operand.prg, scratch))
+                    .collect();
+                Value::Ring(self.whole(kernel, &whole, n))
+            }
+        }
+    }
+
+    /// Kernels on whole ring tensors.
+    fn whole(&self, kernel: &Kernel, ins: &[&[u64]], n: usize) -> Vec<u64> {
+        match kernel {
+            Kernel::Linear(map) => map.apply(ins),
+            Kernel::AddConst(c) => {
+                let c = c.wrapping_mul(self.one());
+                ins[0].iter().map(|x| x.wrapping_add(c)).collect()
+            }
+            Kernel::Unmask => {
+                let one = self.one();
+                ins[0].iter().zip(ins[1]).map(|(m, r)| m.wrapping_mul(one).wrapping_sub(*r)).collect()
+            }
+            Kernel::Bilinear(product) => {
+                let [x, a, y, b, ab] = ins else { unreachable!("a bilinear kernel has five operands") };
+                let one = self.one();
+                let y_less_b: Vec<u64> =
+                    y.iter().zip(*b).map(|(y, b)| y.wrapping_mul(one).wrapping_sub(*b)).collect();
+                let mut out = ab.to_vec();
+                debug_assert_eq!(out.len(), n);
+                product.apply(Acc::Add, x, &y_less_b, &mut out);
+                product.apply(Acc::Sub, a, y, &mut out);
+                out
+            }
+            _ => unreachable!("other kernels run block by block"),
+        }
+    }
+
+    /// One round: all its masked shares in one frame to both peers, then their frames.
+    fn open(&mut self, round: &Round, index: usize, net: &mut dyn Transport) -> Result<(), StepError> {
+        let mut own = Vec::new();
+        frame::put_header(&mut own, self.step, index, &self.opened_so_far());
+        for open in &round.opens {
+            let Instr::Open { src, mask, .. } = open else { continue };
+            self.masked_share(*src, *mask, &mut own);
+        }
+        let own = Bytes::from(own);
+        for peer in self.me.others() {
+            net.post(peer, own.clone())?;
+        }
+        let [p, q] = self.me.others();
+        let p_frame = net.next(p)?;
+        frame::check_header(&p_frame, &own, p)?;
+        let q_frame = net.next(q)?;
+        frame::check_header(&q_frame, &own, q)?;
+        let mut at = frame::HEADER_BYTES;
+        for open in &round.opens {
+            let Instr::Open { out, .. } = open else { continue };
+            let slot = self.plan.slot(*out);
+            let bytes = slot.rep.wire_bytes(slot.n) as usize;
+            let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
+            let value = combine(slot.rep, slot.n, parts);
+            match &value {
+                Value::Ring(words) => hash_words(&mut self.opened, words),
+                Value::Bits(planes) => hash_words(&mut self.opened, planes.as_flattened()),
+                Value::Stream(_) => {}
+            }
+            self.set(*out, value);
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    fn opened_so_far(&self) -> [u8; 16] {
+        let hash = self.opened.clone().finalize();
+        let mut short = [0; 16];
+        short.copy_from_slice(&hash[..16]);
+        short
+    }
+
+    /// Appends `src + mask` (XOR for bits), packed.
+    fn masked_share(&self, src: VId, mask: VId, out: &mut Vec<u8>) {
+        let slot = self.plan.slot(mask);
+        let (value, masks) = (self.operand(src), self.operand(mask));
+        match slot.rep {
+            Rep::Ring { width } => {
+                let (mut x, mut r) = ([0; BLOCK], [0; BLOCK]);
+                for block in 0..slot.n.div_ceil(BLOCK) {
+                    let len = block_len(slot.n, block);
+                    value.value.ring_block(block, value.prg, &mut x[..len]);
+                    masks.value.ring_block(block, masks.prg, &mut r[..len]);
+                    for (x, r) in x.iter_mut().zip(&r) {
+                        *x = x.wrapping_add(*r);
+                    }
+                    frame::pack_ring(out, &x[..len], width);
+                }
+            }
+            Rep::Bits { planes } => {
+                let total = usize::from(planes);
+                let mut x: Vec<Plane> = vec![[0; 8]; total];
+                let mut r = x.clone();
+                for block in 0..slot.n.div_ceil(BLOCK) {
+                    value.value.planes(total, slot.n, block, 0, value.prg, &mut x);
+                    masks.value.planes(total, slot.n, block, 0, masks.prg, &mut r);
+                    for (x, r) in x.as_flattened_mut().iter_mut().zip(r.as_flattened()) {
+                        *x ^= r;
+                    }
+                    frame::pack_planes(out, &x, block_len(slot.n, block));
+                }
+            }
+        }
+    }
+
+    fn finish(mut self, state: &mut State) -> Result<Vec<OutputShare>, StepError> {
+        let opened = self.opened_so_far();
+        let mut outputs = Vec::new();
+        for (index, output) in self.plan.outputs.iter().enumerate() {
+            match output.sink {
+                Sink::Reveal | Sink::RevealIndex => outputs.push(self.reveal(index as u32, output, opened)),
+                Sink::Carry | Sink::CarryMasked => {}
+            }
+        }
+        // Carried last: two outputs may name one value, and nothing can fail from here on.
+        for output in &self.plan.outputs {
+            if !matches!(output.sink, Sink::Carry | Sink::CarryMasked) {
+                continue;
+            }
+            let n = self.plan.slot(output.share).n;
+            let mut scratch = Vec::new();
+            let data = self.value(output.share).ring(n, &self.keys.dealer, &mut scratch).to_vec();
+            state.shares.insert(output.name.clone(), Tensor::new(output.shape.clone(), data));
+            if let Some((open, mask)) = output.masked {
+                let mut whole = |id: VId| {
+                    let mut scratch = Vec::new();
+                    self.value(id).ring(n, &self.keys.dealer, &mut scratch).to_vec()
+                };
+                let kept = MaskedState { open: whole(open), mask: whole(mask) };
+                state.masked.insert(output.name.clone(), kept);
+            }
+        }
+        self.values.clear();
+        Ok(outputs)
+    }
+
+    fn reveal(&self, index: u32, output: &PlanOutput, opened: [u8; 16]) -> OutputShare {
+        let slot = self.plan.slot(output.share);
+        let (mut words, xor) = match slot.rep {
+            Rep::Ring { .. } => {
+                let mut scratch = Vec::new();
+                (self.value(output.share).ring(slot.n, &self.keys.dealer, &mut scratch).to_vec(), false)
+            }
+            Rep::Bits { planes } => (self.plane_words(output.share, usize::from(planes), slot.n), true),
+        };
+        let pos = Pos { step: self.step, id: index, domain: Domain::Zero };
+        for peer in self.me.others() {
+            if let Some(key) = &self.keys.pairwise[peer.index()] {
+                match (xor, self.me < peer) {
+                    (true, _) => key.xor(pos, 0, &mut words),
+                    (false, true) => key.add(pos, 0, &mut words),
+                    (false, false) => key.sub(pos, 0, &mut words),
+                }
+            }
+        }
+        OutputShare { name: output.name.clone(), share: Tensor::new(output.shape.clone(), words), xor, opened }
+    }
+
+    /// All planes of each element as one word.
+    fn plane_words(&self, id: VId, total: usize, n: usize) -> Vec<u64> {
+        let mut words = vec![0; n];
+        let mut planes: Vec<Plane> = vec![[0; 8]; total];
+        for (block, words) in words.chunks_mut(BLOCK).enumerate() {
+            self.value(id).planes(total, n, block, 0, &self.keys.dealer, &mut planes);
+            for (e, word) in words.iter_mut().enumerate() {
+                for (p, plane) in planes.iter().enumerate() {
+                    *word |= (plane[e / 64] >> (e % 64) & 1) << p;
+                }
+            }
+        }
+        words
+    }
+}
+
+/// The sum (XOR for bits) of the three packed shares.
+fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value {
+    match rep {
+        Rep::Ring { width } => {
+            let size = usize::from(width.div_ceil(8));
+            let mask = frame::low_mask(width);
+            let mut out = vec![0u64; n];
+            let mut words = [0; BLOCK];
+            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                for part in parts {
+                    frame::unpack_ring(&part[block * BLOCK * size..], width, &mut words[..out.len()]);
+                    for (out, word) in out.iter_mut().zip(&words) {
+                        *out = out.wrapping_add(*word);
+                    }
+                }
+                out.iter_mut().for_each(|out| *out &= mask);
+            }
+            Value::Ring(out)
+        }
+        Rep::Bits { planes } => {
+            let total = usize::from(planes);
+            let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * total];
+            let mut share: Vec<Plane> = vec![[0; 8]; total];
+            let full = total * 64;
+            for (block, out) in out.chunks_mut(total).enumerate() {
+                for part in parts {
+                    frame::unpack_planes(&part[block * full..], block_len(n, block), &mut share);
+                    for (out, word) in out.as_flattened_mut().iter_mut().zip(share.as_flattened()) {
+                        *out ^= word;
+                    }
+                }
+            }
+            Value::Bits(out)
+        }
+    }
+}
+
+fn hash_words(hash: &mut Sha256, words: &[u64]) {
+    let mut bytes = [0; 8 * 64];
+    for words in words.chunks(64) {
+        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
+        }
+        hash.update(&bytes[..8 * words.len()]);
+    }
+}

@@ -1,0 +1,118 @@
+//! Values at a party while a step runs, read block by block (512 elements).
+//!
+//! A dealt value is not stored: its two PRG shares are expanded where they are read, and the third
+//! is the dealer's correction, which waits packed as it came. The receiver rotates by chunk.
+
+use bytes::Bytes;
+
+use super::frame::{self, CHUNK};
+use crate::party::PartyId;
+use crate::plan::Rep;
+use crate::prg::{Domain, Pos, Prg};
+use crate::ring::kernel::{BLOCK, Plane};
+
+/// A dealt value: where its share comes from.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub id: u32,
+    pub step: u64,
+    pub rep: Rep,
+    pub n: usize,
+    /// The packed correction, if the value is a correlation; `None` for plain randomness.
+    pub correction: Option<Bytes>,
+    pub me: PartyId,
+}
+
+impl Stream {
+    fn pos(&self) -> Pos {
+        let domain = match self.rep {
+            Rep::Ring { .. } => Domain::Ring,
+            Rep::Bits { .. } => Domain::Bits,
+        };
+        Pos { step: self.step, id: self.id, domain }
+    }
+
+    /// The packed correction from the start of this chunk on, if this party receives it.
+    fn corrected(&self, chunk: usize) -> Option<&[u8]> {
+        let bytes = self.correction.as_ref()?;
+        (frame::receiver(self.id, chunk) == self.me)
+            .then(|| &bytes[frame::ordinal(chunk) * self.rep.wire_bytes(CHUNK) as usize..])
+    }
+}
+
+/// A value at a party.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// Ring elements: public, or a share.
+    Ring(Vec<u64>),
+    /// Planes, block after block: public, or a share.
+    Bits(Vec<Plane>),
+    /// A dealt value.
+    Stream(Stream),
+}
+
+/// Elements of a block.
+pub(super) fn block_len(n: usize, block: usize) -> usize {
+    BLOCK.min(n - block * BLOCK)
+}
+
+impl Value {
+    /// Ring elements of a block.
+    pub fn ring_block(&self, block: usize, prg: &Prg, out: &mut [u64]) {
+        let start = block * BLOCK;
+        match self {
+            Value::Ring(data) => out.copy_from_slice(&data[start..start + out.len()]),
+            Value::Stream(stream) => {
+                let Rep::Ring { width } = stream.rep else {
+                    unreachable!("kernels read rings as rings");
+                };
+                let chunk = start / CHUNK;
+                match stream.corrected(chunk) {
+                    Some(bytes) => {
+                        let at = (start - chunk * CHUNK) * usize::from(width.div_ceil(8));
+                        frame::unpack_ring(&bytes[at..], width, out);
+                    }
+                    None => prg.fill(stream.pos(), start as u64, out),
+                }
+            }
+            Value::Bits(_) => unreachable!("kernels read rings as rings"),
+        }
+    }
+
+    /// Planes `first .. first + out.len()` of a block.
+    pub fn planes(&self, total: usize, n: usize, block: usize, first: usize, prg: &Prg, out: &mut [Plane]) {
+        match self {
+            Value::Bits(data) => {
+                let at = block * total + first;
+                out.copy_from_slice(&data[at..at + out.len()]);
+            }
+            Value::Stream(stream) => {
+                let chunk = block * BLOCK / CHUNK;
+                match stream.corrected(chunk) {
+                    Some(bytes) => {
+                        let size = block_len(n, block).div_ceil(8);
+                        let before = (block - chunk * (CHUNK / BLOCK)) * total * 64;
+                        frame::unpack_planes(&bytes[before + first * size..], block_len(n, block), out);
+                    }
+                    None => prg.fill(stream.pos(), ((block * total + first) * 8) as u64, out.as_flattened_mut()),
+                }
+            }
+            Value::Ring(_) => unreachable!("kernels read planes as planes"),
+        }
+    }
+
+    /// All ring elements, expanded if need be.
+    pub fn ring<'a>(&'a self, n: usize, prg: &Prg, scratch: &'a mut Vec<u64>) -> &'a [u64] {
+        match self {
+            Value::Ring(data) => data,
+            _ => {
+                scratch.clear();
+                scratch.resize(n, 0);
+                for (block, out) in scratch.chunks_mut(BLOCK).enumerate() {
+                    self.ring_block(block, prg, out);
+                }
+                scratch
+            }
+        }
+    }
+}

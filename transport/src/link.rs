@@ -1,0 +1,624 @@
+//! One authenticated connection: its streams, sorted by what they are for, its
+//! counters, and its orderly end.
+//!
+//! Two background tasks take whatever streams the peer opens and sort them:
+//! control streams go to [`Link::accept`], streams of a session to the session
+//! that claims them, aborts to the session they name. So a daemon's control loop
+//! and any number of sessions share one connection without knowing each other.
+
+use crate::stream::{
+    CODE_BAD_HEADER, CODE_UNCLAIMED, FrameError, FrameReader, HEADER_BYTES, MessageError,
+    RawStream, decode_header, encode_header,
+};
+use crate::{MsgStream, Pin, Settings, StreamKind, TransportError};
+use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc};
+
+/// Control streams that wait for [`Link::accept`].
+const CONTROL_BACKLOG: usize = 64;
+/// Session streams, and aborts, that came before their session started here.
+const PARKED_MAX: usize = 64;
+/// Longest reason of an abort on the wire.
+const REASON_MAX_BYTES: usize = 4 << 10;
+
+/// Tags of unidirectional streams.
+const TAG_GREETING: u8 = 0;
+const TAG_ABORT: u8 = 1;
+
+/// One authenticated connection to a peer. Clones share it; it closes when the
+/// last clone and the last stream are gone.
+#[derive(Clone)]
+pub struct Link(Arc<LinkInner>);
+
+pub(crate) struct LinkInner {
+    conn: Connection,
+    peer: Pin,
+    incoming: bool,
+    settings: Arc<Settings>,
+    runtime: Handle,
+    control: tokio::sync::Mutex<mpsc::Receiver<([u8; 32], RawStream)>>,
+    sorter: Arc<Sorter>,
+    deliveries: Arc<Deliveries>,
+}
+
+impl Drop for LinkInner {
+    fn drop(&mut self) {
+        self.conn
+            .close(VarInt::from_u32(0), b"the link is no longer used");
+    }
+}
+
+/// UDP-level counters of a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// Bytes in UDP payloads sent.
+    pub sent_bytes: u64,
+    /// Bytes in UDP payloads received.
+    pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received.
+    pub received_datagrams: u64,
+    /// Packets this side sent that had to be sent again.
+    pub lost_packets: u64,
+    /// Bytes this side may have in flight.
+    pub congestion_window_bytes: u64,
+    /// UDP payload size in use on this path.
+    pub datagram_bytes: u16,
+    /// Smoothed round trip.
+    pub rtt: Duration,
+}
+
+impl Link {
+    /// Must run inside the runtime that drives the endpoint.
+    pub(crate) fn new(
+        conn: Connection,
+        peer: Pin,
+        incoming: bool,
+        settings: Arc<Settings>,
+    ) -> Link {
+        let runtime = Handle::current();
+        let sorter = Arc::new(Sorter::default());
+        let (control_tx, control) = mpsc::channel(CONTROL_BACKLOG);
+        let handshake = settings.handshake_timeout();
+        runtime.spawn(sort_streams(
+            conn.clone(),
+            sorter.clone(),
+            control_tx,
+            handshake,
+        ));
+        runtime.spawn(sort_notices(conn.clone(), sorter.clone(), handshake));
+        Link(Arc::new(LinkInner {
+            conn,
+            peer,
+            incoming,
+            settings,
+            runtime,
+            control: tokio::sync::Mutex::new(control),
+            sorter,
+            deliveries: Arc::default(),
+        }))
+    }
+
+    /// The public key the peer proved to hold.
+    pub fn peer(&self) -> Pin {
+        self.0.peer
+    }
+
+    /// The peer's address.
+    pub fn remote_addr(&self) -> SocketAddr {
+        self.0.conn.remote_address()
+    }
+
+    /// Smoothed round trip.
+    pub fn rtt(&self) -> Duration {
+        self.0.conn.rtt()
+    }
+
+    /// UDP-level counters.
+    pub fn stats(&self) -> LinkStats {
+        let stats = self.0.conn.stats();
+        LinkStats {
+            sent_bytes: stats.udp_tx.bytes,
+            received_bytes: stats.udp_rx.bytes,
+            sent_datagrams: stats.udp_tx.datagrams,
+            received_datagrams: stats.udp_rx.datagrams,
+            lost_packets: stats.path.lost_packets,
+            congestion_window_bytes: stats.path.cwnd,
+            datagram_bytes: stats.path.current_mtu,
+            rtt: stats.path.rtt,
+        }
+    }
+
+    /// Opens a message stream. `session` may be zero for messages outside of one.
+    pub async fn open(
+        &self,
+        kind: StreamKind,
+        session: [u8; 32],
+    ) -> Result<MsgStream, TransportError> {
+        let raw = self.open_raw(kind, session).await?;
+        Ok(MsgStream::new(raw, self.clone()))
+    }
+
+    /// The next control stream the peer opened. Streams of rounds and material
+    /// do not come here: the session they name takes them.
+    pub async fn accept(&self) -> Result<(StreamKind, [u8; 32], MsgStream), TransportError> {
+        let next = self.0.control.lock().await.recv().await;
+        match next {
+            Some((session, raw)) => Ok((
+                StreamKind::Control,
+                session,
+                MsgStream::new(raw, self.clone()),
+            )),
+            None => Err(self.closed_error(self.closed().await)),
+        }
+    }
+
+    /// Closes the connection after the last messages of finished sessions and of
+    /// aborts have arrived (bounded by `close_timeout_ms`). Returns at once.
+    pub fn close(&self, reason: &str) {
+        let (link, reason) = (self.clone(), reason.to_owned());
+        self.0.runtime.spawn(async move {
+            link.drain().await;
+            link.close_now(&reason);
+        });
+    }
+
+    /// Waits until the connection is closed, by whomever, and says why.
+    pub async fn closed(&self) -> String {
+        self.describe(&self.0.conn.closed().await)
+    }
+
+    pub(crate) fn close_now(&self, reason: &str) {
+        self.0
+            .conn
+            .close(VarInt::from_u32(0), clip(reason).as_bytes());
+    }
+
+    /// Waits, bounded, for the last messages to be acknowledged.
+    pub(crate) async fn drain(&self) {
+        let done = self.0.deliveries.idle();
+        if tokio::time::timeout(self.0.settings.close_timeout(), done)
+            .await
+            .is_err()
+        {
+            tracing::warn!(peer = %self.remote_addr(), "closing before the last messages were acknowledged");
+        }
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.0.settings
+    }
+
+    pub(crate) fn is_incoming(&self) -> bool {
+        self.0.incoming
+    }
+
+    pub(crate) fn downgrade(&self) -> Weak<LinkInner> {
+        Arc::downgrade(&self.0)
+    }
+
+    pub(crate) fn upgrade(weak: &Weak<LinkInner>) -> Option<Link> {
+        weak.upgrade().map(Link)
+    }
+
+    /// While the guard lives, [`Link::close`] waits.
+    pub(crate) fn delivery(&self) -> Delivery {
+        self.0.deliveries.count.fetch_add(1, Ordering::AcqRel);
+        Delivery(self.0.deliveries.clone())
+    }
+
+    pub(crate) async fn open_raw(
+        &self,
+        kind: StreamKind,
+        session: [u8; 32],
+    ) -> Result<RawStream, TransportError> {
+        let waited = self.0.settings.handshake_timeout();
+        let opening = async {
+            let (mut send, recv) = self
+                .0
+                .conn
+                .open_bi()
+                .await
+                .map_err(|err| self.closed_error(self.describe(&err)))?;
+            RawStream::write_header(&mut send, kind, &session)
+                .await
+                .map_err(|err| self.closed_error(self.describe_write(&err)))?;
+            Ok(RawStream {
+                send,
+                reader: FrameReader::new(recv),
+            })
+        };
+        match tokio::time::timeout(waited, opening).await {
+            Ok(result) => result,
+            Err(_) => Err(TransportError::Timeout {
+                what: format!("opening a stream to {}", self.remote_addr()),
+                waited_ms: waited.as_millis() as u64,
+            }),
+        }
+    }
+
+    /// Waits for the stream of this kind and session, or the end of the link.
+    pub(crate) async fn claim(
+        &self,
+        kind: StreamKind,
+        session: [u8; 32],
+    ) -> Result<RawStream, TransportError> {
+        loop {
+            let arrived = self.0.sorter.arrived.notified();
+            tokio::pin!(arrived);
+            arrived.as_mut().enable();
+            if let Some(raw) = self.0.sorter.take(kind, session) {
+                return Ok(raw);
+            }
+            tokio::select! {
+                () = arrived => {}
+                err = self.0.conn.closed() => return Err(self.closed_error(self.describe(&err))),
+            }
+        }
+    }
+
+    /// Calls `tell` when the peer aborts `session`, now if it already has.
+    pub(crate) fn on_abort(
+        &self,
+        session: [u8; 32],
+        tell: impl Fn(String) + Send + Sync + 'static,
+    ) -> Registration {
+        let tell: Arc<TellAbort> = Arc::new(tell);
+        let early = {
+            let mut state = self.0.sorter.lock();
+            state.sessions.insert(session, tell.clone());
+            let early = state.aborts.iter().position(|(id, _)| *id == session);
+            early.and_then(|at| state.aborts.remove(at))
+        };
+        if let Some((_, reason)) = early {
+            tell(reason);
+        }
+        Registration {
+            sorter: self.0.sorter.clone(),
+            session,
+        }
+    }
+
+    /// Tells the peer, ahead of everything else, that the session is over.
+    pub(crate) fn send_abort(&self, session: [u8; 32], reason: &str) {
+        let mut notice = encode_header(TAG_ABORT, &session).to_vec();
+        notice.extend_from_slice(clip(reason).as_bytes());
+        let guard = self.delivery();
+        let (link, waited) = (self.clone(), self.0.settings.close_timeout());
+        self.0.runtime.spawn(async move {
+            let sending = async {
+                let mut send = link.0.conn.open_uni().await?;
+                // Only a closed stream has no priority; the write reports it.
+                let _ = send.set_priority(i32::MAX);
+                if send.write_all(&notice).await.is_ok() && send.finish().is_ok() {
+                    let _ = send.stopped().await;
+                }
+                Ok::<(), ConnectionError>(())
+            };
+            if !matches!(tokio::time::timeout(waited, sending).await, Ok(Ok(()))) {
+                tracing::debug!(peer = %link.remote_addr(), "an abort could not be delivered");
+            }
+            drop(guard);
+        });
+    }
+
+    /// Finishes a stream in the background; the link's close waits for it.
+    pub(crate) fn finish_in_background(&self, mut send: SendStream) {
+        let (guard, waited) = (self.delivery(), self.0.settings.close_timeout());
+        self.0.runtime.spawn(async move {
+            if send.finish().is_ok() {
+                let _ = tokio::time::timeout(waited, send.stopped()).await;
+            }
+            drop(guard);
+        });
+    }
+
+    pub(crate) async fn greet(&self) -> Result<(), WriteError> {
+        let mut send = self.0.conn.open_uni().await?;
+        send.write_all(&encode_header(TAG_GREETING, &[0; 32]))
+            .await?;
+        send.finish().map_err(|_| WriteError::ClosedStream)
+    }
+
+    pub(crate) fn closed_error(&self, reason: String) -> TransportError {
+        TransportError::Closed {
+            addr: self.remote_addr(),
+            reason,
+        }
+    }
+
+    pub(crate) fn frame_error(&self, err: FrameError) -> TransportError {
+        let addr = self.remote_addr();
+        match err {
+            FrameError::Read(err) => self.closed_error(self.describe_read(&err)),
+            FrameError::Truncated => TransportError::Malformed {
+                addr,
+                detail: "the stream ended inside a message".into(),
+            },
+            FrameError::TooLong { len, max } => TransportError::TooLong { addr, len, max },
+        }
+    }
+
+    pub(crate) fn message_error(&self, err: MessageError) -> TransportError {
+        match err {
+            MessageError::TooLong(len) => TransportError::TooLong {
+                addr: self.remote_addr(),
+                len,
+                max: u32::MAX.into(),
+            },
+            MessageError::Write(err) => self.closed_error(self.describe_write(&err)),
+        }
+    }
+
+    pub(crate) fn describe(&self, err: &ConnectionError) -> String {
+        match err {
+            ConnectionError::TimedOut => {
+                format!("no sign of life for {} ms", self.0.settings.idle_timeout_ms)
+            }
+            ConnectionError::ApplicationClosed(close) => {
+                format!(
+                    "closed by the peer: {}",
+                    String::from_utf8_lossy(&close.reason)
+                )
+            }
+            ConnectionError::LocallyClosed => "closed by this node".into(),
+            ConnectionError::Reset => "the peer has restarted".into(),
+            other => other.to_string(),
+        }
+    }
+
+    pub(crate) fn describe_read(&self, err: &ReadError) -> String {
+        match err {
+            ReadError::ConnectionLost(err) => self.describe(err),
+            ReadError::Reset(code) => describe_code(*code),
+            other => other.to_string(),
+        }
+    }
+
+    pub(crate) fn describe_write(&self, err: &WriteError) -> String {
+        match err {
+            WriteError::ConnectionLost(err) => self.describe(err),
+            WriteError::Stopped(code) => describe_code(*code),
+            other => other.to_string(),
+        }
+    }
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Link {{ peer: {}, addr: {} }}",
+            self.peer(),
+            self.remote_addr()
+        )
+    }
+}
+
+/// Waits for the word by which the listening side says that it has checked this
+/// node's certificate; TLS alone leaves the client in doubt.
+pub(crate) async fn await_greeting(conn: &Connection) -> Result<(), ConnectionError> {
+    let mut recv = conn.accept_uni().await?;
+    match read_notice(&mut recv).await {
+        Ok((TAG_GREETING, _, _)) => Ok(()),
+        _ => Err(conn
+            .close_reason()
+            .unwrap_or(ConnectionError::VersionMismatch)),
+    }
+}
+
+fn describe_code(code: VarInt) -> String {
+    if code == CODE_BAD_HEADER {
+        format!(
+            "the peer does not understand this node's streams (wire version here {})",
+            crate::WIRE_VERSION
+        )
+    } else if code == CODE_UNCLAIMED {
+        "the peer knows no such session".into()
+    } else if code == crate::stream::CODE_FAILED {
+        "the peer's side of the session failed".into()
+    } else {
+        "the peer ended the stream".into()
+    }
+}
+
+/// At most [`REASON_MAX_BYTES`], cut between characters.
+fn clip(reason: &str) -> &str {
+    let mut end = reason.len().min(REASON_MAX_BYTES);
+    while !reason.is_char_boundary(end) {
+        end -= 1;
+    }
+    &reason[..end]
+}
+
+type TellAbort = dyn Fn(String) + Send + Sync;
+
+/// Streams and aborts on their way to whom they are meant for.
+#[derive(Default)]
+struct Sorter {
+    state: Mutex<SorterState>,
+    arrived: Notify,
+}
+
+#[derive(Default)]
+struct SorterState {
+    parked: VecDeque<(StreamKind, [u8; 32], RawStream)>,
+    aborts: VecDeque<([u8; 32], String)>,
+    sessions: HashMap<[u8; 32], Arc<TellAbort>>,
+}
+
+impl Sorter {
+    fn lock(&self) -> MutexGuard<'_, SorterState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, kind: StreamKind, session: [u8; 32]) -> Option<RawStream> {
+        let mut state = self.lock();
+        let at = state
+            .parked
+            .iter()
+            .position(|(k, s, _)| *k == kind && *s == session)?;
+        state.parked.remove(at).map(|(_, _, raw)| raw)
+    }
+
+    fn park(&self, kind: StreamKind, session: [u8; 32], raw: RawStream) {
+        let evicted = {
+            let mut state = self.lock();
+            state.parked.push_back((kind, session, raw));
+            if state.parked.len() > PARKED_MAX {
+                state.parked.pop_front()
+            } else {
+                None
+            }
+        };
+        if let Some((_, _, mut raw)) = evicted {
+            refuse(&mut raw.send, CODE_UNCLAIMED);
+            raw.reader.stop(CODE_UNCLAIMED);
+        }
+        self.arrived.notify_waiters();
+    }
+
+    fn abort(&self, session: [u8; 32], reason: String) {
+        let tell = {
+            let mut state = self.lock();
+            let tell = state.sessions.get(&session).cloned();
+            if tell.is_none() {
+                state.aborts.push_back((session, reason.clone()));
+                if state.aborts.len() > PARKED_MAX {
+                    state.aborts.pop_front();
+                }
+            }
+            tell
+        };
+        if let Some(tell) = tell {
+            tell(reason);
+        }
+    }
+}
+
+/// A session's entry in a link's sorter; dropping it removes the entry.
+pub(crate) struct Registration {
+    sorter: Arc<Sorter>,
+    session: [u8; 32],
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.sorter.lock().sessions.remove(&self.session);
+    }
+}
+
+fn refuse(send: &mut SendStream, code: VarInt) {
+    // Fails only where the stream is over already.
+    let _ = send.reset(code);
+}
+
+async fn sort_streams(
+    conn: Connection,
+    sorter: Arc<Sorter>,
+    control: mpsc::Sender<([u8; 32], RawStream)>,
+    header_timeout: Duration,
+) {
+    while let Ok((mut send, mut recv)) = conn.accept_bi().await {
+        let (sorter, control) = (sorter.clone(), control.clone());
+        // One task a stream, bounded by QUIC's stream limit: a slow header
+        // holds up nobody else.
+        tokio::spawn(async move {
+            let header =
+                match tokio::time::timeout(header_timeout, RawStream::read_header(&mut recv)).await
+                {
+                    Ok(Ok(header)) => Ok(header),
+                    Ok(Err(detail)) => Err(detail),
+                    Err(_) => Err("no header in time".into()),
+                };
+            let (kind, session) = match header {
+                Ok(header) => header,
+                Err(detail) => {
+                    tracing::debug!(%detail, "refused a stream");
+                    refuse(&mut send, CODE_BAD_HEADER);
+                    let _ = recv.stop(CODE_BAD_HEADER);
+                    return;
+                }
+            };
+            // Fails only on a stream that is over already, which its user will see.
+            let _ = send.set_priority(kind.priority());
+            let raw = RawStream {
+                send,
+                reader: FrameReader::new(recv),
+            };
+            if kind == StreamKind::Control {
+                // Waits while the backlog is full; an error means that the link is gone.
+                let _ = control.send((session, raw)).await;
+            } else {
+                sorter.park(kind, session, raw);
+            }
+        });
+    }
+}
+
+async fn sort_notices(conn: Connection, sorter: Arc<Sorter>, timeout: Duration) {
+    while let Ok(mut recv) = conn.accept_uni().await {
+        let sorter = sorter.clone();
+        tokio::spawn(async move {
+            match tokio::time::timeout(timeout, read_notice(&mut recv)).await {
+                Ok(Ok((TAG_ABORT, session, reason))) => sorter.abort(session, reason),
+                Ok(Ok((tag, _, _))) => tracing::debug!(tag, "ignored an unknown notice"),
+                Ok(Err(detail)) => tracing::debug!(%detail, "ignored a notice"),
+                Err(_) => tracing::debug!("ignored a notice that did not end"),
+            }
+        });
+    }
+}
+
+async fn read_notice(recv: &mut RecvStream) -> Result<(u8, [u8; 32], String), String> {
+    let bytes = recv
+        .read_to_end(HEADER_BYTES + REASON_MAX_BYTES)
+        .await
+        .map_err(|err| err.to_string())?;
+    let header = bytes.first_chunk::<HEADER_BYTES>().ok_or("too short")?;
+    let (tag, session) = decode_header(header)?;
+    Ok((
+        tag,
+        session,
+        String::from_utf8_lossy(&bytes[HEADER_BYTES..]).into_owned(),
+    ))
+}
+
+/// Messages that a close waits for.
+#[derive(Default)]
+struct Deliveries {
+    count: AtomicUsize,
+    zero: Notify,
+}
+
+impl Deliveries {
+    async fn idle(&self) {
+        loop {
+            let zero = self.zero.notified();
+            tokio::pin!(zero);
+            zero.as_mut().enable();
+            if self.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            zero.await;
+        }
+    }
+}
+
+/// One message, or the end of one stream, on its way.
+pub(crate) struct Delivery(Arc<Deliveries>);
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.zero.notify_waiters();
+        }
+    }
+}

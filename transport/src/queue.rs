@@ -1,0 +1,342 @@
+//! A bounded queue of frames between a plain thread and a task of the runtime.
+//!
+//! Exactly one side blocks (the protocol thread) and one side awaits (the task
+//! that reads or writes the stream). The bound is in bytes; one frame is always
+//! admitted, however long, so that a whole round never waits for itself.
+
+use crate::link::Delivery;
+use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+use trefoil_protocol::transport::NetError;
+
+/// How a queue ended.
+#[derive(Clone, Debug)]
+pub(crate) enum End {
+    /// No more frames will be put in; those inside are still to be taken.
+    Finished,
+    /// Nobody takes frames any more.
+    Abandoned,
+    /// The session failed.
+    Failed(NetError),
+}
+
+/// Why a blocking call did nothing.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// The queue has ended.
+    Ended(End),
+    /// The deadline passed.
+    Timeout,
+}
+
+pub(crate) struct FrameQueue {
+    state: Mutex<State>,
+    /// Wakes the blocking side.
+    blocking: Condvar,
+    /// Wakes the awaiting side, for frames, space and the end alike.
+    awaiting: Notify,
+    /// True where a blocking receive would return at once; what it spins on.
+    ready: AtomicBool,
+    limit_bytes: u64,
+}
+
+struct State {
+    frames: VecDeque<Bytes>,
+    bytes: u64,
+    end: Option<End>,
+    /// The blocking side sleeps and must be woken.
+    asleep: bool,
+    /// Held until the last frame of a finished queue has been delivered.
+    delivery: Option<Delivery>,
+}
+
+impl FrameQueue {
+    pub(crate) fn new(limit_bytes: u64) -> FrameQueue {
+        FrameQueue {
+            state: Mutex::new(State {
+                frames: VecDeque::new(),
+                bytes: 0,
+                end: None,
+                asleep: false,
+                delivery: None,
+            }),
+            blocking: Condvar::new(),
+            awaiting: Notify::new(),
+            ready: AtomicBool::new(false),
+            limit_bytes,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocking side: puts a frame in, waiting for space at most `timeout`.
+    pub(crate) fn push_blocking(&self, frame: Bytes, timeout: Duration) -> Result<(), Refusal> {
+        let mut state = self.lock();
+        let mut deadline = None;
+        loop {
+            if let Some(end) = &state.end {
+                return Err(Refusal::Ended(end.clone()));
+            }
+            if state.admits(self.limit_bytes) {
+                state.put(frame);
+                drop(state);
+                self.awaiting.notify_one();
+                return Ok(());
+            }
+            state = self.sleep(
+                state,
+                *deadline.get_or_insert_with(|| Instant::now() + timeout),
+            )?;
+        }
+    }
+
+    /// Blocking side: takes the next frame, waiting at most `timeout`, of which
+    /// at most `spin` without sleeping.
+    pub(crate) fn pop_blocking(&self, timeout: Duration, spin: Duration) -> Result<Bytes, Refusal> {
+        if !spin.is_zero() && !self.ready.load(Ordering::Acquire) {
+            let start = Instant::now();
+            while !self.ready.load(Ordering::Acquire) && start.elapsed() < spin {
+                (0..32).for_each(|_| std::hint::spin_loop());
+            }
+        }
+        let mut state = self.lock();
+        let mut deadline = None;
+        loop {
+            if let Some(frame) = state.take() {
+                self.ready.store(state.is_ready(), Ordering::Release);
+                drop(state);
+                self.awaiting.notify_one();
+                return Ok(frame);
+            }
+            if let Some(end) = &state.end {
+                return Err(Refusal::Ended(end.clone()));
+            }
+            state = self.sleep(
+                state,
+                *deadline.get_or_insert_with(|| Instant::now() + timeout),
+            )?;
+        }
+    }
+
+    fn sleep<'a>(
+        &self,
+        mut state: MutexGuard<'a, State>,
+        deadline: Instant,
+    ) -> Result<MutexGuard<'a, State>, Refusal> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Refusal::Timeout);
+        }
+        state.asleep = true;
+        let (mut state, _) = self
+            .blocking
+            .wait_timeout(state, left)
+            .unwrap_or_else(PoisonError::into_inner);
+        state.asleep = false;
+        Ok(state)
+    }
+
+    /// Awaiting side: waits until a frame may be put in.
+    pub(crate) async fn space(&self) -> Result<(), End> {
+        loop {
+            {
+                let state = self.lock();
+                if let Some(end) = &state.end {
+                    return Err(end.clone());
+                }
+                if state.admits(self.limit_bytes) {
+                    return Ok(());
+                }
+            }
+            self.awaiting.notified().await;
+        }
+    }
+
+    /// Awaiting side: puts a frame in; call after [`FrameQueue::space`].
+    pub(crate) fn push(&self, frame: Bytes) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.put(frame);
+            self.wake(state);
+        }
+    }
+
+    /// Awaiting side: the next frame, or how the queue ended once it is empty.
+    pub(crate) async fn pop(&self) -> Result<Bytes, End> {
+        loop {
+            {
+                let mut state = self.lock();
+                if let Some(frame) = state.take() {
+                    self.wake(state);
+                    return Ok(frame);
+                }
+                if let Some(end) = &state.end {
+                    return Err(end.clone());
+                }
+            }
+            self.awaiting.notified().await;
+        }
+    }
+
+    /// Awaiting side: waits until nobody wants the frames any more. A finished
+    /// queue is not broken: what is in it is still wanted.
+    pub(crate) async fn broken(&self) -> End {
+        loop {
+            match &self.lock().end {
+                Some(End::Finished) | None => {}
+                Some(end) => return end.clone(),
+            }
+            self.awaiting.notified().await;
+        }
+    }
+
+    /// Ends the queue after the frames in it. `delivery` is kept until they are out.
+    pub(crate) fn finish(&self, delivery: Option<Delivery>) {
+        let mut state = self.lock();
+        if state.end.is_none() {
+            state.end = Some(End::Finished);
+            state.delivery = delivery;
+            self.wake(state);
+        }
+    }
+
+    /// The guard given to [`FrameQueue::finish`], for who delivers the frames.
+    pub(crate) fn take_delivery(&self) -> Option<Delivery> {
+        self.lock().delivery.take()
+    }
+
+    /// Ends the queue and drops the frames: nobody will take them.
+    pub(crate) fn abandon(&self) {
+        let mut state = self.lock();
+        state.clear();
+        state.end.get_or_insert(End::Abandoned);
+        self.wake(state);
+    }
+
+    /// Ends the queue with an error. What a peer sent before it was lost may
+    /// still be taken, unless `at_once`.
+    pub(crate) fn fail(&self, err: NetError, at_once: bool) {
+        let mut state = self.lock();
+        if at_once {
+            state.clear();
+        }
+        if !matches!(state.end, Some(End::Abandoned | End::Failed(_))) {
+            state.end = Some(End::Failed(err));
+            state.delivery = None;
+        }
+        self.wake(state);
+    }
+
+    fn wake(&self, state: MutexGuard<'_, State>) {
+        let asleep = state.asleep;
+        self.ready.store(state.is_ready(), Ordering::Release);
+        drop(state);
+        if asleep {
+            self.blocking.notify_one();
+        }
+        self.awaiting.notify_one();
+    }
+}
+
+impl State {
+    fn admits(&self, limit_bytes: u64) -> bool {
+        self.frames.is_empty() || self.bytes < limit_bytes
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.frames.is_empty() || self.end.is_some()
+    }
+
+    fn put(&mut self, frame: Bytes) {
+        self.bytes += frame.len() as u64;
+        self.frames.push_back(frame);
+    }
+
+    fn take(&mut self) -> Option<Bytes> {
+        let frame = self.frames.pop_front()?;
+        self.bytes -= frame.len() as u64;
+        Some(frame)
+    }
+
+    fn clear(&mut self) {
+        self.frames.clear();
+        self.bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_protocol::party::Peer;
+
+    const SOON: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn one_frame_is_always_admitted_and_then_the_bound_holds() {
+        let queue = FrameQueue::new(10);
+        queue
+            .push_blocking(Bytes::from(vec![0; 1000]), SOON)
+            .unwrap();
+        assert!(matches!(
+            queue.push_blocking(Bytes::from_static(b"x"), SOON),
+            Err(Refusal::Timeout)
+        ));
+        assert_eq!(
+            queue.pop_blocking(SOON, Duration::ZERO).unwrap().len(),
+            1000
+        );
+        queue.push_blocking(Bytes::from_static(b"x"), SOON).unwrap();
+        queue.push_blocking(Bytes::from_static(b"y"), SOON).unwrap();
+    }
+
+    #[test]
+    fn frames_before_a_lost_link_are_still_taken_but_not_before_an_abort() {
+        let closed = NetError::Closed {
+            peer: Peer::Dealer,
+            reason: "gone".into(),
+        };
+        for at_once in [false, true] {
+            let queue = FrameQueue::new(10);
+            queue.push_blocking(Bytes::from_static(b"x"), SOON).unwrap();
+            queue.fail(closed.clone(), at_once);
+            assert_eq!(queue.pop_blocking(SOON, SOON).is_ok(), !at_once);
+            match queue.pop_blocking(SOON, SOON) {
+                Err(Refusal::Ended(End::Failed(err))) => assert_eq!(err, closed),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_sleeping_receiver_is_woken_by_a_frame_and_by_a_failure() {
+        let queue = std::sync::Arc::new(FrameQueue::new(10));
+        let receiver = {
+            let queue = queue.clone();
+            std::thread::spawn(move || {
+                let long = Duration::from_secs(60);
+                let first = queue.pop_blocking(long, Duration::ZERO).unwrap();
+                (first, queue.pop_blocking(long, Duration::ZERO))
+            })
+        };
+        queue.push(Bytes::from_static(b"frame"));
+        queue.fail(
+            NetError::Aborted {
+                by: "P1".into(),
+                reason: "enough".into(),
+            },
+            false,
+        );
+        let (first, second) = receiver.join().unwrap();
+        assert_eq!(&first[..], b"frame");
+        assert!(matches!(
+            second,
+            Err(Refusal::Ended(End::Failed(NetError::Aborted { .. })))
+        ));
+    }
+}

@@ -1,0 +1,195 @@
+//! The tasks that move frames between queues and streams.
+//!
+//! Each ends with its stream or its session. A task that is dropped because the
+//! runtime ends still fails its queue, so that no thread waits for it.
+
+use super::state::{SessionState, Tell};
+use crate::Link;
+use crate::queue::{End, FrameQueue};
+use crate::stream::{CODE_FAILED, FrameError, FrameReader, Prefix};
+use bytes::Bytes;
+use quinn::{SendStream, WriteError};
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use trefoil_protocol::party::Peer;
+use trefoil_protocol::transport::NetError;
+
+/// Fails the session if its task vanishes without an end.
+struct Lifeline {
+    state: Arc<SessionState>,
+    peer: Peer,
+    ended: bool,
+}
+
+impl Drop for Lifeline {
+    fn drop(&mut self) {
+        if !self.ended {
+            let reason = "the network runtime of this node has stopped".into();
+            self.state.fail(
+                NetError::Closed {
+                    peer: self.peer,
+                    reason,
+                },
+                Tell::Peers,
+            );
+        }
+    }
+}
+
+/// The unused sending half of a material stream: its end tells the dealer that
+/// this party takes no more.
+pub(super) struct Held {
+    pub(super) send: SendStream,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // Fails only on a stream that is over already.
+        let _ = self.send.finish();
+    }
+}
+
+/// Writes what the protocol posts, one frame after the other.
+pub(super) async fn write_frames(
+    state: Arc<SessionState>,
+    peer: Peer,
+    link: Link,
+    mut send: SendStream,
+    queue: Arc<FrameQueue>,
+) {
+    let mut lifeline = Lifeline {
+        state: state.clone(),
+        peer,
+        ended: false,
+    };
+    let end = loop {
+        let frame = match queue.pop().await {
+            Ok(frame) => frame,
+            Err(end) => break end,
+        };
+        let mut parts = [
+            Bytes::copy_from_slice(&(frame.len() as u64).to_le_bytes()),
+            frame,
+        ];
+        let written = tokio::select! {
+            biased;
+            written = send.write_all_chunks(&mut parts) => written,
+            end = queue.broken() => break end,
+        };
+        match written {
+            Ok(()) => {}
+            // The peer has what it needs of the session; only a later post is an error.
+            Err(WriteError::Stopped(_)) => {
+                lifeline.ended = true;
+                queue.abandon();
+                return;
+            }
+            Err(err) => {
+                lifeline.ended = true;
+                state.lost(peer, link.describe_write(&err)).await;
+                return;
+            }
+        }
+    };
+    lifeline.ended = true;
+    match end {
+        End::Finished => {
+            let delivery = queue.take_delivery();
+            if send.finish().is_ok() {
+                // Bounded; a peer that has gone needs nothing more.
+                let _ = tokio::time::timeout(link.settings().close_timeout(), send.stopped()).await;
+            }
+            drop(delivery);
+        }
+        End::Abandoned | End::Failed(_) => {
+            // Fails only on a stream that is over already.
+            let _ = send.reset(CODE_FAILED);
+        }
+    }
+}
+
+/// Drains what the peer sends into memory, up to the queue's bound.
+pub(super) async fn read_frames(
+    state: Arc<SessionState>,
+    peer: Peer,
+    link: Link,
+    mut reader: FrameReader,
+    queue: Arc<FrameQueue>,
+    max_frame_bytes: u64,
+) {
+    let mut lifeline = Lifeline {
+        state: state.clone(),
+        peer,
+        ended: false,
+    };
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = reader.next(Prefix::U64, max_frame_bytes) => frame,
+            _ = queue.broken() => break,
+        };
+        match frame {
+            Ok(Some(frame)) => {
+                let admitted = tokio::select! {
+                    biased;
+                    admitted = queue.space() => admitted,
+                    reason = link.closed() => {
+                        lifeline.ended = true;
+                        state.lost(peer, reason).await;
+                        return;
+                    }
+                };
+                if admitted.is_err() {
+                    break;
+                }
+                queue.push(frame);
+            }
+            Ok(None) => {
+                queue.finish(None);
+                break;
+            }
+            Err(FrameError::Read(err)) => {
+                lifeline.ended = true;
+                state.lost(peer, link.describe_read(&err)).await;
+                return;
+            }
+            Err(FrameError::Truncated) => {
+                let detail = "its stream ended inside a frame".into();
+                state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+                break;
+            }
+            Err(FrameError::TooLong { len, max }) => {
+                let detail = format!("announced a frame of {len} bytes, the limit is {max}");
+                state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+                break;
+            }
+        }
+    }
+    lifeline.ended = true;
+    reader.stop(CODE_FAILED);
+}
+
+/// The dealer's side of a stream that only it writes to: notices that the party
+/// is gone while nothing is being sent. Ends with the writer.
+pub(super) async fn watch(
+    state: Arc<SessionState>,
+    peer: Peer,
+    link: Link,
+    mut reader: FrameReader,
+    writer: JoinHandle<()>,
+) {
+    let read = tokio::select! {
+        biased;
+        _ = writer => return,
+        read = reader.next(Prefix::U64, 0) => read,
+    };
+    match read {
+        // The party takes no more; the writer will notice.
+        Ok(None) => {}
+        Err(FrameError::Read(err)) => state.lost(peer, link.describe_read(&err)).await,
+        Ok(Some(_)) | Err(_) => {
+            let detail = "it sent something on the dealer's stream".into();
+            state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+        }
+    }
+}
