@@ -21,6 +21,7 @@ mod node;
 mod queue;
 mod session;
 mod settings;
+mod sorter;
 mod stream;
 mod tls;
 

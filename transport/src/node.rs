@@ -4,7 +4,8 @@
 //! and time; only connections whose certificate was checked come out of
 //! [`Node::accept`].
 
-use crate::link::{LinkInner, await_greeting};
+use crate::link::LinkInner;
+use crate::sorter::await_greeting;
 use crate::tls::{self, Allowed, Seen};
 use crate::{Identity, Link, Pin, Settings, TransportError};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};

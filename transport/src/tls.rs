@@ -276,11 +276,14 @@ mod tests {
         allowed
     }
 
-    /// Runs a handshake in memory; the results of client and server.
+    /// Errors of client and server.
+    type Failures = (Option<rustls::Error>, Option<rustls::Error>);
+
+    /// Runs a handshake in memory.
     fn handshake(
         client: rustls::ClientConfig,
         server: rustls::ServerConfig,
-    ) -> Result<ClientConnection, Box<(Option<rustls::Error>, Option<rustls::Error>)>> {
+    ) -> Result<ClientConnection, Box<Failures>> {
         let name = ServerName::try_from(SERVER_NAME).unwrap();
         let mut client = ClientConnection::new(Arc::new(client), name).unwrap();
         let mut server = ServerConnection::new(Arc::new(server)).unwrap();

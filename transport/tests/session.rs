@@ -268,7 +268,8 @@ fn what_was_posted_before_an_orderly_end_is_delivered() {
     let big = frame(PartyId::P0, PartyId::P1, 0, 20_000_000);
     net0.post(PartyId::P1, big.clone()).unwrap();
     net0.post(PartyId::P1, Bytes::from_static(b"last")).unwrap();
-    drop(net0);
+    let [material0, ..] = session.materials;
+    drop((net0, material0));
     world
         .runtime(0)
         .run(world.nodes[0].as_ref().unwrap().close("finished"));

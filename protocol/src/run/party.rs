@@ -371,7 +371,7 @@ impl Step<'_> {
             let data = self.value(output.share).ring(n, &self.keys.dealer, &mut scratch).to_vec();
             state.shares.insert(output.name.clone(), Tensor::new(output.shape.clone(), data));
             if let Some((open, mask)) = output.masked {
-                let mut whole = |id: VId| {
+                let whole = |id: VId| {
                     let mut scratch = Vec::new();
                     self.value(id).ring(n, &self.keys.dealer, &mut scratch).to_vec()
                 };

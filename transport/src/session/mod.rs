@@ -19,6 +19,7 @@ use crate::stream::{RawStream, StreamKind};
 use crate::{Link, Settings, TransportError};
 use bytes::Bytes;
 use pump::{read_frames, write_frames};
+use quinn::SendStream;
 use state::{Direction, SessionState, slot};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,9 @@ struct Channel {
 pub struct MaterialReceiver {
     state: Arc<SessionState>,
     incoming: Arc<FrameQueue>,
+    /// The sending half of the dealer's stream: its end tells the dealer that
+    /// this party is done, before the link's close could look like a failure.
+    unused: Option<(Link, SendStream)>,
     round_timeout: Duration,
     spin: Duration,
 }
@@ -130,21 +134,15 @@ impl SessionNet {
         }
         let incoming = state.queue(Direction::Incoming, settings.look_ahead_bytes.div_ceil(2));
         let max = settings.max_frame_bytes;
-        let guard = pump::Held {
-            send: material.send,
-        };
-        let reading = read_frames(
+        let reader = material.reader;
+        tokio::spawn(read_frames(
             state.clone(),
             Peer::Dealer,
-            dealer,
-            material.reader,
+            dealer.clone(),
+            reader,
             incoming.clone(),
             max,
-        );
-        tokio::spawn(async move {
-            reading.await;
-            drop(guard);
-        });
+        ));
 
         let round_timeout = Duration::from_millis(settings.round_timeout_ms);
         let spin = Duration::from_micros(settings.spin_us.into());
@@ -152,6 +150,7 @@ impl SessionNet {
         let receiver = MaterialReceiver {
             state: state.clone(),
             incoming,
+            unused: Some((dealer, material.send)),
             round_timeout,
             spin,
         };
@@ -239,6 +238,9 @@ impl Corrections for MaterialReceiver {
 impl Drop for MaterialReceiver {
     fn drop(&mut self) {
         self.incoming.abandon();
+        if let Some((dealer, send)) = self.unused.take() {
+            dealer.finish_in_background(send);
+        }
     }
 }
 

@@ -36,19 +36,6 @@ impl Drop for Lifeline {
     }
 }
 
-/// The unused sending half of a material stream: its end tells the dealer that
-/// this party takes no more.
-pub(super) struct Held {
-    pub(super) send: SendStream,
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        // Fails only on a stream that is over already.
-        let _ = self.send.finish();
-    }
-}
-
 /// Writes what the protocol posts, one frame after the other.
 pub(super) async fn write_frames(
     state: Arc<SessionState>,
@@ -85,8 +72,8 @@ pub(super) async fn write_frames(
                 return;
             }
             Err(err) => {
+                state.lost(peer, &link, link.describe_write(&err)).await;
                 lifeline.ended = true;
-                state.lost(peer, link.describe_write(&err)).await;
                 return;
             }
         }
@@ -134,8 +121,8 @@ pub(super) async fn read_frames(
                     biased;
                     admitted = queue.space() => admitted,
                     reason = link.closed() => {
+                        state.lost(peer, &link, reason).await;
                         lifeline.ended = true;
-                        state.lost(peer, reason).await;
                         return;
                     }
                 };
@@ -149,8 +136,8 @@ pub(super) async fn read_frames(
                 break;
             }
             Err(FrameError::Read(err)) => {
+                state.lost(peer, &link, link.describe_read(&err)).await;
                 lifeline.ended = true;
-                state.lost(peer, link.describe_read(&err)).await;
                 return;
             }
             Err(FrameError::Truncated) => {
@@ -180,16 +167,17 @@ pub(super) async fn watch(
 ) {
     let read = tokio::select! {
         biased;
-        _ = writer => return,
+        _ = writer => Ok(None),
         read = reader.next(Prefix::U64, 0) => read,
     };
     match read {
         // The party takes no more; the writer will notice.
         Ok(None) => {}
-        Err(FrameError::Read(err)) => state.lost(peer, link.describe_read(&err)).await,
+        Err(FrameError::Read(err)) => state.lost(peer, &link, link.describe_read(&err)).await,
         Ok(Some(_)) | Err(_) => {
             let detail = "it sent something on the dealer's stream".into();
             state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
         }
     }
+    lifeline.ended = true;
 }

@@ -1,8 +1,8 @@
 //! What the threads and tasks of one session share: its failure, its queues, its
 //! counters, and the way to tell everybody that it is over.
 
-use crate::link::Registration;
 use crate::queue::FrameQueue;
+use crate::sorter::Registration;
 use crate::{Link, Settings, TransportError};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use trefoil_protocol::party::Peer;
 use trefoil_protocol::transport::NetError;
 
-/// A link that breaks may have an abort on its way that says why. This long it
-/// may take from QUIC's memory to the session.
-const ABORT_GRACE: Duration = Duration::from_millis(200);
+/// A stream that breaks may have an abort on its way that says why, from this
+/// peer or from a third that knew first. This long it may take on a loaded host.
+const ABORT_GRACE: Duration = Duration::from_millis(1_000);
 
 /// Place of a peer in arrays of counters: the parties, then the dealer.
 pub(super) fn slot(peer: Peer) -> usize {
@@ -147,11 +147,14 @@ impl SessionState {
 
     /// A stream or link of `peer` broke: fails the session, with the abort that
     /// explains it if one arrives.
-    pub(super) async fn lost(&self, peer: Peer, reason: String) {
-        if tokio::time::timeout(ABORT_GRACE, self.failed())
-            .await
-            .is_err()
-        {
+    pub(super) async fn lost(&self, peer: Peer, link: &Link, reason: String) {
+        // A peer that fell silent has nothing on its way.
+        let grace = if link.fell_silent() {
+            Duration::ZERO
+        } else {
+            ABORT_GRACE
+        };
+        if tokio::time::timeout(grace, self.failed()).await.is_err() {
             self.fail(NetError::Closed { peer, reason }, Tell::Peers);
         }
     }

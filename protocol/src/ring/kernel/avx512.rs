@@ -1,5 +1,5 @@
 //! What AVX-512 does in its own way: the register tile, up to 8 rows by 3 vectors of 8 words with `vpmullq` and
-//! `vpaddq`; dot products; and the cut into bit planes, which the compiler would do with slow gathers.
+//! `vpaddq`; dot products; and transpositions of words and bits, which the compiler would do with slow gathers.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -91,7 +91,7 @@ unsafe fn avx512_tile_u64<const ROWS: usize, const VECS: usize>(t: &Tile) {
             }
         }
     }
-    for i in 0..ROWS {
+    for (i, sums) in sums.into_iter().enumerate() {
         for v in 0..VECS {
             // SAFETY: the destination row and the group's lanes lie in the destination; masked-off lanes are
             // neither read nor written.
@@ -102,22 +102,43 @@ unsafe fn avx512_tile_u64<const ROWS: usize, const VECS: usize>(t: &Tile) {
                         .wrapping_add(*t.dst_rows.add(i) + groups[v].dst)
                         .cast::<i64>();
                     let value = match t.acc {
-                        Acc::Set => sums[i][v],
+                        Acc::Set => sums[v],
                         Acc::Add => {
-                            _mm512_add_epi64(_mm512_maskz_loadu_epi64(masks[v], at), sums[i][v])
+                            _mm512_add_epi64(_mm512_maskz_loadu_epi64(masks[v], at), sums[v])
                         }
                         Acc::Sub => {
-                            _mm512_sub_epi64(_mm512_maskz_loadu_epi64(masks[v], at), sums[i][v])
+                            _mm512_sub_epi64(_mm512_maskz_loadu_epi64(masks[v], at), sums[v])
                         }
                     };
                     _mm512_mask_storeu_epi64(at, masks[v], value);
                 } else {
                     let mut words = [0u64; 8];
-                    _mm512_storeu_si512(words.as_mut_ptr().cast(), sums[i][v]);
+                    _mm512_storeu_si512(words.as_mut_ptr().cast(), sums[v]);
                     store_lanes(t, i, groups[v].dst, &words[..groups[v].lanes]);
                 }
             }
         }
+    }
+}
+
+/// `out[8 * k + l] = data[from + l * stride + k]` for `l` below `lanes`, and 0 for the others.
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+pub(super) fn avx512_pack_8x8(
+    data: &[u64],
+    from: usize,
+    stride: usize,
+    lanes: usize,
+    out: &mut [u64; 64],
+) {
+    let mut columns = [_mm512_setzero_si512(); 8];
+    for (l, column) in columns.iter_mut().enumerate().take(lanes) {
+        let words = &data[from + l * stride..][..8];
+        // SAFETY: eight words.
+        *column = unsafe { _mm512_loadu_epi64(words.as_ptr().cast()) };
+    }
+    for (out, row) in out.chunks_exact_mut(8).zip(transpose_words(columns)) {
+        // SAFETY: eight words.
+        unsafe { _mm512_storeu_epi64(out.as_mut_ptr().cast(), row) };
     }
 }
 

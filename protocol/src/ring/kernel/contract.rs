@@ -167,8 +167,8 @@ fn check(lhs: &Lhs, rhs: &Rhs, groups: &[Group], dst: &Dst, lanes: usize) {
     let (mut rhs_far, mut dst_far) = (0, 0);
     for g in groups {
         assert!(g.lanes >= 1 && g.lanes <= lanes, "lanes of a group");
-        rhs_far = rhs_far.max(reach(g.rhs, (g.lanes - 1) * rhs.lane_stride));
-        dst_far = dst_far.max(reach(g.dst, (g.lanes - 1) * dst.lane_stride));
+        rhs_far = rhs_far.max(reach(g.rhs, (g.lanes - 1).saturating_mul(rhs.lane_stride)));
+        dst_far = dst_far.max(reach(g.dst, (g.lanes - 1).saturating_mul(dst.lane_stride)));
     }
     assert!(reach(max(dst.rows), dst_far) < dst.data.len(), "dst bounds");
     if !lhs.cols.is_empty() {
@@ -217,6 +217,7 @@ pub(super) fn contract(
             let packed;
             let (rhs_data, rhs_rows, rhs_groups): (&[u64], &[usize], &[Group]) = if pack_rhs {
                 pack_groups(
+                    isa,
                     rhs,
                     k0,
                     kc,
@@ -305,7 +306,9 @@ fn pack_rows(
 
 /// Copies the groups to consecutive vectors, `out[(group * kc + k) * lanes + lane]`, absent lanes zero, and writes
 /// the groups' new places to `moved`.
+#[allow(clippy::too_many_arguments)] // the block's place and the scratch it goes to
 fn pack_groups(
+    isa: Isa,
     rhs: &Rhs,
     k0: usize,
     kc: usize,
@@ -321,21 +324,46 @@ fn pack_groups(
     for (index, group) in groups.iter().enumerate() {
         let vectors = &mut out[index * size..(index + 1) * size];
         let stride = rhs.lane_stride;
-        for (vector, &row) in vectors.chunks_exact_mut(lanes).zip(rows) {
-            let from = row + group.rhs;
-            let (used, absent) = vector.split_at_mut(group.lanes);
-            if stride == 1 {
-                used.copy_from_slice(&rhs.data[from..from + group.lanes]);
-            } else {
-                for (l, slot) in used.iter_mut().enumerate() {
-                    *slot = rhs.data[from + l * stride];
-                }
+        // A square of words is transposed at once where its rows follow each other and the machine can.
+        for (vectors, rows) in vectors.chunks_mut(lanes * lanes).zip(rows.chunks(lanes)) {
+            let square = stride != 1 && rows.iter().zip(rows[0]..).all(|(&row, next)| row == next);
+            if square && transpose_square(isa, rhs, rows[0] + group.rhs, group.lanes, vectors) {
+                continue;
             }
-            absent.fill(0);
+            for (vector, &row) in vectors.chunks_exact_mut(lanes).zip(rows) {
+                let from = row + group.rhs;
+                let (used, absent) = vector.split_at_mut(group.lanes);
+                if stride == 1 {
+                    used.copy_from_slice(&rhs.data[from..from + group.lanes]);
+                } else {
+                    for (l, slot) in used.iter_mut().enumerate() {
+                        *slot = rhs.data[from + l * stride];
+                    }
+                }
+                absent.fill(0);
+            }
         }
         moved.push(Group {
             rhs: index * size,
             ..*group
         });
     }
+}
+
+/// Copies a whole square of words, its lanes from `from` on, to consecutive vectors; says whether it could.
+#[cfg(target_arch = "x86_64")]
+fn transpose_square(isa: Isa, rhs: &Rhs, from: usize, lanes: usize, out: &mut [u64]) -> bool {
+    match (isa.usable(), <&mut [u64; 64]>::try_from(out)) {
+        (Isa::Avx512, Ok(out)) => {
+            // SAFETY: `usable` has shown that the machine has AVX-512.
+            unsafe { super::avx512::avx512_pack_8x8(rhs.data, from, rhs.lane_stride, lanes, out) };
+            true
+        }
+        _ => false,
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn transpose_square(_: Isa, _: &Rhs, _: usize, _: usize, _: &mut [u64]) -> bool {
+    false
 }

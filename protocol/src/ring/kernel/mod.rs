@@ -5,9 +5,9 @@
 //! Kernels run on the calling thread, know nothing of shares, and cannot fail on valid shapes: a wrong length is
 //! a programming error and panics before any unchecked access.
 //!
-//! Read next: `contract.rs` (the one loop under all products), then `gemm.rs` and `conv.rs`, which only describe
-//! their operands to it; `planes.rs` and `gates.rs` for the bit-sliced side. `avx2.rs` and `avx512.rs` hold what
-//! differs between machines and nothing else.
+//! Read next: `contract.rs` (the one loop under all products), then `gemm.rs`, `conv.rs` and `correlate.rs`, which
+//! only describe their operands to it; `planes.rs` and `gates.rs` for the bit-sliced side. `avx2.rs` and `avx512.rs`
+//! hold what differs between machines and nothing else.
 
 use std::sync::OnceLock;
 
@@ -17,6 +17,7 @@ mod avx2;
 mod avx512;
 mod contract;
 mod conv;
+mod correlate;
 mod gates;
 mod gemm;
 mod planes;

@@ -1,0 +1,202 @@
+//! A job: everything that decides what is computed, in one value that all nodes agree on.
+//!
+//! These types are serialised, hashed and compared; the steps that follow from them are derived by
+//! every node on its own ([`crate::schedule()`]). Who may start a job is not decided here.
+
+use serde::{Deserialize, Serialize};
+use trefoil_protocol::program::Rounding;
+
+use crate::ModelError;
+
+/// How the learning rate changes over epochs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum LrSchedule {
+    /// It does not.
+    #[default]
+    Constant,
+    /// Multiplied by `factor` after every `every_epochs` epochs.
+    Step {
+        /// Epochs between changes.
+        every_epochs: usize,
+        /// The factor, in (0, 1].
+        factor: f64,
+    },
+}
+
+/// Hyper-parameters and number formats of a training run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSpec {
+    /// Images in one step.
+    pub batch: usize,
+    /// Passes over the training set.
+    pub epochs: usize,
+    /// Step size, used as the nearest fraction with a numerator of at most 10 bits.
+    pub learning_rate: f64,
+    /// Momentum as in PyTorch; 0 for none.
+    pub momentum: f64,
+    /// How the step size changes.
+    pub schedule: LrSchedule,
+    /// Seed of initial weights and batch order; public.
+    pub seed: u64,
+    /// How training rounds. Evaluation and prediction round to nearest.
+    pub rounding: Rounding,
+    /// Fraction bits f.
+    pub frac_bits: u8,
+    /// Ring bits k: 64 or 48.
+    pub ring_bits: u8,
+}
+
+impl Default for TrainSpec {
+    fn default() -> TrainSpec {
+        TrainSpec {
+            batch: 128,
+            epochs: 1,
+            learning_rate: 0.0625,
+            momentum: 0.0,
+            schedule: LrSchedule::Constant,
+            seed: 1,
+            rounding: Rounding::Nearest,
+            frac_bits: 16,
+            ring_bits: 64,
+        }
+    }
+}
+
+/// A data set by name, with what is public about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DatasetRef {
+    /// Its name.
+    pub name: String,
+    /// Rows of the training split.
+    pub train_rows: usize,
+    /// Rows of the test split.
+    pub test_rows: usize,
+    /// Hash of what was uploaded.
+    pub snapshot: [u8; 32],
+}
+
+/// What a prediction reveals to the requester.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PredictOutput {
+    /// The most probable class, nothing else.
+    #[default]
+    Class,
+    /// The last layer's outputs.
+    Logits,
+    /// A probability for each class.
+    Probabilities,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum JobKind {
+    /// Train from seeded initial weights.
+    Train {
+        /// The network, TOML text.
+        network: String,
+        /// Hyper-parameters.
+        spec: TrainSpec,
+        /// What to train on.
+        dataset: DatasetRef,
+        /// Reveal the confusion matrix on the test split after every epoch.
+        evaluate_each_epoch: bool,
+        /// The parties keep shares of the weights under this name.
+        save_as: String,
+        /// Reveal the trained weights to the requester: they are no secret any more.
+        reveal_weights: bool,
+    },
+    /// Confusion matrix (and, for two classes, AUC) of a kept model on the test split.
+    Evaluate {
+        /// The model's name.
+        model: String,
+        /// The network, TOML text.
+        network: String,
+        /// Fraction bits of the model.
+        frac_bits: u8,
+        /// Ring bits of the model.
+        ring_bits: u8,
+        /// What to evaluate on.
+        dataset: DatasetRef,
+        /// Whether to compute the area under the ROC curve too.
+        auc: bool,
+    },
+    /// Predictions of a kept model for uploaded images.
+    Predict {
+        /// The model's name.
+        model: String,
+        /// The network, TOML text.
+        network: String,
+        /// Fraction bits of the model.
+        frac_bits: u8,
+        /// Ring bits of the model.
+        ring_bits: u8,
+        /// Number of images.
+        rows: usize,
+        /// Name of the upload that holds them.
+        upload: String,
+        /// What is revealed.
+        output: PredictOutput,
+    },
+}
+
+fn job_error(field: &'static str, found: impl ToString, problem: impl Into<String>) -> ModelError {
+    ModelError::Job { field, found: found.to_string(), problem: problem.into() }
+}
+
+pub(crate) fn check_range(
+    field: &'static str,
+    found: usize,
+    range: std::ops::RangeInclusive<usize>,
+) -> Result<(), ModelError> {
+    if range.contains(&found) {
+        return Ok(());
+    }
+    Err(job_error(field, found, format!("{} to {} are possible", range.start(), range.end())))
+}
+
+/// Checks the number format of a job.
+pub(crate) fn check_format(frac_bits: u8, ring_bits: u8) -> Result<(), ModelError> {
+    if ![48, 64].contains(&ring_bits) {
+        return Err(job_error("ring_bits", ring_bits, "48 and 64 are possible"));
+    }
+    // The softmax needs 13 fraction bits of 2f; products need room for integers above 2f.
+    let largest = if ring_bits == 64 { 20 } else { 16 };
+    check_range("frac_bits", usize::from(frac_bits), 8..=largest)
+}
+
+impl TrainSpec {
+    /// Checks every field's range.
+    pub fn check(&self) -> Result<(), ModelError> {
+        check_range("batch", self.batch, 1..=4096)?;
+        check_range("epochs", self.epochs, 1..=10_000)?;
+        let rate = self.learning_rate;
+        if !(rate.is_finite() && (1e-9..=64.0).contains(&rate)) {
+            return Err(job_error("learning_rate", rate, "1e-9 to 64 are possible"));
+        }
+        if !(self.momentum.is_finite() && (0.0..=0.999).contains(&self.momentum)) {
+            return Err(job_error("momentum", self.momentum, "0 to 0.999 are possible"));
+        }
+        if let LrSchedule::Step { every_epochs, factor } = self.schedule {
+            check_range("schedule.every_epochs", every_epochs, 1..=10_000)?;
+            if !(factor.is_finite() && factor > 0.0 && factor <= 1.0) {
+                return Err(job_error("schedule.factor", factor, "more than 0, at most 1"));
+            }
+        }
+        check_format(self.frac_bits, self.ring_bits)
+    }
+
+    /// The learning rate of an epoch (from 0).
+    pub fn rate_at(&self, epoch: usize) -> f64 {
+        match self.schedule {
+            LrSchedule::Constant => self.learning_rate,
+            LrSchedule::Step { every_epochs, factor } => {
+                self.learning_rate * libm::pow(factor, (epoch / every_epochs.max(1)) as f64)
+            }
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Composites: secure equals plain bit for bit, and plain is within the stated error of the real
+//! function on the stated domain.
+
+use std::collections::BTreeMap;
+
+use trefoil_protocol::fixed::{decode, encode};
+use trefoil_protocol::plan::Plan;
+use trefoil_protocol::program::{Builder, Program, Rounding, Sink};
+use trefoil_protocol::ring::Tensor;
+use trefoil_protocol::run::memory::{MemoryStep, run};
+use trefoil_protocol::run::plain;
+
+const SEED: u64 = 20_261_122;
+
+/// Runs plain and secure; gives the output as real numbers.
+fn both(program: &Program, x: &[f64], shape: &[usize], frac_in: u32, frac_out: u32) -> Vec<f64> {
+    println!("seed {SEED}");
+    let data = x.iter().map(|v| encode(*v, frac_in)).collect();
+    let inputs: BTreeMap<String, Tensor> = [("x".to_string(), Tensor::new(shape.to_vec(), data))].into();
+    let expected = plain::run(program, 0, &mut BTreeMap::new(), &inputs, None).unwrap();
+    let step = MemoryStep { plan: 0, inputs };
+    let secure = run(&[Plan::new(program)], &[step], &BTreeMap::new(), SEED).unwrap();
+    assert_eq!(secure.outputs[0]["y"], expected["y"]);
+    expected["y"].data().iter().map(|v| decode(*v, frac_out)).collect()
+}
+
+#[test]
+fn exp_is_within_two_to_the_minus_twelve() {
+    let x: Vec<f64> = (0..4000).map(|i| i as f64 * 0.005).collect();
+    let mut b = Builder::new("exp", 64).unwrap();
+    let v = b.input("x", &[x.len()], 32, 40).unwrap();
+    let y = b.exp_neg(v).unwrap();
+    b.output("y", y, Sink::Reveal).unwrap();
+    let y = both(&b.finish(), &x, &[x.len()], 32, 16);
+    for (x, y) in x.iter().zip(y) {
+        assert!((y - (-x).exp()).abs() < 1.0 / 4096.0, "exp(-{x}) = {y}");
+    }
+}
+
+#[test]
+fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
+    for integer_bits in [1u8, 2, 4, 7, 10] {
+        let top = f64::from(1u32 << integer_bits);
+        let x: Vec<f64> = (0..1500).map(|i| 1.0 + (top - 1.0) * f64::from(i) / 1500.0).collect();
+        let mut b = Builder::new("reciprocal", 64).unwrap();
+        let v = b.input("x", &[x.len()], 16, 16 + integer_bits).unwrap();
+        let y = b.reciprocal(v, integer_bits).unwrap();
+        b.output("y", y, Sink::Reveal).unwrap();
+        let y = both(&b.finish(), &x, &[x.len()], 16, 24);
+        for (x, y) in x.iter().zip(y) {
+            let x = decode(encode(*x, 16), 16);
+            assert!((y * x - 1.0).abs() < 1.0 / 4096.0, "1/{x} = {y} ({integer_bits} bits)");
+        }
+    }
+}
+
+#[test]
+fn softmax_is_within_two_to_the_minus_ten() {
+    for n in [2usize, 3, 10, 20] {
+        let rows = 40;
+        let x: Vec<f64> = (0..rows * n).map(|i| ((i * 7919 % 1000) as f64 / 1000.0 - 0.5) * (i % 23) as f64).collect();
+        let mut b = Builder::new("softmax", 64).unwrap();
+        let v = b.input("x", &[rows, n], 32, 40).unwrap();
+        let y = b.softmax(v).unwrap();
+        b.output("y", y, Sink::Reveal).unwrap();
+        let y = both(&b.finish(), &x, &[rows, n], 32, 16);
+        for (x, y) in x.chunks(n).zip(y.chunks(n)) {
+            let max = x.iter().copied().fold(f64::MIN, f64::max);
+            let sum: f64 = x.iter().map(|v| (v - max).exp()).sum();
+            for (x, y) in x.iter().zip(y) {
+                assert!((y - (x - max).exp() / sum).abs() < 1.0 / 1024.0, "{y}");
+            }
+        }
+    }
+}
+
+#[test]
+fn polynomials_follow_their_real_twins() {
+    let all = [0.119, 0.5, 0.147, -0.002, 0.0005];
+    for degree in [2usize, 3, 4] {
+        let x: Vec<f64> = (0..800).map(|i| f64::from(i) * 0.01 - 4.0).collect();
+        let mut b = Builder::new("polynomial", 64).unwrap();
+        let v = b.input("x", &[x.len()], 16, 19).unwrap();
+        let y = b.polynomial(v, &all[..=degree], Rounding::Nearest).unwrap();
+        b.output("y", y, Sink::Reveal).unwrap();
+        let y = both(&b.finish(), &x, &[x.len()], 16, 16);
+        for (x, y) in x.iter().zip(y) {
+            let real = all[..=degree].iter().rev().fold(0.0, |sum, c| sum * x + c);
+            // Coefficients carry 12 fraction bits, x at least 10.
+            let tolerance = (1.0 + x.abs().powi(degree as i32)) / 4096.0 + 0.02;
+            assert!((y - real).abs() < tolerance, "degree {degree}: p({x}) = {y}, {real}");
+        }
+    }
+    let x = [-3.0, -0.5, 0.0, 1.25, 100.0];
+    let mut b = Builder::new("square", 64).unwrap();
+    let v = b.input("x", &[5], 16, 24).unwrap();
+    let y = b.square(v, Rounding::Nearest).unwrap();
+    b.output("y", y, Sink::Reveal).unwrap();
+    assert_eq!(both(&b.finish(), &x, &[5], 16, 16), x.map(|v| v * v));
+}
