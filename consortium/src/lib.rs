@@ -1,1 +1,30 @@
-//! placeholder
+//! What all nodes of a consortium agree on: identities, the consortium file, job descriptions,
+//! session ids, the messages of the control plane, and the nodes' configuration files.
+//!
+//! What it does not: it opens no connection and runs no job; it decides nothing for a node.
+//!
+//! Where to read next: `file.rs` (who takes part), `job.rs` (what is computed, in words),
+//! `wire.rs` (what the nodes say to each other), `receipt.rs` (what makes an upload complete).
+
+#![forbid(unsafe_code)]
+
+mod bytes;
+pub mod config;
+mod file;
+pub mod host;
+pub mod identity;
+mod job;
+pub mod receipt;
+mod session;
+pub mod wire;
+
+pub use bytes::{Hex, Words, hex};
+pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig};
+pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
+pub use identity::IdentityError;
+pub use job::{JobDescription, JobError, JobId, Limits, check_name};
+pub use session::{Nonce, SessionId, fresh_nonce, random_bytes, session_id};
+pub use wire::{DatasetInfo, NodeStats, Part};
+
+/// The software's name and version, as named in handshakes and errors.
+pub const SOFTWARE: &str = concat!("trefoil ", env!("CARGO_PKG_VERSION"));

@@ -120,7 +120,11 @@ impl Prg {
         if out.is_empty() {
             return;
         }
-        if let Some(shifts) = self.shifts.as_ref().and_then(|shifts| shifts.get(&(at.step, at.id))) {
+        if let Some(shifts) = self
+            .shifts
+            .as_ref()
+            .and_then(|shifts| shifts.get(&(at.step, at.id)))
+        {
             return self.shifted_stream(shifts, at, first_word, out, join);
         }
         assert!(at.step >> STEP_BITS == 0, "steps are below 2^{STEP_BITS}");
@@ -176,16 +180,22 @@ impl Prg {
         out: &mut [u64],
         join: impl Fn(u64, u64) -> u64,
     ) {
-        let unshifted = Prg { shifts: None, ..self.clone() };
+        let unshifted = Prg {
+            shifts: None,
+            ..self.clone()
+        };
         let mut words = vec![0; out.len()];
         unshifted.fill(at, first_word, &mut words);
         for (i, (out, word)) in out.iter_mut().zip(words).enumerate() {
             let shift = shifts.get(first_word as usize + i).copied().unwrap_or(0);
-            *out = join(*out, match at.domain {
-                Domain::Ring => word.wrapping_add(shift),
-                Domain::Bits => word ^ shift,
-                Domain::Zero | Domain::Seed | Domain::Coin => word,
-            });
+            *out = join(
+                *out,
+                match at.domain {
+                    Domain::Ring => word.wrapping_add(shift),
+                    Domain::Bits => word ^ shift,
+                    Domain::Zero | Domain::Seed | Domain::Coin => word,
+                },
+            );
         }
     }
 }

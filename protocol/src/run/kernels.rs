@@ -6,7 +6,7 @@ use super::value::{Value, block_len};
 use crate::op::lookup::{LookupSpec, Table};
 use crate::plan::{Circuit, CircuitInput, Rep, Slot, TruncOut};
 use crate::prg::Prg;
-use crate::ring::kernel::{BLOCK, Plane, plane_to_words, to_planes};
+use crate::ring::kernel::{BLOCK, Plane, PlaneBuffer, plane_to_words, to_planes};
 
 /// An operand: its value and what the plan says of it.
 #[derive(Clone, Copy, Debug)]
@@ -54,7 +54,7 @@ fn by_block(n: usize, mut each: impl FnMut(usize, &mut [u64])) -> Value {
 /// A bit circuit; `one_share` is the constant 1 as this party's share.
 pub(super) fn circuit(circuit: &Circuit, ins: &[Operand<'_>], one_share: bool, n: usize) -> Value {
     let blocks = n.div_ceil(BLOCK);
-    let mut registers: Vec<Plane> = vec![[0; 8]; circuit.registers];
+    let mut registers = PlaneBuffer::new(circuit.registers);
     let mut words: Words = [0; BLOCK];
     let mut out = Vec::with_capacity(blocks * circuit.outs.len());
     for block in 0..blocks {

@@ -150,7 +150,7 @@ impl Step<'_> {
 
     fn stream(&self, id: VId, correction: Option<Bytes>) -> Value {
         let slot = self.plan.slot(id);
-        Value::Stream(Stream { id: id.0, step: self.step, rep: slot.rep, n: slot.n, correction, me: self.me })
+        Value::Stream(Stream { id: id.0, step: self.step, rep: slot.rep, correction, me: self.me })
     }
 
     fn execute(

@@ -17,7 +17,6 @@ pub(super) struct Stream {
     pub id: u32,
     pub step: u64,
     pub rep: Rep,
-    pub n: usize,
     /// The packed correction, if the value is a correlation; `None` for plain randomness.
     pub correction: Option<Bytes>,
     pub me: PartyId,

@@ -112,8 +112,10 @@ pub(super) async fn read_frames(
     loop {
         let frame = tokio::select! {
             biased;
-            frame = reader.next(Prefix::U64, max_frame_bytes) => frame,
+            // First, so that the close of a link after the end of the rounds is
+            // not taken for a failure.
             _ = queue.broken() => break,
+            frame = reader.next(Prefix::U64, max_frame_bytes) => frame,
         };
         match frame {
             Ok(Some(frame)) => {
@@ -121,9 +123,8 @@ pub(super) async fn read_frames(
                     biased;
                     admitted = queue.space() => admitted,
                     reason = link.closed() => {
-                        state.lost(peer, &link, reason).await;
-                        lifeline.ended = true;
-                        return;
+                        lost_unless_broken(&state, peer, &link, reason, &queue).await;
+                        break;
                     }
                 };
                 if admitted.is_err() {
@@ -136,9 +137,9 @@ pub(super) async fn read_frames(
                 break;
             }
             Err(FrameError::Read(err)) => {
-                state.lost(peer, &link, link.describe_read(&err)).await;
-                lifeline.ended = true;
-                return;
+                let reason = link.describe_read(&err);
+                lost_unless_broken(&state, peer, &link, reason, &queue).await;
+                break;
             }
             Err(FrameError::Truncated) => {
                 let detail = "its stream ended inside a frame".into();
@@ -156,6 +157,22 @@ pub(super) async fn read_frames(
     reader.stop(CODE_FAILED);
 }
 
+/// A stream broke while its frames were wanted; while waiting for the reason,
+/// they may have stopped being so.
+async fn lost_unless_broken(
+    state: &SessionState,
+    peer: Peer,
+    link: &Link,
+    reason: String,
+    queue: &FrameQueue,
+) {
+    tokio::select! {
+        biased;
+        _ = queue.broken() => {}
+        () = state.lost(peer, link, reason) => {}
+    }
+}
+
 /// The dealer's side of a stream that only it writes to: notices that the party
 /// is gone while nothing is being sent. Ends with the writer.
 pub(super) async fn watch(
@@ -165,19 +182,23 @@ pub(super) async fn watch(
     mut reader: FrameReader,
     writer: JoinHandle<()>,
 ) {
-    let read = tokio::select! {
-        biased;
-        _ = writer => Ok(None),
-        read = reader.next(Prefix::U64, 0) => read,
-    };
-    match read {
-        // The party takes no more; the writer will notice.
-        Ok(None) => {}
-        Err(FrameError::Read(err)) => state.lost(peer, &link, link.describe_read(&err)).await,
-        Ok(Some(_)) | Err(_) => {
-            let detail = "it sent something on the dealer's stream".into();
-            state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+    let watching = async {
+        match reader.next(Prefix::U64, 0).await {
+            // The party takes no more; the writer will notice.
+            Ok(None) => {}
+            Err(FrameError::Read(err)) => {
+                state.lost(peer, &link, link.describe_read(&err)).await;
+            }
+            Ok(Some(_)) | Err(_) => {
+                let detail = "it sent something on the dealer's stream".into();
+                state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+            }
         }
+    };
+    tokio::select! {
+        biased;
+        // A vanished writer has failed the session itself.
+        _ = writer => {}
+        () = watching => {}
     }
-    lifeline.ended = true;
 }

@@ -1,0 +1,133 @@
+//! The backward pass: from the gradient of the logits to that of every weight and bias.
+//!
+//! Gradients of activations are summed over nothing and not divided by the batch: that division is
+//! part of the update. They are truncated to f fraction bits where a product reads them, together with
+//! the ReLU or the pool that they pass. The gradient of the images is never built.
+
+use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
+
+use super::forward::{Recorded, What, conv_spec, divide, pool_spec};
+use super::{Format, at_most, exactly};
+use crate::network::{LayerKind, Network};
+
+/// The gradient of one parameter, summed over the batch.
+#[derive(Debug)]
+pub(crate) struct Gradient {
+    /// Index of the layer.
+    pub layer: usize,
+    /// Carried name of the parameter.
+    pub name: String,
+    /// The parameter.
+    pub value: Val,
+    /// Its gradient; about 2f fraction bits for weights, f for biases.
+    pub sum: Val,
+}
+
+/// Walks the tape backward from `g`, the gradient of the logits.
+pub(crate) fn backward(
+    b: &mut Builder,
+    network: &Network,
+    format: Format,
+    rounding: Rounding,
+    tape: &[Recorded],
+    g: Val,
+) -> Result<Vec<Gradient>, BuildError> {
+    let f = format.frac_bits;
+    let first = tape.iter().position(|entry| matches!(entry.what, What::Linear { .. })).unwrap_or(0);
+    let mut gradients = Vec::new();
+    let mut g = g;
+    let mut at = tape.len();
+    while at > first {
+        at -= 1;
+        let entry = &tape[at];
+        let layer = &network.layers[entry.layer];
+        b.scope(&layer.name);
+        let rows = b.shape(g)[0];
+        let out_shape = [&[rows], &layer.output[..]].concat();
+        g = b.reshape(g, &out_shape)?;
+        match &entry.what {
+            What::Linear { x, w, bias } => {
+                g = at_most(b, g, f, rounding)?;
+                let trailing = out_shape.len() - 2;
+                let db = b.sum(g, 1, trailing)?;
+                gradients.push(Gradient { layer: entry.layer, name: layer.bias_name(), value: *bias, sum: db });
+                let w_shape = b.shape(*w);
+                let dw = if let LayerKind::Conv { .. } = layer.kind {
+                    b.conv2d_grad_weight(*x, g, &w_shape, conv_spec(&layer.kind))?
+                } else {
+                    let x = b.reshape(*x, &[rows, layer.fan_in()])?;
+                    b.matmul(x, g, true, false)?
+                };
+                gradients.push(Gradient { layer: entry.layer, name: layer.weight_name(), value: *w, sum: dw });
+                if at > first {
+                    g = if let LayerKind::Conv { .. } = layer.kind {
+                        b.conv2d_grad_input(g, *w, &entry.x_shape, conv_spec(&layer.kind))?
+                    } else {
+                        b.matmul(g, *w, false, true)?
+                    };
+                }
+            }
+            What::Relu { bit } => {
+                let pooled = at.checked_sub(1).map(|before| &tape[before]);
+                if let Some(Recorded { layer: pool, x_shape, what: What::MaxPool { bits } }) = pooled
+                    && at > first
+                {
+                    at -= 1;
+                    g = pool_grad(b, network, *pool, *bits, Some(*bit), g, x_shape, f, rounding)?;
+                } else {
+                    g = match b.ty(g).frac_bits.checked_sub(f) {
+                        None | Some(0) => b.bit_mul(*bit, g)?[0],
+                        Some(shift) => b.bit_trunc(*bit, g, shift, rounding)?[0],
+                    };
+                }
+            }
+            What::MaxPool { bits } => {
+                g = pool_grad(b, network, entry.layer, *bits, None, g, &entry.x_shape, f, rounding)?;
+            }
+            What::AvgPool { factor } => {
+                let LayerKind::AvgPool(window) = layer.kind else {
+                    return Err(b.error("avg_pool", "the tape does not fit the network"));
+                };
+                let spread = b.sum_pool_grad(g, &entry.x_shape, pool_spec(window))?;
+                g = divide(b, spread, *factor, f, rounding)?;
+            }
+            What::Derivative { value, log2_factor } => {
+                let at_f = at_most(b, g, f, rounding)?;
+                let product = b.mul(*value, at_f)?;
+                let frac = b.ty(product).frac_bits - log2_factor;
+                g = b.rescale(product, frac)?;
+            }
+            What::Reshape => {}
+        }
+        if at > first {
+            g = b.reshape(g, &tape[at].x_shape)?;
+        }
+    }
+    Ok(gradients)
+}
+
+#[allow(clippy::too_many_arguments)] // one call site for each of two cases; a struct would only rename them
+fn pool_grad(
+    b: &mut Builder,
+    network: &Network,
+    layer: usize,
+    bits: Val,
+    relu: Option<Val>,
+    g: Val,
+    x_shape: &[usize],
+    f: u8,
+    rounding: Rounding,
+) -> Result<Val, BuildError> {
+    let layer = &network.layers[layer];
+    let LayerKind::MaxPool(window) = layer.kind else {
+        return Err(b.error("max_pool", "the tape does not fit the network"));
+    };
+    b.scope(&layer.name);
+    let spec = pool_spec(window);
+    let selectors = b.pool_select(bits, relu, x_shape, spec)?;
+    // The operation truncates: a gradient that has f fraction bits already gets one more first.
+    let target = b.ty(g).frac_bits.min(f);
+    let g = if b.ty(g).frac_bits == target { exactly(b, g, target + 1, rounding)? } else { g };
+    let shift = b.ty(g).frac_bits - target;
+    b.max_pool_grad(selectors, g, shift, rounding, x_shape, spec)
+}

@@ -1,0 +1,220 @@
+//! The forward pass, and the tape of what the backward pass needs from it.
+
+use trefoil_protocol::fixed::encode;
+use trefoil_protocol::program::{BuildError, Builder, ConvSpec, PoolSpec, Rounding, Val};
+
+use super::{Format, Ratio, WEIGHT_INTEGER_BITS, at_most, exactly};
+use crate::network::{Layer, LayerKind, Network, Window};
+
+/// Where the openings of the weights come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Masking {
+    /// Opened in this step, under this step's masks.
+    Fresh,
+    /// Opened by a set-up step of the session.
+    Kept,
+}
+
+/// One layer as the backward pass sees it.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    /// Index of the layer in the network.
+    pub layer: usize,
+    /// Shape of its input, batch first.
+    pub x_shape: Vec<usize>,
+    /// What it did.
+    pub what: What,
+}
+
+/// What the gradient of a layer needs.
+#[derive(Debug)]
+pub(crate) enum What {
+    /// A convolution or a dense layer on x (f fraction bits), weights w and bias.
+    Linear { x: Val, w: Val, bias: Val },
+    /// ReLU with its derivative bit.
+    Relu { bit: Val },
+    /// Max pool with its comparison bits.
+    MaxPool { bits: Val },
+    /// An activation with this derivative at x, as a value and the factor to multiply it with.
+    Derivative { value: Val, log2_factor: u8 },
+    /// Average pool: the sum's factor.
+    AvgPool { factor: Ratio },
+    /// Another shape for the same elements.
+    Reshape,
+}
+
+/// The forward pass.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    /// `[rows, classes]`, 2f fraction bits.
+    pub logits: Val,
+    /// For each layer in order what the backward pass needs.
+    pub tape: Vec<Recorded>,
+}
+
+pub(crate) fn pool_spec(window: Window) -> PoolSpec {
+    PoolSpec { window: window.size, stride: window.stride }
+}
+
+pub(crate) fn conv_spec(kind: &LayerKind) -> ConvSpec {
+    match kind {
+        LayerKind::Conv { stride, padding, .. } => ConvSpec { stride: *stride, pad: *padding },
+        _ => ConvSpec::default(),
+    }
+}
+
+/// Builds all layers. `derivatives`: also build what only the backward pass reads.
+pub(crate) fn forward(
+    b: &mut Builder,
+    network: &Network,
+    format: Format,
+    rounding: Rounding,
+    masking: Masking,
+    images: Val,
+    derivatives: bool,
+) -> Result<Pass, BuildError> {
+    let f = format.frac_bits;
+    let rows = b.shape(images)[0];
+    let mut x = images;
+    let mut tape = Vec::new();
+    for (index, layer) in network.layers.iter().enumerate() {
+        b.scope(&layer.name);
+        let x_shape = b.shape(x);
+        let what = match &layer.kind {
+            LayerKind::Conv { .. } | LayerKind::Dense { .. } => {
+                let at_f = exactly(b, x, f, rounding)?;
+                let (w, bias) = parameters(b, layer, format, masking)?;
+                x = linear(b, layer, at_f, w, bias, f)?;
+                What::Linear { x: at_f, w, bias }
+            }
+            LayerKind::Relu => {
+                // The operation truncates: a value that has f fraction bits already gets more first.
+                let wide = if b.ty(x).frac_bits <= f { exactly(b, x, 2 * f, rounding)? } else { x };
+                let shift = b.ty(wide).frac_bits - f;
+                let (y, bit) = b.relu_trunc(wide, shift, rounding)?;
+                x = y;
+                What::Relu { bit }
+            }
+            LayerKind::MaxPool(window) => {
+                let (y, bits) = b.max_pool(x, pool_spec(*window))?;
+                x = y;
+                What::MaxPool { bits }
+            }
+            LayerKind::AvgPool(window) => {
+                let factor = Ratio::nearest(1.0 / (window.size[0] * window.size[1]) as f64);
+                let sum = b.sum_pool(x, pool_spec(*window))?;
+                x = divide(b, sum, factor, f, rounding)?;
+                What::AvgPool { factor }
+            }
+            LayerKind::Square => {
+                let at_f = exactly(b, x, f, rounding)?;
+                x = b.powers(at_f, 2)?[0];
+                What::Derivative { value: at_f, log2_factor: 1 }
+            }
+            LayerKind::Poly(coefficients) => {
+                let (y, derivative) = polynomial(b, x, coefficients, f, rounding, derivatives)?;
+                x = y;
+                What::Derivative { value: derivative, log2_factor: 0 }
+            }
+            LayerKind::Flatten => {
+                x = b.reshape(x, &[rows, layer.output.iter().product()])?;
+                What::Reshape
+            }
+        };
+        tape.push(Recorded { layer: index, x_shape, what });
+    }
+    b.scope("logits");
+    let logits = b.reshape(x, &[rows, network.classes])?;
+    let logits = exactly(b, logits, 2 * f, rounding)?;
+    Ok(Pass { logits, tape })
+}
+
+fn parameters(
+    b: &mut Builder,
+    layer: &Layer,
+    format: Format,
+    masking: Masking,
+) -> Result<(Val, Val), BuildError> {
+    let f = format.frac_bits;
+    let bound = f + WEIGHT_INTEGER_BITS;
+    let shape = layer.weight_shape().unwrap_or_default();
+    let name = layer.weight_name();
+    let w = match masking {
+        Masking::Fresh => b.carried(&name, &shape, f, bound)?,
+        Masking::Kept => b.carried_masked(&name, &shape, f, bound)?,
+    };
+    let bias = b.carried(&layer.bias_name(), &[layer.bias_len().unwrap_or(0)], f, bound)?;
+    Ok((w, bias))
+}
+
+/// `w x + bias` with 2f fraction bits.
+fn linear(b: &mut Builder, layer: &Layer, x: Val, w: Val, bias: Val, f: u8) -> Result<Val, BuildError> {
+    let rows = b.shape(x)[0];
+    let bias = exactly(b, bias, 2 * f, Rounding::Nearest)?;
+    let (y, bias) = if let LayerKind::Conv { .. } = layer.kind {
+        let y = b.conv2d(x, w, conv_spec(&layer.kind))?;
+        (y, b.broadcast(bias, &[rows], &layer.output[1..])?)
+    } else {
+        let x = b.reshape(x, &[rows, layer.fan_in()])?;
+        (b.matmul(x, w, false, false)?, b.broadcast(bias, &[rows], &[])?)
+    };
+    b.add(y, bias)
+}
+
+/// `factor * x`, truncated before only if the fraction would leave fewer than 8 integer bits.
+pub(crate) fn divide(
+    b: &mut Builder,
+    x: Val,
+    factor: Ratio,
+    f: u8,
+    rounding: Rounding,
+) -> Result<Val, BuildError> {
+    let room = b.ring_bits() - 2 - 8;
+    let x = if b.ty(x).frac_bits + factor.shift > room { at_most(b, x, f, rounding)? } else { x };
+    let scaled = if factor.factor == 1 { x } else { b.scale(x, factor.factor)? };
+    let frac = b.ty(x).frac_bits + factor.shift;
+    b.rescale(scaled, frac)
+}
+
+/// `p(x)` and, if asked for, `p'(x)`, both with f fraction bits, from one opening of x.
+///
+/// `x^d` has `d t` fraction bits if x has t: x is truncated to the t that leaves 4 integer bits of x
+/// (so |x| < 16) beside 6 more fraction bits for the coefficients. At k = 64: 16, 14 and 10 for
+/// degrees 2, 3 and 4.
+fn polynomial(
+    b: &mut Builder,
+    x: Val,
+    coefficients: &[f64],
+    f: u8,
+    rounding: Rounding,
+    derivative: bool,
+) -> Result<(Val, Val), BuildError> {
+    const GUARD: u8 = 6;
+    let degree = (coefficients.len() - 1) as u8;
+    let t = ((b.ring_bits() - 2 - GUARD) / degree - 4).min(f);
+    let x = exactly(b, x, t, rounding)?;
+    let mut powers = vec![x];
+    powers.extend(b.powers(x, degree)?);
+    let mut sum = |b: &mut Builder, coefficients: &[f64]| {
+        let degree = (coefficients.len() - 1) as u8;
+        let scale = degree * t + GUARD;
+        let mut sum: Option<Val> = None;
+        for (j, (power, c)) in (1u8..).zip(powers.iter().zip(&coefficients[1..])) {
+            let term = b.scale(*power, encode(*c, u32::from(scale - j * t)) as i64)?;
+            let term = b.rescale(term, scale)?;
+            sum = Some(match sum {
+                Some(sum) => b.add(sum, term)?,
+                None => term,
+            });
+        }
+        let sum = sum.ok_or_else(|| b.error("poly", "needs at least two coefficients"))?;
+        let sum = b.add_const(sum, encode(coefficients[0], u32::from(scale)) as i64)?;
+        exactly(b, sum, f, rounding)
+    };
+    let y = sum(b, coefficients)?;
+    if !derivative {
+        return Ok((y, y));
+    }
+    let slopes: Vec<f64> = coefficients.iter().enumerate().skip(1).map(|(j, c)| j as f64 * c).collect();
+    Ok((y, sum(b, &slopes)?))
+}

@@ -1,0 +1,324 @@
+//! The steps of a job, which every node derives from the job's description alone.
+//!
+//! Which rows meet in which batch is public and follows from the job's seed: a Fisher-Yates shuffle
+//! drawn from ChaCha20, one for each epoch. Training drops the last partial batch; evaluation and
+//! prediction pad it with rows of zero shares, whose zero labels count nothing.
+
+use std::collections::BTreeMap;
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{Rng, SeedableRng};
+use sha2::{Digest, Sha256};
+use trefoil_protocol::{Program, Tensor};
+
+use crate::job::{JobKind, TrainSpec, check_format, check_range};
+use crate::programs::{self, Format};
+use crate::{ModelError, Network, weights};
+
+/// In [`StepInput::rows`]: a row of zero shares that exists in no table.
+pub const PADDING_ROW: u32 = u32::MAX;
+/// Images in one step of evaluation or prediction, at most.
+pub const INFERENCE_ROWS: usize = 128;
+/// Row indices in one schedule, at most: they are held in memory.
+const MAX_SCHEDULED_ROWS: usize = 1 << 26;
+/// Rows of the AUC, at most: every row is compared with every other.
+const MAX_AUC_ROWS: usize = 4096;
+
+/// Training images.
+pub const TRAIN_IMAGES: &str = "train/images";
+/// Training labels, one-hot.
+pub const TRAIN_LABELS: &str = "train/labels";
+/// Test images.
+pub const TEST_IMAGES: &str = "test/images";
+/// Test labels, one-hot.
+pub const TEST_LABELS: &str = "test/labels";
+/// Images to be classified.
+pub const UPLOAD_IMAGES: &str = "upload/images";
+
+/// What a step is for. Counters start at 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Opens the weights under their masks for the steps that follow.
+    Setup,
+    /// One update of the weights.
+    Train {
+        /// Which pass over the data.
+        epoch: usize,
+        /// Which batch of the pass.
+        batch: usize,
+        /// Batches of a pass.
+        of: usize,
+    },
+    /// One batch of the test split.
+    Evaluate {
+        /// After which epoch of this job.
+        epoch: usize,
+        /// Which batch.
+        batch: usize,
+        /// Batches in all.
+        of: usize,
+    },
+    /// A block of score comparisons.
+    Auc {
+        /// Which block.
+        block: usize,
+        /// Blocks in all.
+        of: usize,
+    },
+    /// One batch of uploaded images; reveals its predictions.
+    Predict {
+        /// Which batch.
+        batch: usize,
+        /// Batches in all.
+        of: usize,
+    },
+    /// Reveals an evaluation's counts.
+    Result {
+        /// After which epoch of this job.
+        epoch: usize,
+    },
+    /// Reveals the weights.
+    RevealWeights,
+}
+
+/// Rows of a table that a program's input is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StepInput {
+    /// The program's input.
+    pub name: String,
+    /// The table, such as [`TRAIN_IMAGES`].
+    pub table: String,
+    /// Its rows in order; [`PADDING_ROW`] is a row of zeros.
+    pub rows: Vec<u32>,
+}
+
+/// One run of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Index in [`Schedule::programs`].
+    pub program: usize,
+    /// What it is for.
+    pub phase: Phase,
+    /// Its inputs.
+    pub inputs: Vec<StepInput>,
+}
+
+/// Carried state at the session's start.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InitialState {
+    /// Public values: P0 holds them, the others hold zeros.
+    Public(BTreeMap<String, Tensor>),
+    /// Shares that the parties kept under this model name.
+    Model(String),
+}
+
+/// Everything that a job does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Schedule {
+    /// Programs, each compiled once.
+    pub programs: Vec<Program>,
+    /// Carried state at the start.
+    pub initial: InitialState,
+    /// Steps in order; a step's index is its number in the protocol.
+    pub steps: Vec<Step>,
+    /// Carried names that make up the model to keep; empty if nothing is kept.
+    pub save: Vec<String>,
+}
+
+/// The rows of one table that a step reads, gathered: what an input's tensor holds. `None` if the
+/// table has no such row.
+pub fn gather(table: &[u64], row_words: usize, rows: &[u32]) -> Option<Vec<u64>> {
+    let mut out = Vec::with_capacity(rows.len() * row_words);
+    for row in rows {
+        if *row == PADDING_ROW {
+            out.resize(out.len() + row_words, 0);
+            continue;
+        }
+        let at = (*row as usize).checked_mul(row_words)?;
+        out.extend_from_slice(table.get(at..at.checked_add(row_words)?)?);
+    }
+    Some(out)
+}
+
+/// The stream of public random words for one purpose.
+pub(crate) fn stream(seed: u64, purpose: &str) -> ChaCha20Rng {
+    let hash = Sha256::new().chain_update(b"trefoil ").chain_update(seed.to_le_bytes()).chain_update(purpose);
+    ChaCha20Rng::from_seed(hash.finalize().into())
+}
+
+/// A number below `n`; its distance from uniform is below `n / 2^64`.
+pub(crate) fn below(rng: &mut ChaCha20Rng, n: u64) -> u64 {
+    ((u128::from(rng.next_u64()) * u128::from(n)) >> 64) as u64
+}
+
+/// The order of the training rows in an epoch.
+pub fn epoch_order(seed: u64, epoch: usize, rows: usize) -> Vec<u32> {
+    let mut rng = stream(seed, &format!("order {epoch}"));
+    let mut order: Vec<u32> = (0..rows as u32).collect();
+    for i in (1..rows).rev() {
+        order.swap(i, below(&mut rng, i as u64 + 1) as usize);
+    }
+    order
+}
+
+/// Batches of equal size that hold `rows` rows, the last one padded: number and size.
+pub fn inference_batches(rows: usize) -> (usize, usize) {
+    let batches = rows.div_ceil(INFERENCE_ROWS).max(1);
+    (batches, rows.div_ceil(batches))
+}
+
+fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
+    (batch * size..(batch + 1) * size).map(|row| if row < rows { row as u32 } else { PADDING_ROW }).collect()
+}
+
+fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
+    StepInput { name: name.into(), table: table.into(), rows }
+}
+
+/// Derives the steps of a job; deterministic.
+pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
+    match job {
+        JobKind::Train { network, spec, dataset, evaluate_each_epoch, reveal_weights, .. } => {
+            let network = Network::parse(network)?;
+            let test_rows = evaluate_each_epoch.then_some(dataset.test_rows);
+            train(&network, spec, dataset.train_rows, test_rows, *reveal_weights)
+        }
+        JobKind::Evaluate { model, network, frac_bits, ring_bits, dataset, auc } => {
+            let network = Network::parse(network)?;
+            check_format(*frac_bits, *ring_bits)?;
+            let format = Format { frac_bits: *frac_bits, ring_bits: *ring_bits };
+            let mut schedule = empty(InitialState::Model(model.clone()));
+            let evaluation = Evaluation::new(&mut schedule, &network, format, dataset.test_rows, *auc)?;
+            evaluation.steps(&mut schedule, 0);
+            Ok(schedule)
+        }
+        JobKind::Predict { model, network, frac_bits, ring_bits, rows, output, .. } => {
+            let network = Network::parse(network)?;
+            check_format(*frac_bits, *ring_bits)?;
+            check_range("rows", *rows, 1..=MAX_SCHEDULED_ROWS)?;
+            let format = Format { frac_bits: *frac_bits, ring_bits: *ring_bits };
+            let (batches, size) = inference_batches(*rows);
+            let mut schedule = empty(InitialState::Model(model.clone()));
+            schedule.programs.push(programs::setup(&network, format)?);
+            schedule.programs.push(programs::predict(&network, format, size, *output)?);
+            schedule.steps.push(Step { program: 0, phase: Phase::Setup, inputs: Vec::new() });
+            for batch in 0..batches {
+                let images = input("images", UPLOAD_IMAGES, inference_rows(*rows, batch, size));
+                let phase = Phase::Predict { batch, of: batches };
+                schedule.steps.push(Step { program: 1, phase, inputs: vec![images] });
+            }
+            Ok(schedule)
+        }
+    }
+}
+
+fn empty(initial: InitialState) -> Schedule {
+    Schedule { programs: Vec::new(), initial, steps: Vec::new(), save: Vec::new() }
+}
+
+fn train(
+    network: &Network,
+    spec: &TrainSpec,
+    rows: usize,
+    test_rows: Option<usize>,
+    reveal_weights: bool,
+) -> Result<Schedule, ModelError> {
+    spec.check()?;
+    check_range("dataset.train_rows", rows, spec.batch..=MAX_SCHEDULED_ROWS)?;
+    check_range("epochs * train_rows", spec.epochs.saturating_mul(rows), 1..=MAX_SCHEDULED_ROWS)?;
+    let format = Format { frac_bits: spec.frac_bits, ring_bits: spec.ring_bits };
+    let initial = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
+    let mut state = initial.clone();
+    if spec.momentum > 0.0 {
+        state.extend(initial.iter().map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))));
+    }
+    let mut schedule = empty(InitialState::Public(state));
+    schedule.save = network.parameters().into_iter().map(|(name, _)| name).collect();
+    let evaluation = match test_rows {
+        Some(rows) => Some(Evaluation::new(&mut schedule, network, format, rows, false)?),
+        None => None,
+    };
+    let of = rows / spec.batch;
+    let mut rates: Vec<(f64, usize)> = Vec::new();
+    for epoch in 0..spec.epochs {
+        let rate = spec.rate_at(epoch);
+        let program = match rates.iter().find(|(known, _)| *known == rate) {
+            Some((_, program)) => *program,
+            None => {
+                schedule.programs.push(programs::train(network, spec, rate)?);
+                rates.push((rate, schedule.programs.len() - 1));
+                schedule.programs.len() - 1
+            }
+        };
+        let order = epoch_order(spec.seed, epoch, rows);
+        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+            let inputs =
+                vec![input("images", TRAIN_IMAGES, rows.to_vec()), input("labels", TRAIN_LABELS, rows.to_vec())];
+            schedule.steps.push(Step { program, phase: Phase::Train { epoch, batch, of }, inputs });
+        }
+        if let Some(evaluation) = &evaluation {
+            evaluation.steps(&mut schedule, epoch);
+        }
+    }
+    if reveal_weights {
+        schedule.programs.push(programs::reveal_weights(network, format)?);
+        let program = schedule.programs.len() - 1;
+        schedule.steps.push(Step { program, phase: Phase::RevealWeights, inputs: Vec::new() });
+    }
+    Ok(schedule)
+}
+
+/// Where an evaluation's programs are in the schedule.
+struct Evaluation {
+    setup: usize,
+    rows: usize,
+    auc: bool,
+}
+
+impl Evaluation {
+    fn new(
+        schedule: &mut Schedule,
+        network: &Network,
+        format: Format,
+        rows: usize,
+        auc: bool,
+    ) -> Result<Evaluation, ModelError> {
+        check_range("dataset.test_rows", rows, 1..=if auc { MAX_AUC_ROWS } else { MAX_SCHEDULED_ROWS })?;
+        if auc && network.classes != 2 {
+            return Err(ModelError::Job {
+                field: "auc",
+                found: format!("{} classes", network.classes),
+                problem: "the area under the ROC curve needs 2 classes".into(),
+            });
+        }
+        let setup = schedule.programs.len();
+        let (batches, size) = inference_batches(rows);
+        let scores = auc.then_some(batches * size);
+        schedule.programs.push(programs::evaluation_setup(network, format, scores)?);
+        schedule.programs.push(programs::evaluate(network, format, size, scores)?);
+        schedule.programs.push(programs::evaluation_result(network, format, auc)?);
+        if let Some(scores) = scores {
+            schedule.programs.push(programs::auc_block(format, size, scores)?);
+        }
+        Ok(Evaluation { setup, rows, auc })
+    }
+
+    fn steps(&self, schedule: &mut Schedule, epoch: usize) {
+        let (of, size) = inference_batches(self.rows);
+        let mut push = |program: usize, phase: Phase, inputs: Vec<StepInput>| {
+            schedule.steps.push(Step { program: self.setup + program, phase, inputs });
+        };
+        push(0, Phase::Setup, Vec::new());
+        for batch in 0..of {
+            let rows = || inference_rows(self.rows, batch, size);
+            let inputs = vec![input("images", TEST_IMAGES, rows()), input("labels", TEST_LABELS, rows())];
+            push(1, Phase::Evaluate { epoch, batch, of }, inputs);
+        }
+        if self.auc {
+            for block in 0..of {
+                push(3, Phase::Auc { block, of }, Vec::new());
+            }
+        }
+        push(2, Phase::Result { epoch }, Vec::new());
+    }
+}
