@@ -289,7 +289,8 @@ impl Network {
         let parsed: Text = toml::from_str(text).map_err(|error| ModelError::Text(error.to_string()))?;
         let mut specs = Vec::new();
         for (index, spanned) in parsed.layer.into_iter().enumerate() {
-            let line = 1 + text[..spanned.span().start.min(text.len())].matches('\n').count();
+            let before = text.as_bytes().iter().take(spanned.span().start);
+            let line = 1 + before.filter(|byte| **byte == b'\n').count();
             let table = spanned.into_inner();
             let kind = table.get("kind").and_then(|kind| kind.as_str()).unwrap_or("no kind").to_string();
             let spec = table.try_into().map_err(|error| ModelError::Layer {

@@ -17,13 +17,21 @@ fn case(name: &str, shape: &[usize], build: impl Fn(&mut Builder, Val) -> Result
     let plan = Plan::new(&b.finish());
     let cost = plan.cost();
     let n: usize = shape.iter().product();
-    let data = (0..n as u64).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24).collect();
+    let data = (0..n as u64)
+        .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24)
+        .collect();
     let inputs = BTreeMap::from([("x".to_string(), Tensor::new(shape.to_vec(), data))]);
     let step = MemoryStep { plan: 0, inputs };
     let mut seconds = Vec::new();
     for _ in 0..3 {
         let start = Instant::now();
-        run(std::slice::from_ref(&plan), std::slice::from_ref(&step), &BTreeMap::new(), 1).expect("threads run");
+        run(
+            std::slice::from_ref(&plan),
+            std::slice::from_ref(&step),
+            &BTreeMap::new(),
+            1,
+        )
+        .expect("threads run");
         seconds.push(start.elapsed().as_secs_f64());
     }
     seconds.sort_by(f64::total_cmp);
@@ -38,8 +46,12 @@ fn case(name: &str, shape: &[usize], build: impl Fn(&mut Builder, Val) -> Result
 
 fn main() {
     let million = [1usize << 20];
-    case("relu-1m", &million, |b, x| Ok(b.relu_trunc(x, 16, Rounding::Nearest)?.0));
-    case("truncate-1m", &million, |b, x| b.trunc(x, 16, Rounding::Nearest));
+    case("relu-1m", &million, |b, x| {
+        Ok(b.relu_trunc(x, 16, Rounding::Nearest)?.0)
+    });
+    case("truncate-1m", &million, |b, x| {
+        b.trunc(x, 16, Rounding::Nearest)
+    });
     case("mul-1m", &million, |b, x| {
         let x = b.rescale(x, 16)?;
         b.mul(x, x)

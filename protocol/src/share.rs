@@ -28,7 +28,11 @@ impl fmt::Debug for CompressedShare {
     }
 }
 
-const SEED_POS: Pos = Pos { step: 0, id: 0, domain: Domain::Seed };
+const SEED_POS: Pos = Pos {
+    step: 0,
+    id: 0,
+    domain: Domain::Seed,
+};
 
 impl CompressedShare {
     /// The share of `n` elements; `None` if a full share has another length.
@@ -66,8 +70,13 @@ pub fn share(x: &[u64], seeds: [[u8; 16]; 2], full_to: PartyId) -> [CompressedSh
 /// If the shares differ in size: they come from one sharing.
 pub fn reconstruct(shares: [&Tensor; 3]) -> Tensor {
     let [a, b, c] = shares;
-    assert!(a.len() == b.len() && b.len() == c.len(), "shares of one value have one size");
+    assert!(
+        a.len() == b.len() && b.len() == c.len(),
+        "shares of one value have one size"
+    );
     let words = a.data().iter().zip(b.data()).zip(c.data());
-    let data = words.map(|((a, b), c)| a.wrapping_add(*b).wrapping_add(*c)).collect();
+    let data = words
+        .map(|((a, b), c)| a.wrapping_add(*b).wrapping_add(*c))
+        .collect();
     Tensor::new(a.shape().to_vec(), data)
 }

@@ -16,12 +16,17 @@ const SEED: u64 = 20_261_122;
 fn both(program: &Program, x: &[f64], shape: &[usize], frac_in: u32, frac_out: u32) -> Vec<f64> {
     println!("seed {SEED}");
     let data = x.iter().map(|v| encode(*v, frac_in)).collect();
-    let inputs: BTreeMap<String, Tensor> = [("x".to_string(), Tensor::new(shape.to_vec(), data))].into();
+    let inputs: BTreeMap<String, Tensor> =
+        [("x".to_string(), Tensor::new(shape.to_vec(), data))].into();
     let expected = plain::run(program, 0, &mut BTreeMap::new(), &inputs, None).unwrap();
     let step = MemoryStep { plan: 0, inputs };
     let secure = run(&[Plan::new(program)], &[step], &BTreeMap::new(), SEED).unwrap();
     assert_eq!(secure.outputs[0]["y"], expected["y"]);
-    expected["y"].data().iter().map(|v| decode(*v, frac_out)).collect()
+    expected["y"]
+        .data()
+        .iter()
+        .map(|v| decode(*v, frac_out))
+        .collect()
 }
 
 #[test]
@@ -41,7 +46,9 @@ fn exp_is_within_two_to_the_minus_twelve() {
 fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
     for integer_bits in [1u8, 2, 4, 7, 10] {
         let top = f64::from(1u32 << integer_bits);
-        let x: Vec<f64> = (0..1500).map(|i| 1.0 + (top - 1.0) * f64::from(i) / 1500.0).collect();
+        let x: Vec<f64> = (0..1500)
+            .map(|i| 1.0 + (top - 1.0) * f64::from(i) / 1500.0)
+            .collect();
         let mut b = Builder::new("reciprocal", 64).unwrap();
         let v = b.input("x", &[x.len()], 16, 16 + integer_bits).unwrap();
         let y = b.reciprocal(v, integer_bits).unwrap();
@@ -49,7 +56,10 @@ fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
         let y = both(&b.finish(), &x, &[x.len()], 16, 24);
         for (x, y) in x.iter().zip(y) {
             let x = decode(encode(*x, 16), 16);
-            assert!((y * x - 1.0).abs() < 1.0 / 4096.0, "1/{x} = {y} ({integer_bits} bits)");
+            assert!(
+                (y * x - 1.0).abs() < 1.0 / 4096.0,
+                "1/{x} = {y} ({integer_bits} bits)"
+            );
         }
     }
 }
@@ -58,7 +68,9 @@ fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
 fn softmax_is_within_two_to_the_minus_ten() {
     for n in [2usize, 3, 10, 20] {
         let rows = 40;
-        let x: Vec<f64> = (0..rows * n).map(|i| ((i * 7919 % 1000) as f64 / 1000.0 - 0.5) * (i % 23) as f64).collect();
+        let x: Vec<f64> = (0..rows * n)
+            .map(|i| ((i * 7919 % 1000) as f64 / 1000.0 - 0.5) * (i % 23) as f64)
+            .collect();
         let mut b = Builder::new("softmax", 64).unwrap();
         let v = b.input("x", &[rows, n], 32, 40).unwrap();
         let y = b.softmax(v).unwrap();
@@ -88,7 +100,10 @@ fn polynomials_follow_their_real_twins() {
             let real = all[..=degree].iter().rev().fold(0.0, |sum, c| sum * x + c);
             // Coefficients carry 12 fraction bits, x at least 10.
             let tolerance = (1.0 + x.abs().powi(degree as i32)) / 4096.0 + 0.02;
-            assert!((y - real).abs() < tolerance, "degree {degree}: p({x}) = {y}, {real}");
+            assert!(
+                (y - real).abs() < tolerance,
+                "degree {degree}: p({x}) = {y}, {real}"
+            );
         }
     }
     let x = [-3.0, -0.5, 0.0, 1.25, 100.0];

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use trefoil_protocol::plan::Plan;
-use trefoil_protocol::program::{BuildError, Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table, Val};
+use trefoil_protocol::program::{
+    BuildError, Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table, Val,
+};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::memory::{MemoryStep, run, test_coins};
 use trefoil_protocol::run::plain;
@@ -30,7 +32,10 @@ fn random(rng: &mut ChaCha20Rng, n: usize, bits: u32) -> Vec<u64> {
 
 fn inputs(named: &[(&str, &[usize], Vec<u64>)]) -> BTreeMap<String, Tensor> {
     let tensor = |shape: &[usize], data: &Vec<u64>| Tensor::new(shape.to_vec(), data.clone());
-    named.iter().map(|(name, shape, data)| (name.to_string(), tensor(shape, data))).collect()
+    named
+        .iter()
+        .map(|(name, shape, data)| (name.to_string(), tensor(shape, data)))
+        .collect()
 }
 
 /// Runs one step in both ways and compares all outputs, carried state, rounds and bytes.
@@ -38,26 +43,64 @@ fn check(program: &Program, inputs: &BTreeMap<String, Tensor>, initial: &BTreeMa
     let plan = Plan::new(program);
     plan.check().unwrap();
     let cost = plan.cost();
-    let step = MemoryStep { plan: 0, inputs: inputs.clone() };
+    let step = MemoryStep {
+        plan: 0,
+        inputs: inputs.clone(),
+    };
     let secure = run(std::slice::from_ref(&plan), &[step], initial, SEED).unwrap();
     let mut state = initial.clone();
     let expected = plain::run(program, 0, &mut state, inputs, Some(&test_coins(SEED))).unwrap();
     for (name, tensor) in &expected {
         let got = &secure.outputs[0][name];
-        let wrong = got.data().iter().zip(tensor.data()).position(|(a, b)| a != b);
-        assert_eq!(wrong, None, "{} {name}: {:?} != {:?}\n{program}", program.name, wrong.map(|i| got.data()[i] as i64), wrong.map(|i| tensor.data()[i] as i64));
+        let wrong = got
+            .data()
+            .iter()
+            .zip(tensor.data())
+            .position(|(a, b)| a != b);
+        assert_eq!(
+            wrong,
+            None,
+            "{} {name}: {:?} != {:?}\n{program}",
+            program.name,
+            wrong.map(|i| got.data()[i] as i64),
+            wrong.map(|i| tensor.data()[i] as i64)
+        );
     }
     for (name, tensor) in &state {
-        assert_eq!(secure.state[name].data(), tensor.data(), "{} carried {name}", program.name);
+        assert_eq!(
+            secure.state[name].data(),
+            tensor.data(),
+            "{} carried {name}",
+            program.name
+        );
     }
     for party in 0..3 {
-        assert_eq!(secure.sent_bytes[party], cost.bytes_sent_per_party, "{} bytes", program.name);
-        assert_eq!(secure.sent_frames[party], 2 * cost.rounds, "{} rounds", program.name);
+        assert_eq!(
+            secure.sent_bytes[party], cost.bytes_sent_per_party,
+            "{} bytes",
+            program.name
+        );
+        assert_eq!(
+            secure.sent_frames[party],
+            2 * cost.rounds,
+            "{} rounds",
+            program.name
+        );
     }
-    assert_eq!(secure.dealer_bytes, cost.dealer_bytes, "{} dealer bytes", program.name);
+    assert_eq!(
+        secure.dealer_bytes, cost.dealer_bytes,
+        "{} dealer bytes",
+        program.name
+    );
 }
 
-fn unary(name: &str, ring: u8, frac: u8, data: Vec<u64>, build: impl Fn(&mut Builder, Val) -> Result<Vec<Val>, BuildError>) -> Program {
+fn unary(
+    name: &str,
+    ring: u8,
+    frac: u8,
+    data: Vec<u64>,
+    build: impl Fn(&mut Builder, Val) -> Result<Vec<Val>, BuildError>,
+) -> Program {
     let shape = [data.len()];
     let mut b = Builder::new(name, ring).unwrap();
     let x = b.input("x", &shape, frac, ring - 2).unwrap();
@@ -83,10 +126,32 @@ fn truncation_is_exact_on_its_whole_domain() {
                     Rounding::Nearest => (-limit - (1 << (shift - 1)), limit - (1 << (shift - 1))),
                     Rounding::Stochastic => (-limit, limit - (1 << shift)),
                 };
-                let mut x = vec![0, 1, u64::MAX, low as u64, (low + 1) as u64, high as u64, (high - 1) as u64];
-                x.extend([1i64 << shift, -(1i64 << shift), (1i64 << (shift - 1)), -(1i64 << (shift - 1))].map(|v| v as u64));
+                let mut x = vec![
+                    0,
+                    1,
+                    u64::MAX,
+                    low as u64,
+                    (low + 1) as u64,
+                    high as u64,
+                    (high - 1) as u64,
+                ];
+                x.extend(
+                    [
+                        1i64 << shift,
+                        -(1i64 << shift),
+                        (1i64 << (shift - 1)),
+                        -(1i64 << (shift - 1)),
+                    ]
+                    .map(|v| v as u64),
+                );
                 x.extend(random(&mut rng, 517, u32::from(ring) - 2));
-                unary(&format!("trunc {shift} {rounding:?}"), ring, shift + 1, x, |b, x| Ok(vec![b.trunc(x, shift, rounding)?]));
+                unary(
+                    &format!("trunc {shift} {rounding:?}"),
+                    ring,
+                    shift + 1,
+                    x,
+                    |b, x| Ok(vec![b.trunc(x, shift, rounding)?]),
+                );
             }
         }
     }
@@ -99,16 +164,41 @@ fn relu_with_truncation_is_exact_and_its_bit_is_the_derivative() {
         for shift in [8u8, 12, 13, 16, 20, 24] {
             for rounding in ROUNDINGS {
                 let top = i64::MAX >> (64 - ring);
-                let half = if rounding == Rounding::Nearest { 1i64 << (shift - 1) } else { 0 };
-                let coin = if rounding == Rounding::Stochastic { 1i64 << shift } else { 0 };
-                let edges = [0, 1, -1, half, half - 1, -half, -top - 1 + half, top - coin, 1i64 << (ring - 2), -(1i64 << (ring - 2))];
+                let half = if rounding == Rounding::Nearest {
+                    1i64 << (shift - 1)
+                } else {
+                    0
+                };
+                let coin = if rounding == Rounding::Stochastic {
+                    1i64 << shift
+                } else {
+                    0
+                };
+                let edges = [
+                    0,
+                    1,
+                    -1,
+                    half,
+                    half - 1,
+                    -half,
+                    -top - 1 + half,
+                    top - coin,
+                    1i64 << (ring - 2),
+                    -(1i64 << (ring - 2)),
+                ];
                 let mut x: Vec<u64> = edges.map(|v| v as u64).to_vec();
                 x.extend(random(&mut rng, 700, u32::from(ring) - 2));
-                let program = unary(&format!("relu {shift} {rounding:?}"), ring, shift, x, |b, x| {
-                    let (y, bit) = b.relu_trunc(x, shift, rounding)?;
-                    let bit = b.bit_to_ring(bit)?;
-                    Ok(vec![y, bit])
-                });
+                let program = unary(
+                    &format!("relu {shift} {rounding:?}"),
+                    ring,
+                    shift,
+                    x,
+                    |b, x| {
+                        let (y, bit) = b.relu_trunc(x, shift, rounding)?;
+                        let bit = b.bit_to_ring(bit)?;
+                        Ok(vec![y, bit])
+                    },
+                );
                 if shift == 16 && ring == 64 {
                     assert_eq!(Plan::new(&program).cost().rounds, 4);
                 }
@@ -123,19 +213,39 @@ fn relu_and_truncation_cost_what_the_protocol_says() {
     let build = |relu: bool| {
         let mut b = Builder::new("cost", 64).unwrap();
         let x = b.input("x", &[n], 32, 40).unwrap();
-        let y = if relu { b.relu_trunc(x, 16, Rounding::Nearest).unwrap().0 } else { b.trunc(x, 16, Rounding::Nearest).unwrap() };
+        let y = if relu {
+            b.relu_trunc(x, 16, Rounding::Nearest).unwrap().0
+        } else {
+            b.trunc(x, 16, Rounding::Nearest).unwrap()
+        };
         b.output("y", y, Sink::Reveal).unwrap();
         Plan::new(&b.finish()).cost()
     };
     let per = |bytes: u64| bytes as f64 / n as f64;
     let relu = build(true);
     assert_eq!(relu.rounds, 4);
-    assert!((per(relu.bytes_sent_per_party) - 99.0 / 4.0).abs() < 0.01, "{}", per(relu.bytes_sent_per_party));
-    assert!((per(relu.dealer_bytes) - 85.0).abs() < 0.1, "{}", per(relu.dealer_bytes));
+    assert!(
+        (per(relu.bytes_sent_per_party) - 99.0 / 4.0).abs() < 0.01,
+        "{}",
+        per(relu.bytes_sent_per_party)
+    );
+    assert!(
+        (per(relu.dealer_bytes) - 85.0).abs() < 0.1,
+        "{}",
+        per(relu.dealer_bytes)
+    );
     let trunc = build(false);
     assert_eq!(trunc.rounds, 3);
-    assert!((per(trunc.bytes_sent_per_party) - 71.0 / 4.0).abs() < 0.01, "{}", per(trunc.bytes_sent_per_party));
-    assert!((per(trunc.dealer_bytes) - 27.4).abs() < 0.1, "{}", per(trunc.dealer_bytes));
+    assert!(
+        (per(trunc.bytes_sent_per_party) - 71.0 / 4.0).abs() < 0.01,
+        "{}",
+        per(trunc.bytes_sent_per_party)
+    );
+    assert!(
+        (per(trunc.dealer_bytes) - 27.4).abs() < 0.1,
+        "{}",
+        per(trunc.dealer_bytes)
+    );
 }
 
 #[test]
@@ -150,7 +260,10 @@ fn products_are_exact_in_all_orientations() {
             let y = b.input("y", &ys, 8, 20).unwrap();
             let z = b.matmul(x, y, ta, tb).unwrap();
             b.output("z", z, Sink::Reveal).unwrap();
-            let data = inputs(&[("x", &xs, random(&mut rng, m * k, 20)), ("y", &ys, random(&mut rng, k * n, 20))]);
+            let data = inputs(&[
+                ("x", &xs, random(&mut rng, m * k, 20)),
+                ("y", &ys, random(&mut rng, k * n, 20)),
+            ]);
             check(&b.finish(), &data, &BTreeMap::new());
         }
     }
@@ -200,9 +313,29 @@ fn linear_maps_are_exact() {
     let slice = b.slice(x, 1, 1, 2).unwrap();
     let concat = b.concat(&[x, slice, y], 1).unwrap();
     let flat = b.reshape(x, &[60]).unwrap();
-    let pooled = b.sum_pool(x, PoolSpec { window: [2, 2], stride: [1, 2] }).unwrap();
-    let back = b.sum_pool_grad(pooled, &[3, 4, 5], PoolSpec { window: [2, 2], stride: [1, 2] }).unwrap();
-    let outs = [sum, difference, scaled, shifted, transposed, middle, wide, slice, concat, flat, pooled, back];
+    let pooled = b
+        .sum_pool(
+            x,
+            PoolSpec {
+                window: [2, 2],
+                stride: [1, 2],
+            },
+        )
+        .unwrap();
+    let back = b
+        .sum_pool_grad(
+            pooled,
+            &[3, 4, 5],
+            PoolSpec {
+                window: [2, 2],
+                stride: [1, 2],
+            },
+        )
+        .unwrap();
+    let outs = [
+        sum, difference, scaled, shifted, transposed, middle, wide, slice, concat, flat, pooled,
+        back,
+    ];
     for (i, val) in outs.into_iter().enumerate() {
         b.output(&format!("out{i}"), val, Sink::Reveal).unwrap();
     }
@@ -221,7 +354,9 @@ fn comparison_and_selection_are_exact_at_the_edges() {
     let mut rng = rng(6);
     for ring in [64u8, 48] {
         let top = i64::MAX >> (64 - ring);
-        let mut x: Vec<u64> = [0, 1, -1, top, -top - 1, top - 1, -top].map(|v| v as u64).to_vec();
+        let mut x: Vec<u64> = [0, 1, -1, top, -top - 1, top - 1, -top]
+            .map(|v| v as u64)
+            .to_vec();
         x.extend(random(&mut rng, 1030, u32::from(ring)));
         unary("sign", ring, 8, x, |b, x| {
             let bit = b.non_negative(x)?;
@@ -231,7 +366,12 @@ fn comparison_and_selection_are_exact_at_the_edges() {
     }
     let limit = (1i64 << 62) - 1;
     let edge = |a: i64, c: i64| (a as u64, c as u64);
-    let pairs = [edge(limit, -limit), edge(-limit - 1, limit), edge(5, 5), edge(-1, 0)];
+    let pairs = [
+        edge(limit, -limit),
+        edge(-limit - 1, limit),
+        edge(5, 5),
+        edge(-1, 0),
+    ];
     let mut b = Builder::new("select", 64).unwrap();
     let x = b.input("x", &[4], 8, 62).unwrap();
     let y = b.input("y", &[4], 8, 62).unwrap();
@@ -249,7 +389,11 @@ fn comparison_and_selection_are_exact_at_the_edges() {
 #[test]
 fn max_pool_and_its_gradient_are_exact() {
     let mut rng = rng(7);
-    for (shape, window, stride) in [([2, 3, 8, 6], [2, 2], [2, 2]), ([1, 2, 7, 9], [3, 3], [2, 2]), ([2, 1, 5, 4], [1, 3], [1, 1])] {
+    for (shape, window, stride) in [
+        ([2, 3, 8, 6], [2, 2], [2, 2]),
+        ([1, 2, 7, 9], [3, 3], [2, 2]),
+        ([2, 1, 5, 4], [1, 3], [1, 1]),
+    ] {
         for ring in [64u8, 48] {
             for fused in [false, true] {
                 let spec = PoolSpec { window, stride };
@@ -258,9 +402,13 @@ fn max_pool_and_its_gradient_are_exact() {
                 let (y, bits) = b.max_pool(x, spec).unwrap();
                 let ys = b.shape(y);
                 let (a, relu) = b.relu_trunc(y, 8, Rounding::Nearest).unwrap();
-                let selectors = b.pool_select(bits, fused.then_some(relu), &shape, spec).unwrap();
+                let selectors = b
+                    .pool_select(bits, fused.then_some(relu), &shape, spec)
+                    .unwrap();
                 let g = b.input("g", &ys, 16, 40).unwrap();
-                let dx = b.max_pool_grad(selectors, g, 8, Rounding::Nearest, &shape, spec).unwrap();
+                let dx = b
+                    .max_pool_grad(selectors, g, 8, Rounding::Nearest, &shape, spec)
+                    .unwrap();
                 for (name, val) in [("y", y), ("a", a), ("selectors", selectors), ("dx", dx)] {
                     b.output(name, val, Sink::Reveal).unwrap();
                 }
@@ -269,7 +417,10 @@ fn max_pool_and_its_gradient_are_exact() {
                 data.iter_mut().step_by(3).for_each(|v| *v = 7);
                 data[0] = ((1i64 << (ring - 2)) - 1) as u64;
                 data[1] = -(1i64 << (ring - 2)) as u64;
-                let data = inputs(&[("x", &shape, data), ("g", &ys, random(&mut rng, n(&ys), 40))]);
+                let data = inputs(&[
+                    ("x", &shape, data),
+                    ("g", &ys, random(&mut rng, n(&ys), 40)),
+                ]);
                 check(&b.finish(), &data, &BTreeMap::new());
             }
         }
@@ -290,9 +441,15 @@ fn argmax_is_exact_with_ties_to_the_first() {
             b.output("one hot", ring, Sink::Reveal).unwrap();
             b.output("max", max, Sink::Reveal).unwrap();
             let mut data = random(&mut rng, rows * n, 62);
-            data.iter_mut().take(rows * n / 2).for_each(|v| *v = (*v % 3).wrapping_sub(1));
+            data.iter_mut()
+                .take(rows * n / 2)
+                .for_each(|v| *v = (*v % 3).wrapping_sub(1));
             let program = b.finish();
-            check(&program, &inputs(&[("x", &[rows, n], data)]), &BTreeMap::new());
+            check(
+                &program,
+                &inputs(&[("x", &[rows, n], data)]),
+                &BTreeMap::new(),
+            );
         }
     }
 }
@@ -309,13 +466,27 @@ fn lookup_is_exact_at_every_position() {
     let mut rng = rng(10);
     for position in [0u8, 4, 8, 16, 20, 28] {
         for width in [1u8, 5, 8, 10] {
-            let values = |bits: u64, rng: &mut ChaCha20Rng| (0..1 << width).map(|_| rng.next_u64() % (1 << bits)).collect();
+            let values = |bits: u64, rng: &mut ChaCha20Rng| {
+                (0..1 << width)
+                    .map(|_| rng.next_u64() % (1 << bits))
+                    .collect()
+            };
             let tables = vec![
-                Table { values: values(20, &mut rng), out_bits: 20, frac_bits: 16 },
-                Table { values: values(3, &mut rng), out_bits: 3, frac_bits: 0 },
+                Table {
+                    values: values(20, &mut rng),
+                    out_bits: 20,
+                    frac_bits: 16,
+                },
+                Table {
+                    values: values(3, &mut rng),
+                    out_bits: 3,
+                    frac_bits: 0,
+                },
             ];
             let x = random(&mut rng, 600, 63);
-            unary("lookup", 64, 8, x, |b, x| b.lookup(x, position, width, position + width + 2, tables.clone()));
+            unary("lookup", 64, 8, x, |b, x| {
+                b.lookup(x, position, width, position + width + 2, tables.clone())
+            });
         }
     }
 }
@@ -338,9 +509,22 @@ fn carried_state_and_masked_carried_state_survive_steps() {
     b.output("count", count, Sink::Carry).unwrap();
     let request = b.finish();
     let plans = [Plan::new(&setup), Plan::new(&request)];
-    let initial = inputs(&[("w", &[6, 5], random(&mut rng, 30, 20)), ("count", &[1], vec![0])]);
-    let step = |rng: &mut ChaCha20Rng| MemoryStep { plan: 1, inputs: inputs(&[("x", &[4, 6], random(rng, 24, 20))]) };
-    let steps = [MemoryStep { plan: 0, inputs: BTreeMap::new() }, step(&mut rng), step(&mut rng)];
+    let initial = inputs(&[
+        ("w", &[6, 5], random(&mut rng, 30, 20)),
+        ("count", &[1], vec![0]),
+    ]);
+    let step = |rng: &mut ChaCha20Rng| MemoryStep {
+        plan: 1,
+        inputs: inputs(&[("x", &[4, 6], random(rng, 24, 20))]),
+    };
+    let steps = [
+        MemoryStep {
+            plan: 0,
+            inputs: BTreeMap::new(),
+        },
+        step(&mut rng),
+        step(&mut rng),
+    ];
     let secure = run(&plans, &steps, &initial, SEED).unwrap();
     let mut state = initial.clone();
     for (i, step) in steps.iter().enumerate().skip(1) {
@@ -349,7 +533,10 @@ fn carried_state_and_masked_carried_state_survive_steps() {
     }
     assert_eq!(secure.state["count"].data(), [2]);
     let sent = plans[1].cost().bytes_sent_per_party;
-    assert!(sent < plans[0].cost().bytes_sent_per_party + 3000, "weights are not opened again: {sent}");
+    assert!(
+        sent < plans[0].cost().bytes_sent_per_party + 3000,
+        "weights are not opened again: {sent}"
+    );
 }
 
 #[test]
@@ -361,8 +548,13 @@ fn a_value_outside_the_domain_is_a_range_error_that_names_it() {
     b.output("y", y, Sink::Reveal).unwrap();
     let program = b.finish();
     let data = inputs(&[("x", &[3], vec![0, 1, (1 << 62) + 1])]);
-    let error = plain::run(&program, 0, &mut BTreeMap::new(), &data, None).unwrap_err().to_string();
-    assert!(error.contains("conv1") && error.contains("element 2"), "{error}");
+    let error = plain::run(&program, 0, &mut BTreeMap::new(), &data, None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("conv1") && error.contains("element 2"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -372,7 +564,10 @@ fn build_errors_name_layer_operation_and_both_sides() {
     let x = b.input("x", &[4, 6], 16, 20).unwrap();
     let y = b.input("y", &[5, 3], 16, 20).unwrap();
     let error = b.matmul(x, y, false, false).unwrap_err().to_string();
-    assert!(error.contains("dense2") && error.contains('6') && error.contains('5'), "{error}");
+    assert!(
+        error.contains("dense2") && error.contains('6') && error.contains('5'),
+        "{error}"
+    );
     let z = b.input("z", &[4, 6], 8, 20).unwrap();
     let error = b.add(x, z).unwrap_err().to_string();
     assert!(error.contains("fraction bits"), "{error}");

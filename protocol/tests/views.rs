@@ -69,30 +69,67 @@ fn views(
     let (nets, corrections, mut sink) = memory();
     let prg = |party: PartyId| {
         let key = test_key(seed, &format!("party {party}"));
-        if party == honest { Prg::shifted(key, shifts.clone()) } else { Prg::new(key) }
+        if party == honest {
+            Prg::shifted(key, shifts.clone())
+        } else {
+            Prg::new(key)
+        }
     };
     let logs: [Arc<Mutex<View>>; 3] = Default::default();
     thread::scope(|scope| {
         for ((me, net), deal) in PartyId::ALL.into_iter().zip(nets).zip(corrections) {
             let log = logs[me.index()].clone();
-            let keys = PartyKeys { dealer: prg(me), ..test_party_keys(seed, me) };
+            let keys = PartyKeys {
+                dealer: prg(me),
+                ..test_party_keys(seed, me)
+            };
             scope.spawn(move || {
                 let mut shares = BTreeMap::new();
                 for (name, tensor) in inputs {
                     let mut share = test_shares(tensor, seed, name)[me.index()].clone();
                     if me == honest {
                         let delta = deltas[name].data();
-                        share.data_mut().iter_mut().zip(delta).for_each(|(s, d)| *s = s.wrapping_add(*d));
+                        share
+                            .data_mut()
+                            .iter_mut()
+                            .zip(delta)
+                            .for_each(|(s, d)| *s = s.wrapping_add(*d));
                     }
                     shares.insert(name.clone(), share);
                 }
-                let mut net = Recorder { inner: net, view: log.clone() };
-                let mut deal = Recorder { inner: deal, view: log };
-                run_step(plan, me, 0, &keys, &mut State::default(), &shares, &mut net, &mut deal).unwrap();
+                let mut net = Recorder {
+                    inner: net,
+                    view: log.clone(),
+                };
+                let mut deal = Recorder {
+                    inner: deal,
+                    view: log,
+                };
+                run_step(
+                    plan,
+                    me,
+                    0,
+                    &keys,
+                    &mut State::default(),
+                    &shares,
+                    &mut net,
+                    &mut deal,
+                )
+                .unwrap();
             });
         }
-        let keys = DealerKeys { parties: PartyId::ALL.map(prg), coins: Some(test_coins(seed)) };
-        deal_step(plan, 0, &keys, &mut DealerState::default(), &mut sink as &mut dyn CorrectionSink).unwrap();
+        let keys = DealerKeys {
+            parties: PartyId::ALL.map(prg),
+            coins: Some(test_coins(seed)),
+        };
+        deal_step(
+            plan,
+            0,
+            &keys,
+            &mut DealerState::default(),
+            &mut sink as &mut dyn CorrectionSink,
+        )
+        .unwrap();
     });
     logs.map(|log| log.lock().unwrap().clone())
 }
@@ -145,26 +182,46 @@ fn shift(shifts: &mut Shifts, id: u32, rep: Rep, at: usize, n: usize, a: &[u64],
 }
 
 /// Tries to find the shift that makes run B look like run A to the colluders; true if it exists.
-fn indistinguishable(plan: &Plan, a: &BTreeMap<String, Tensor>, b: &BTreeMap<String, Tensor>, honest: PartyId) -> bool {
-    let zero = a.iter().map(|(name, t)| (name.clone(), Tensor::zeros(t.shape()))).collect();
+fn indistinguishable(
+    plan: &Plan,
+    a: &BTreeMap<String, Tensor>,
+    b: &BTreeMap<String, Tensor>,
+    honest: PartyId,
+) -> bool {
+    let zero = a
+        .iter()
+        .map(|(name, t)| (name.clone(), Tensor::zeros(t.shape())))
+        .collect();
     let deltas = a.iter().map(|(name, t)| {
-        let words = b[name].data().iter().zip(t.data()).map(|(b, a)| b.wrapping_sub(*a)).collect();
+        let words = b[name]
+            .data()
+            .iter()
+            .zip(t.data())
+            .map(|(b, a)| b.wrapping_sub(*a))
+            .collect();
         (name.clone(), Tensor::new(t.shape().to_vec(), words))
     });
     let deltas: BTreeMap<String, Tensor> = deltas.collect();
     let mut shifts = Shifts::new();
     let target = views(plan, a, &zero, honest, &Arc::new(Shifts::new()), SEED);
     let colluders = honest.others();
-    let rounds: Vec<usize> = (0..plan.rounds.len()).filter(|r| !plan.rounds[*r].opens.is_empty()).collect();
+    let rounds: Vec<usize> = (0..plan.rounds.len())
+        .filter(|r| !plan.rounds[*r].opens.is_empty())
+        .collect();
     for _ in 0..2 * rounds.len() + 2 {
         let seen = views(plan, a, &deltas, honest, &Arc::new(shifts.clone()), SEED);
-        if colluders.iter().all(|c| seen[c.index()] == target[c.index()]) {
+        if colluders
+            .iter()
+            .all(|c| seen[c.index()] == target[c.index()])
+        {
             return true;
         }
         // Corrections that a colluder received, in plan order.
         let mut next = [0usize; 3];
         for (instr, _) in plan.rounds.iter().flat_map(|round| &round.work) {
-            let Instr::Deal { out, .. } = instr else { continue };
+            let Instr::Deal { out, .. } = instr else {
+                continue;
+            };
             let slot = plan.slot(*out);
             let id = out.index() as u32;
             for to in PartyId::ALL {
@@ -178,7 +235,8 @@ fn indistinguishable(plan: &Plan, a: &BTreeMap<String, Tensor>, b: &BTreeMap<Str
                 }
                 // Small tests have one chunk only.
                 assert!(slot.n <= frame::CHUNK);
-                let payload = |v: &[View; 3]| v[to.index()].segments[at].slice(frame::SEGMENT_HEADER_BYTES..);
+                let payload =
+                    |v: &[View; 3]| v[to.index()].segments[at].slice(frame::SEGMENT_HEADER_BYTES..);
                 let [now, then] = [&seen, &target].map(|v| unpack(slot.rep, slot.n, &payload(v)));
                 shift(&mut shifts, id, slot.rep, 0, slot.n, &now, &then);
             }
@@ -186,17 +244,35 @@ fn indistinguishable(plan: &Plan, a: &BTreeMap<String, Tensor>, b: &BTreeMap<Str
         // Masks of openings: the honest party's frame differs by what the mask must make up.
         let frame_of = |v: &[View; 3], round: usize| {
             let from = |(peer, _): &&(PartyId, Bytes)| *peer == honest;
-            v[colluders[0].index()].frames.iter().filter(from).nth(round).unwrap().1.clone()
+            v[colluders[0].index()]
+                .frames
+                .iter()
+                .filter(from)
+                .nth(round)
+                .unwrap()
+                .1
+                .clone()
         };
         for (order, round) in rounds.iter().enumerate() {
             let [now, then] = [&seen, &target].map(|v| frame_of(v, order));
             let mut at = frame::HEADER_BYTES;
             for open in &plan.rounds[*round].opens {
-                let Instr::Open { mask, out, .. } = open else { continue };
+                let Instr::Open { mask, out, .. } = open else {
+                    continue;
+                };
                 let slot = plan.slot(*out);
                 let bytes = slot.rep.wire_bytes(slot.n) as usize;
-                let [now, then] = [&now, &then].map(|f| unpack(slot.rep, slot.n, &f[at..at + bytes]));
-                shift(&mut shifts, mask.index() as u32, slot.rep, 0, slot.n, &then, &now);
+                let [now, then] =
+                    [&now, &then].map(|f| unpack(slot.rep, slot.n, &f[at..at + bytes]));
+                shift(
+                    &mut shifts,
+                    mask.index() as u32,
+                    slot.rep,
+                    0,
+                    slot.n,
+                    &then,
+                    &now,
+                );
                 at += bytes;
             }
             // Later rounds depend on this one: mend it first.
@@ -210,7 +286,10 @@ fn indistinguishable(plan: &Plan, a: &BTreeMap<String, Tensor>, b: &BTreeMap<Str
 
 const N: usize = 77;
 
-fn one_input(name: &str, build: impl Fn(&mut Builder, trefoil_protocol::program::Val) -> Vec<trefoil_protocol::program::Val>) -> Program {
+fn one_input(
+    name: &str,
+    build: impl Fn(&mut Builder, trefoil_protocol::program::Val) -> Vec<trefoil_protocol::program::Val>,
+) -> Program {
     let mut b = Builder::new(name, 64).unwrap();
     let x = b.input("x", &[N], 20, 60).unwrap();
     for (i, out) in build(&mut b, x).into_iter().enumerate() {
@@ -222,9 +301,15 @@ fn one_input(name: &str, build: impl Fn(&mut Builder, trefoil_protocol::program:
 /// A program for each operation.
 fn programs() -> Vec<Program> {
     let mut all = vec![
-        one_input("trunc", |b, x| vec![b.trunc(x, 16, Rounding::Nearest).unwrap()]),
-        one_input("trunc two levels", |b, x| vec![b.trunc(x, 20, Rounding::Floor).unwrap()]),
-        one_input("trunc stochastic", |b, x| vec![b.trunc(x, 16, Rounding::Stochastic).unwrap()]),
+        one_input("trunc", |b, x| {
+            vec![b.trunc(x, 16, Rounding::Nearest).unwrap()]
+        }),
+        one_input("trunc two levels", |b, x| {
+            vec![b.trunc(x, 20, Rounding::Floor).unwrap()]
+        }),
+        one_input("trunc stochastic", |b, x| {
+            vec![b.trunc(x, 16, Rounding::Stochastic).unwrap()]
+        }),
         one_input("relu and backward", |b, x| {
             let (y, bit) = b.relu_trunc(x, 16, Rounding::Nearest).unwrap();
             let g = b.bit_trunc(bit, x, 12, Rounding::Nearest).unwrap();
@@ -240,7 +325,11 @@ fn programs() -> Vec<Program> {
         }),
         one_input("square", |b, x| vec![b.mul(x, x).unwrap()]),
         one_input("lookup", |b, x| {
-            let table = Table { values: (0..256).map(|v| v * 3).collect(), out_bits: 10, frac_bits: 0 };
+            let table = Table {
+                values: (0..256).map(|v| v * 3).collect(),
+                out_bits: 10,
+                frac_bits: 0,
+            };
             b.lookup(x, 8, 8, 16, vec![table]).unwrap()
         }),
         one_input("argmax", |b, x| {
@@ -249,13 +338,18 @@ fn programs() -> Vec<Program> {
             vec![b.bit_dot(best, x).unwrap()]
         }),
     ];
-    let spec = PoolSpec { window: [2, 2], stride: [2, 2] };
+    let spec = PoolSpec {
+        window: [2, 2],
+        stride: [2, 2],
+    };
     let mut b = Builder::new("pool", 64).unwrap();
     let x = b.input("x", &[3, 6, 4], 20, 60).unwrap();
     let (y, bits) = b.max_pool(x, spec).unwrap();
     let (a, relu) = b.relu_trunc(y, 8, Rounding::Nearest).unwrap();
     let select = b.pool_select(bits, Some(relu), &[3, 6, 4], spec).unwrap();
-    let g = b.max_pool_grad(select, y, 8, Rounding::Nearest, &[3, 6, 4], spec).unwrap();
+    let g = b
+        .max_pool_grad(select, y, 8, Rounding::Nearest, &[3, 6, 4], spec)
+        .unwrap();
     b.output("a", a, Sink::Carry).unwrap();
     b.output("g", g, Sink::Carry).unwrap();
     all.push(b.finish());
@@ -275,7 +369,9 @@ fn two_inputs(program: &Program) -> [BTreeMap<String, Tensor>; 2] {
     };
     [
         tensor(&|i| i.wrapping_mul(0x1234_5678_9abc_def1) >> 20),
-        tensor(&|i| (i.wrapping_mul(0xfedc_ba98_7654_3211) >> 8).wrapping_neg() >> 3 & 0x0fff_ffff_ffff),
+        tensor(&|i| {
+            (i.wrapping_mul(0xfedc_ba98_7654_3211) >> 8).wrapping_neg() >> 3 & 0x0fff_ffff_ffff
+        }),
     ]
 }
 
@@ -286,7 +382,11 @@ fn colluders_see_the_same_bytes_for_any_input_under_shifted_randomness() {
         let plan = Plan::new(&program);
         let [a, b] = two_inputs(&program);
         for honest in PartyId::ALL {
-            assert!(indistinguishable(&plan, &a, &b, honest), "{} with honest {honest}", program.name);
+            assert!(
+                indistinguishable(&plan, &a, &b, honest),
+                "{} with honest {honest}",
+                program.name
+            );
         }
     }
 }
@@ -301,7 +401,12 @@ fn reused_mask() -> Plan {
     b.output("x2", x2, Sink::Carry).unwrap();
     b.output("y2", y2, Sink::Carry).unwrap();
     let mut plan = Plan::new(&b.finish());
-    let masks: Vec<_> = plan.rounds.iter().flat_map(|r| &r.opens).map(|o| o.ins()[1]).collect();
+    let masks: Vec<_> = plan
+        .rounds
+        .iter()
+        .flat_map(|r| &r.opens)
+        .map(|o| o.ins()[1])
+        .collect();
     for round in &mut plan.rounds {
         for open in &mut round.opens {
             if let Instr::Open { mask, .. } = open {
@@ -316,32 +421,71 @@ fn reused_mask() -> Plan {
 fn a_reused_mask_is_found_by_the_static_check_and_by_the_view_test() {
     let plan = reused_mask();
     assert!(plan.check().unwrap_err().contains("opens two values"));
-    let tensor = |f: u64| Tensor::new(vec![N], (0..N as u64).map(|i| i.wrapping_mul(f) >> 9).collect());
-    let inputs = |x: u64, y: u64| BTreeMap::from([("x".to_string(), tensor(x)), ("y".to_string(), tensor(y))]);
-    let (a, b) = (inputs(0x1234_5678_9abc_def1, 77), inputs(3, 0x9999_8888_7777_6661));
+    let tensor = |f: u64| {
+        Tensor::new(
+            vec![N],
+            (0..N as u64).map(|i| i.wrapping_mul(f) >> 9).collect(),
+        )
+    };
+    let inputs = |x: u64, y: u64| {
+        BTreeMap::from([("x".to_string(), tensor(x)), ("y".to_string(), tensor(y))])
+    };
+    let (a, b) = (
+        inputs(0x1234_5678_9abc_def1, 77),
+        inputs(3, 0x9999_8888_7777_6661),
+    );
     assert!(!indistinguishable(&plan, &a, &b, PartyId::P1));
 }
 
 /// Opened words of one run: the sum (XOR) of the three parties' frames, opening by opening.
 fn opened(plan: &Plan, inputs: &BTreeMap<String, Tensor>, seed: u64) -> Vec<(Rep, Vec<u64>)> {
-    let zero = inputs.iter().map(|(name, t)| (name.clone(), Tensor::zeros(t.shape()))).collect();
-    let views = views(plan, inputs, &zero, PartyId::P0, &Arc::new(Shifts::new()), seed);
+    let zero = inputs
+        .iter()
+        .map(|(name, t)| (name.clone(), Tensor::zeros(t.shape())))
+        .collect();
+    let views = views(
+        plan,
+        inputs,
+        &zero,
+        PartyId::P0,
+        &Arc::new(Shifts::new()),
+        seed,
+    );
     let frame_of = |viewer: usize, from: PartyId, round: usize| {
-        views[viewer].frames.iter().filter(|(peer, _)| *peer == from).nth(round).unwrap().1.clone()
+        views[viewer]
+            .frames
+            .iter()
+            .filter(|(peer, _)| *peer == from)
+            .nth(round)
+            .unwrap()
+            .1
+            .clone()
     };
     let mut out = Vec::new();
     let rounds = plan.rounds.iter().filter(|round| !round.opens.is_empty());
     for (order, round) in rounds.enumerate() {
-        let frames = [frame_of(1, PartyId::P0, order), frame_of(0, PartyId::P1, order), frame_of(0, PartyId::P2, order)];
+        let frames = [
+            frame_of(1, PartyId::P0, order),
+            frame_of(0, PartyId::P1, order),
+            frame_of(0, PartyId::P2, order),
+        ];
         let mut at = frame::HEADER_BYTES;
         for open in &round.opens {
             let slot = plan.slot(open.outs()[0]);
             let bytes = slot.rep.wire_bytes(slot.n) as usize;
-            let parts = frames.each_ref().map(|f| unpack(slot.rep, slot.n, &f[at..at + bytes]));
-            let sum = parts[0].iter().zip(&parts[1]).zip(&parts[2]).map(|((a, b), c)| match slot.rep {
-                Rep::Ring { width } => a.wrapping_add(*b).wrapping_add(*c) & frame::low_mask(width),
-                Rep::Bits { .. } => a ^ b ^ c,
-            });
+            let parts = frames
+                .each_ref()
+                .map(|f| unpack(slot.rep, slot.n, &f[at..at + bytes]));
+            let sum = parts[0]
+                .iter()
+                .zip(&parts[1])
+                .zip(&parts[2])
+                .map(|((a, b), c)| match slot.rep {
+                    Rep::Ring { width } => {
+                        a.wrapping_add(*b).wrapping_add(*c) & frame::low_mask(width)
+                    }
+                    Rep::Bits { .. } => a ^ b ^ c,
+                });
             out.push((slot.rep, sum.collect()));
             at += bytes;
         }
@@ -378,8 +522,12 @@ fn deviation(plan: &Plan, inputs: &BTreeMap<String, Tensor>, runs: u64) -> f64 {
         }
     }
     let sigma = (runs as f64).sqrt() / 2.0;
-    let bits = counts.iter().zip(&widths).flat_map(|(count, width)| &count[..*width as usize]);
-    bits.map(|count| (f64::from(*count) - runs as f64 / 2.0).abs() / sigma).fold(0.0, f64::max)
+    let bits = counts
+        .iter()
+        .zip(&widths)
+        .flat_map(|(count, width)| &count[..*width as usize]);
+    bits.map(|count| (f64::from(*count) - runs as f64 / 2.0).abs() / sigma)
+        .fold(0.0, f64::max)
 }
 
 #[test]
@@ -388,15 +536,25 @@ fn opened_values_are_uniform_over_many_seeds_and_a_reused_mask_is_not() {
     const RUNS: u64 = 400;
     // Some 10,000 bits are looked at: 6 standard deviations happen once in 50,000 such tests.
     const LIMIT: f64 = 6.0;
-    for program in programs().iter().filter(|p| ["relu and backward", "lookup", "pool"].contains(&p.name.as_str())) {
+    for program in programs()
+        .iter()
+        .filter(|p| ["relu and backward", "lookup", "pool"].contains(&p.name.as_str()))
+    {
         let plan = Plan::new(program);
         for inputs in two_inputs(program) {
             let worst = deviation(&plan, &inputs, RUNS);
-            assert!(worst < LIMIT, "{}: {worst} standard deviations", program.name);
+            assert!(
+                worst < LIMIT,
+                "{}: {worst} standard deviations",
+                program.name
+            );
         }
     }
     let tensor = Tensor::new(vec![N], (0..N as u64).collect());
     let inputs = BTreeMap::from([("x".to_string(), tensor.clone()), ("y".to_string(), tensor)]);
     let worst = deviation(&reused_mask(), &inputs, RUNS);
-    assert!(worst > LIMIT, "a reused mask was not seen: {worst} standard deviations");
+    assert!(
+        worst > LIMIT,
+        "a reused mask was not seen: {worst} standard deviations"
+    );
 }

@@ -164,16 +164,13 @@ fn a_different_program_is_refused_naming_field_and_peer_and_the_others_hear_of_i
         "{text}"
     );
     // Each other one finds the difference itself or is told by who did.
-    let mut found = 0;
     for err in [&errors[0], &errors[1], &dealer] {
         let text = err.to_string();
         assert!(
             text.contains("program hash differs") && text.contains("P2"),
             "{text}"
         );
-        found += usize::from(matches!(err, TransportError::HelloMismatch(_)));
     }
-    assert!(found >= 1);
 }
 
 #[test]

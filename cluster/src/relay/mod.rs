@@ -14,37 +14,28 @@
 //! It does not look into datagrams, and does not reorder or duplicate them.
 
 mod lane;
+mod port;
 
-use std::collections::{BTreeMap, HashMap};
-use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::rc::Rc;
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSockRef, UdpSocketState};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use quinn_udp::{Transmit, UdpSockRef};
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::LocalSet;
 use tracing::{debug, warn};
 
 use crate::link::{LinkParseError, Shape};
 use lane::{Departure, Lane};
+use port::{NewPort, Way, bind_beside, run_ports};
 
 pub use lane::LaneStats;
 
-/// Asked for; the operating system may grant less.
-const SOCKET_BUFFER_BYTES: usize = 8 << 20;
-/// Dialling addresses per socket; beyond, the one that was quiet longest goes.
-const MAX_FLOWS: usize = 64;
 /// Departures sent before the lanes' lock is taken again.
 const MAX_BATCH: usize = 256;
-/// One read: this many buffers of the largest size a datagram (or several of one
-/// sender, joined by the kernel) can have.
-const READ_BUFFERS: usize = 8;
-const READ_BUFFER_BYTES: usize = 64 << 10;
 
 /// Why a relay could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -73,26 +64,6 @@ pub struct Relays {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// How a datagram goes on: by this socket to that address.
-#[derive(Clone)]
-struct Way {
-    socket: Arc<Socket>,
-    to: SocketAddr,
-    ecn: Option<EcnCodepoint>,
-}
-
-struct Socket {
-    io: UdpSocket,
-    offload: UdpSocketState,
-}
-
-struct NewPort {
-    socket: std::net::UdpSocket,
-    listener: SocketAddr,
-    forward: usize,
-    back: usize,
-}
-
 #[derive(Default)]
 struct Board {
     lanes: Vec<Lane<Way>>,
@@ -119,6 +90,11 @@ impl Shared {
 impl Board {
     fn next_due(&self) -> Option<Instant> {
         self.lanes.iter().filter_map(Lane::next_due).min()
+    }
+
+    /// Whether the sending thread must be told of a departure at `due`.
+    fn is_earlier(&self, due: Option<Instant>) -> bool {
+        due.is_some_and(|due| self.wakes_at.is_none_or(|at| due < at))
     }
 
     /// The lanes with this end or between these two ends, in both directions.
@@ -337,58 +313,16 @@ fn send(departure: &Departure<Way>) -> u64 {
     failed
 }
 
-/// The reading thread: one task per socket, until the handle is dropped.
-async fn run_ports(shared: Arc<Shared>, mut new_ports: mpsc::UnboundedReceiver<NewPort>) {
-    while let Some(port) = new_ports.recv().await {
-        let shared = Arc::clone(&shared);
-        tokio::task::spawn_local(async move {
-            if let Err(error) = run_port(shared, port).await {
-                warn!(%error, "a relay ended");
-            }
-        });
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, RelayError> {
+    std::thread::Builder::new()
+        .name(name.into())
+        .spawn(body)
+        .map_err(|source| failed("start a thread", source))
+}
+
+fn failed(action: &str, source: io::Error) -> RelayError {
+    RelayError::Io {
+        action: action.into(),
+        source,
     }
-}
-
-/// A dialler's address and the socket that stands for it before the listener.
-struct Flow {
-    socket: Arc<Socket>,
-    replies: AbortHandle,
-    last_used: Instant,
-}
-
-impl Drop for Flow {
-    fn drop(&mut self) {
-        self.replies.abort();
-    }
-}
-
-async fn run_port(shared: Arc<Shared>, port: NewPort) -> io::Result<()> {
-    let dialled = Socket::new(port.socket)?;
-    let mut flows: HashMap<SocketAddr, Flow> = HashMap::new();
-    let arrivals = Rc::clone(&dialled);
-    read_all(&arrivals, |metas, buffers| {
-        let now = Instant::now();
-        for (meta, buffer) in metas.iter().zip(buffers) {
-            if !flows.contains_key(&meta.addr) {
-                make_room(&mut flows);
-                match start_flow(&shared, &dialled, &port, meta.addr) {
-                    Ok(flow) => drop(flows.insert(meta.addr, flow)),
-                    Err(error) => {
-                        warn!(%error, from = %meta.addr, "relay cannot take a new address");
-                        continue;
-                    }
-                }
-            }
-            if let Some(flow) = flows.get_mut(&meta.addr) {
-                flow.last_used = now;
-                let way = Way {
-                    socket: Arc::clone(&flow.socket),
-                    to: port.listener,
-                    ecn: meta.ecn,
-                };
-                offer(&shared, port.forward, now, meta, buffer, way);
-            }
-        }
-    })
-    .await
 }

@@ -195,7 +195,7 @@ fn polynomial(
     let x = exactly(b, x, t, rounding)?;
     let mut powers = vec![x];
     powers.extend(b.powers(x, degree)?);
-    let mut sum = |b: &mut Builder, coefficients: &[f64]| {
+    let sum = |b: &mut Builder, coefficients: &[f64]| {
         let degree = (coefficients.len() - 1) as u8;
         let scale = degree * t + GUARD;
         let mut sum: Option<Val> = None;

@@ -9,7 +9,9 @@
 //! operation needs bits times values. Domain: `-2^(k-2) <= x < 2^(k-2)`.
 
 use super::{OutOfRange, check_comparable, operands, require_ring};
-use crate::plan::{BitRef, CircuitBuilder, CircuitInput, Corr, Kernel, Literal, Lowering, Repr, VId, Wire};
+use crate::plan::{
+    BitRef, CircuitBuilder, CircuitInput, Corr, Kernel, Literal, Lowering, Repr, VId, Wire,
+};
 use crate::program::{Kind, Linear, Node, Type, Val};
 
 /// The last axis becomes planes.
@@ -21,7 +23,12 @@ pub fn infer(ins: &[&Type]) -> Result<Vec<Type>, String> {
     if !(2..=1024).contains(&n) {
         return Err(format!("argmax over {n} elements; 2 to 1024 are possible"));
     }
-    Ok(vec![Type { kind: Kind::Bits { planes: n as u16 }, shape, frac_bits: 0, bound_log2: 0 }])
+    Ok(vec![Type {
+        kind: Kind::Bits { planes: n as u16 },
+        shape,
+        frac_bits: 0,
+        bound_log2: 0,
+    }])
 }
 
 /// The plain meaning: planes of the one-hot.
@@ -51,11 +58,17 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let pairs = Linear::Pairs { rows, n };
     let count = pairs.out_len(rows * n);
     let m = cx.plan.local_linear(pairs.clone(), vec![x.open]);
-    let r = cx.plan.derive_ring(Corr::Linear(pairs), vec![x.mask], count);
+    let r = cx
+        .plan
+        .derive_ring(Corr::Linear(pairs), vec![x.mask], count);
 
     // b = 1 ^ msb(m) ^ rho ^ lt for every pair.
     let lt = cx.plan.borrow(m, 0, r, &[k - 1]);
-    let top = CircuitInput::Ring { offset: 0, lo: k - 1, count: 1 };
+    let top = CircuitInput::Ring {
+        offset: 0,
+        lo: k - 1,
+        count: 1,
+    };
     let (rho, wires) = CircuitBuilder::new(vec![top]);
     let rho = rho.finish(&[wires[0][0]]);
     let rho = cx.plan.deal_circuit(rho, vec![r], count);
@@ -69,7 +82,10 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let b = cx.plan.circuit(circuit, vec![m, lt, rho], count);
     let slices: Vec<VId> = (0..n * (n - 1) / 2)
         .map(|pair| {
-            let kernel = Kernel::BitSlice { start: pair * rows, take: rows };
+            let kernel = Kernel::BitSlice {
+                start: pair * rows,
+                take: rows,
+            };
             cx.plan.local_bits(kernel, vec![b], 1, rows)
         })
         .collect();
@@ -78,7 +94,10 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Repr {
         .map(|i| {
             let literal = |j: usize| {
                 let id = slices[if i < j { pair(i, j) } else { pair(j, i) }];
-                Literal { bit: BitRef { id, plane: 0 }, negate: i > j }
+                Literal {
+                    bit: BitRef { id, plane: 0 },
+                    negate: i > j,
+                }
             };
             (0..n).filter(|j| *j != i).map(literal).collect()
         })
@@ -90,7 +109,10 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let planes: Vec<Literal> = classes.into_iter().map(|class| class[0]).collect();
     let terms: Vec<Vec<Vec<usize>>> = (0..n).map(|i| vec![vec![i]]).collect();
     let one_hot = cx.plan.combine(&planes, &terms);
-    Repr { xor: Some(one_hot), ..Repr::default() }
+    Repr {
+        xor: Some(one_hot),
+        ..Repr::default()
+    }
 }
 
 /// One level of the AND trees of all classes: groups of at most four literals, one round.
@@ -110,8 +132,15 @@ fn and_level(classes: &[Vec<Literal>], cx: &mut Lowering<'_>) -> Vec<Vec<Literal
         }
     }
     let out = cx.plan.combine(&variables, &terms);
-    let literal = |i: usize| Literal::from(BitRef { id: out, plane: i as u16 });
-    (0..classes.len()).map(|c| (0..groups).map(|g| literal(c * groups + g)).collect()).collect()
+    let literal = |i: usize| {
+        Literal::from(BitRef {
+            id: out,
+            plane: i as u16,
+        })
+    };
+    (0..classes.len())
+        .map(|c| (0..groups).map(|g| literal(c * groups + g)).collect())
+        .collect()
 }
 
 /// The index of the set plane of a one-hot value, as XOR-shared planes: local.
@@ -124,11 +153,20 @@ pub(crate) fn index_planes(val: Val, cx: &mut Lowering<'_>) -> VId {
         unreachable!("the builder reveals indices of bit values only");
     };
     let n = cx.plan.len(xor);
-    let (mut circuit, wires) = CircuitBuilder::new(vec![CircuitInput::Bits { first: 0, count: planes }]);
-    let bits = usize::from(planes).next_power_of_two().trailing_zeros().max(1);
+    let (mut circuit, wires) = CircuitBuilder::new(vec![CircuitInput::Bits {
+        first: 0,
+        count: planes,
+    }]);
+    let bits = usize::from(planes)
+        .next_power_of_two()
+        .trailing_zeros()
+        .max(1);
     let outs: Vec<Wire> = (0..bits)
         .map(|bit| {
-            let set = wires[0].iter().enumerate().filter(|(i, _)| i >> bit & 1 == 1);
+            let set = wires[0]
+                .iter()
+                .enumerate()
+                .filter(|(i, _)| i >> bit & 1 == 1);
             set.fold(Wire::ZERO, |sum, (_, wire)| circuit.xor(sum, *wire))
         })
         .collect();

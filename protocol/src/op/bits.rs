@@ -12,13 +12,19 @@
 use super::trunc::{dealt, dealt_with, half, opened, spec};
 use super::{OutOfRange, check_domain, operands, require_bits, require_ring};
 use crate::plan::{
-    BitRef, CircuitBuilder, CircuitInput, Corr, Factor, Kernel, Lowering, Masked, MaskedBit, Repr, VId, Wire,
+    BitRef, CircuitBuilder, CircuitInput, Corr, Factor, Kernel, Lowering, Masked, MaskedBit, Repr,
+    VId, Wire,
 };
 use crate::program::{Kind, Linear, Node, Rounding, Type, Val};
 use crate::run::plain::Coins;
 
 fn bit_type(shape: &[usize], planes: u16) -> Type {
-    Type { kind: Kind::Bits { planes }, shape: shape.to_vec(), frac_bits: 0, bound_log2: 0 }
+    Type {
+        kind: Kind::Bits { planes },
+        shape: shape.to_vec(),
+        frac_bits: 0,
+        bound_log2: 0,
+    }
 }
 
 /// One bit for each element.
@@ -34,7 +40,10 @@ pub fn infer_mul(ins: &[&Type]) -> Result<Vec<Type>, String> {
     let planes = require_bits(&bits)?;
     require_ring(&x)?;
     if bits.shape != x.shape {
-        return Err(format!("bits {:?} and values {:?} differ in shape", bits.shape, x.shape));
+        return Err(format!(
+            "bits {:?} and values {:?} differ in shape",
+            bits.shape, x.shape
+        ));
     }
     Ok(vec![x; usize::from(planes)])
 }
@@ -42,7 +51,9 @@ pub fn infer_mul(ins: &[&Type]) -> Result<Vec<Type>, String> {
 /// As the product with bits, of the truncated value.
 pub fn infer_trunc(shift: u8, ins: &[&Type], ring_bits: u8) -> Result<Vec<Type>, String> {
     let outs = infer_mul(ins)?;
-    outs.iter().map(|x| Ok(super::trunc::infer(shift, &[x], ring_bits)?.remove(0))).collect()
+    outs.iter()
+        .map(|x| Ok(super::trunc::infer(shift, &[x], ring_bits)?.remove(0)))
+        .collect()
 }
 
 /// Ring elements 0 and 1; several planes become a last axis.
@@ -53,7 +64,12 @@ pub fn infer_to_ring(ins: &[&Type]) -> Result<Vec<Type>, String> {
     if planes > 1 {
         shape.push(usize::from(planes));
     }
-    Ok(vec![Type { kind: Kind::Ring, shape, frac_bits: 0, bound_log2: 1 }])
+    Ok(vec![Type {
+        kind: Kind::Ring,
+        shape,
+        frac_bits: 0,
+        bound_log2: 1,
+    }])
 }
 
 /// Operands bits of shape s with n planes, and a ring of shape s + [n].
@@ -65,7 +81,10 @@ pub fn infer_dot(ins: &[&Type]) -> Result<Vec<Type>, String> {
         return Err(format!("bits {bits} do not select from values {x}"));
     }
     // One-hot is the use: the sum is one of the elements.
-    Ok(vec![Type { shape: bits.shape, ..x }])
+    Ok(vec![Type {
+        shape: bits.shape,
+        ..x
+    }])
 }
 
 /// Plain sign bit.
@@ -77,14 +96,24 @@ pub fn plain_non_negative(x: &[u64], ring_bits: u8) -> Result<Vec<u64>, OutOfRan
 
 /// Plain products, plane by plane.
 pub fn plain_mul(bits: &[u64], x: &[u64]) -> Vec<Vec<u64>> {
-    bits.chunks(x.len().max(1)).map(|plane| plane.iter().zip(x).map(|(b, v)| b.wrapping_mul(*v)).collect()).collect()
+    bits.chunks(x.len().max(1))
+        .map(|plane| {
+            plane
+                .iter()
+                .zip(x)
+                .map(|(b, v)| b.wrapping_mul(*v))
+                .collect()
+        })
+        .collect()
 }
 
 /// Plain selection, row by row.
 pub fn plain_dot(bits: &[u64], x: &[u64], rows: usize) -> Vec<u64> {
     let planes = x.len() / rows.max(1);
     let term = |row: usize, p: usize| bits[p * rows + row].wrapping_mul(x[row * planes + p]);
-    (0..rows).map(|row| (0..planes).fold(0u64, |sum, p| sum.wrapping_add(term(row, p)))).collect()
+    (0..rows)
+        .map(|row| (0..planes).fold(0u64, |sum, p| sum.wrapping_add(term(row, p))))
+        .collect()
 }
 
 /// Plain products with the truncated value.
@@ -103,7 +132,9 @@ pub fn plain_trunc(
 /// Plain bits as ring elements, element by element.
 pub fn plain_to_ring(bits: &[u64], n: usize) -> Vec<u64> {
     let planes = bits.len() / n.max(1);
-    (0..n).flat_map(|e| (0..planes).map(move |p| bits[p * n + e])).collect()
+    (0..n)
+        .flat_map(|e| (0..planes).map(move |p| bits[p * n + e]))
+        .collect()
 }
 
 /// Steps after the opening of m: the bit `[m + offset - r >= 0]`, opened under beta. Three rounds.
@@ -113,7 +144,14 @@ pub(super) fn sign_bit(m: VId, offset: u64, r: VId, cx: &mut Lowering<'_>) -> Ma
     let lt = cx.plan.borrow(m, offset, r, &[k - 1]);
     let o = cx.plan.open_bits(lt);
     let inputs = |offset: u64| {
-        vec![CircuitInput::Ring { offset, lo: k - 1, count: 1 }, CircuitInput::Bits { first: 0, count: 1 }]
+        vec![
+            CircuitInput::Ring {
+                offset,
+                lo: k - 1,
+                count: 1,
+            },
+            CircuitInput::Bits { first: 0, count: 1 },
+        ]
     };
     let (mut public, wires) = CircuitBuilder::new(inputs(offset));
     let not_msb = public.xor(wires[0][0], Wire::ONE);
@@ -124,17 +162,26 @@ pub(super) fn sign_bit(m: VId, offset: u64, r: VId, cx: &mut Lowering<'_>) -> Ma
     let beta = fold.xor(wires[0][0], wires[1][0]);
     let fold = fold.finish(&[beta]);
     let beta = cx.plan.derive_circuit(fold, vec![r, o.mask], n);
-    MaskedBit { open: BitRef { id: open, plane: 0 }, beta: BitRef { id: beta, plane: 0 } }
+    MaskedBit {
+        open: BitRef { id: open, plane: 0 },
+        beta: BitRef { id: beta, plane: 0 },
+    }
 }
 
 /// `[b x]` for an opened bit and an opened value: no round.
 pub(super) fn bit_times(bit: MaskedBit, x: Masked, cx: &mut Lowering<'_>) -> VId {
     let n = cx.plan.len(x.open);
     let beta = cx.beta_ring(bit);
-    let corr = Corr::Term { factor: Factor::Raw, bits: vec![bit.beta.plane] };
+    let corr = Corr::Term {
+        factor: Factor::Raw,
+        bits: vec![bit.beta.plane],
+    };
     let beta_r = cx.plan.deal_ring(corr, vec![x.mask, bit.beta.id], n);
-    let kernel = Kernel::BitMulOut { b_plane: bit.open.plane };
-    cx.plan.local_share(kernel, vec![x.open, x.mask, bit.open.id, beta, beta_r], n)
+    let kernel = Kernel::BitMulOut {
+        b_plane: bit.open.plane,
+    };
+    cx.plan
+        .local_share(kernel, vec![x.open, x.mask, bit.open.id, beta, beta_r], n)
 }
 
 /// Secure sign bit.
@@ -147,7 +194,9 @@ pub fn lower_non_negative(node: &Node, cx: &mut Lowering<'_>) -> Repr {
 pub fn lower_mul(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
     let bits = cx.bits(node.ins[0]);
     let x = cx.masked(node.ins[1]);
-    bits.into_iter().map(|bit| Repr::share(bit_times(bit, x, cx))).collect()
+    bits.into_iter()
+        .map(|bit| Repr::share(bit_times(bit, x, cx)))
+        .collect()
 }
 
 /// Secure products of every plane with the truncated value; g is opened once for all planes.
@@ -157,16 +206,34 @@ pub fn lower_trunc(shift: u8, rounding: Rounding, node: &Node, cx: &mut Lowering
     let n = cx.plan.len(m);
     let borrow = cx.plan.borrow(m, half(shift, rounding), r, &[shift]);
     let c = cx.plan.open_bits(borrow);
-    let gamma = BitRef { id: c.mask, plane: 0 };
+    let gamma = BitRef {
+        id: c.mask,
+        plane: 0,
+    };
     let [big_r, rho, gamma_ring] = dealt(r, gamma, shift, cx);
     let trunc = spec(shift, rounding, cx.ring_bits());
     let mut outs = Vec::new();
     for bit in bits {
         let beta = cx.beta_ring(bit);
         let [beta_r, beta_rho, beta_gamma] = dealt_with(r, gamma, shift, Some(bit.beta), cx);
-        let kernel = Kernel::BitTruncOut { trunc, c_plane: 0, b_plane: bit.open.plane, plus_one: false };
-        let operands =
-            vec![m, c.open, bit.open.id, big_r, rho, gamma_ring, beta, beta_r, beta_rho, beta_gamma];
+        let kernel = Kernel::BitTruncOut {
+            trunc,
+            c_plane: 0,
+            b_plane: bit.open.plane,
+            plus_one: false,
+        };
+        let operands = vec![
+            m,
+            c.open,
+            bit.open.id,
+            big_r,
+            rho,
+            gamma_ring,
+            beta,
+            beta_r,
+            beta_rho,
+            beta_gamma,
+        ];
         outs.push(Repr::share(cx.plan.local_share(kernel, operands, n)));
     }
     outs
@@ -179,20 +246,26 @@ pub fn lower_to_ring(node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let mut planes = Vec::new();
     for bit in &bits {
         let beta = cx.beta_ring(*bit);
-        let kernel = Kernel::BitToRing { b_plane: bit.open.plane };
+        let kernel = Kernel::BitToRing {
+            b_plane: bit.open.plane,
+        };
         planes.push(cx.plan.local_share(kernel, vec![bit.open.id, beta], n));
     }
     if planes.len() == 1 {
         return Repr::share(planes[0]);
     }
-    let concat = Linear::Concat { outer: n, parts: vec![1; planes.len()] };
+    let concat = Linear::Concat {
+        outer: n,
+        parts: vec![1; planes.len()],
+    };
     Repr::share(cx.plan.local_linear(concat, planes))
 }
 
 /// An opened bit value as XOR shares (for reveals): `B ^ <beta>`, the planes of beta dealt.
 pub(crate) fn xor_share(val: Val, cx: &mut Lowering<'_>) -> VId {
     let bits = cx.bits(val);
-    let polynomials: Vec<Vec<Vec<(usize, bool)>>> = (0..bits.len()).map(|v| vec![vec![(v, false)]]).collect();
+    let polynomials: Vec<Vec<Vec<(usize, bool)>>> =
+        (0..bits.len()).map(|v| vec![vec![(v, false)]]).collect();
     cx.plan.combine_opened(&bits, &polynomials)
 }
 
@@ -203,7 +276,13 @@ pub fn lower_dot(node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let rows = cx.plan.len(bits[0].open.id);
     let mut sum: Option<VId> = None;
     for (p, bit) in bits.iter().enumerate() {
-        let column = Linear::Slice { outer: rows, len: bits.len(), start: p, take: 1, inner: 1 };
+        let column = Linear::Slice {
+            outer: rows,
+            len: bits.len(),
+            start: p,
+            take: 1,
+            inner: 1,
+        };
         let open = cx.plan.local_linear(column.clone(), vec![x.open]);
         let mask = cx.plan.local_linear(column, vec![x.mask]);
         let term = bit_times(*bit, Masked { open, mask }, cx);
@@ -212,5 +291,8 @@ pub fn lower_dot(node: &Node, cx: &mut Lowering<'_>) -> Repr {
             None => term,
         });
     }
-    Repr { share: sum, ..Repr::default() }
+    Repr {
+        share: sum,
+        ..Repr::default()
+    }
 }

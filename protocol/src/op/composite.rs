@@ -17,7 +17,11 @@ const RECIPROCAL_INDEX: u8 = 10;
 fn table(frac_bits: u8, values: impl Iterator<Item = f64>) -> Table {
     let values: Vec<u64> = values.map(|v| encode(v, u32::from(frac_bits))).collect();
     let largest = values.iter().copied().max().unwrap_or(0).max(1);
-    Table { out_bits: (64 - largest.leading_zeros()) as u8, values, frac_bits }
+    Table {
+        out_bits: (64 - largest.leading_zeros()) as u8,
+        values,
+        frac_bits,
+    }
 }
 
 impl Builder {
@@ -30,7 +34,10 @@ impl Builder {
     pub fn exp_neg(&mut self, d: Val) -> Result<Val, BuildError> {
         let frac = self.ty(d).frac_bits;
         if frac <= EXPONENT_FRAC {
-            return Err(self.error("exp", format!("{frac} fraction bits; needs at least {}", EXPONENT_FRAC + 1)));
+            return Err(self.error(
+                "exp",
+                format!("{frac} fraction bits; needs at least {}", EXPONENT_FRAC + 1),
+            ));
         }
         let shift = frac - EXPONENT_FRAC;
         let top = (16i64 << frac) - (1 << shift);
@@ -38,8 +45,14 @@ impl Builder {
         let flipped = self.add_const(negated, top)?;
         let (u, _) = self.relu_trunc(flipped, shift, Rounding::Nearest)?;
         let step = |distance: usize, unit: f64| libm::exp(-(distance as f64) * unit);
-        let high = table(PROBABILITY_FRAC, (0..256).map(|h| step(255 - h, 1.0 / 16.0)));
-        let low = table(PROBABILITY_FRAC, (0..256).map(|l| step(255 - l, 1.0 / 4096.0)));
+        let high = table(
+            PROBABILITY_FRAC,
+            (0..256).map(|h| step(255 - h, 1.0 / 16.0)),
+        );
+        let low = table(
+            PROBABILITY_FRAC,
+            (0..256).map(|l| step(255 - l, 1.0 / 4096.0)),
+        );
         let high = self.lookup(u, 8, 8, 16, vec![high])?[0];
         let low = self.lookup(u, 0, 8, 16, vec![low])?[0];
         let product = self.mul(high, low)?;
@@ -54,7 +67,10 @@ impl Builder {
     /// Relative error below `2^-12`. 4 + 4 rounds, and 8 for each Newton step.
     pub fn reciprocal(&mut self, s: Val, integer_bits: u8) -> Result<Val, BuildError> {
         if self.ty(s).frac_bits != PROBABILITY_FRAC || !(1..=20).contains(&integer_bits) {
-            return Err(self.error("reciprocal", "needs 16 fraction bits and 1 to 20 integer bits"));
+            return Err(self.error(
+                "reciprocal",
+                "needs 16 fraction bits and 1 to 20 integer bits",
+            ));
         }
         let position = PROBABILITY_FRAC + integer_bits - RECIPROCAL_INDEX;
         let cell = libm::exp2(f64::from(position) - f64::from(PROBABILITY_FRAC));
@@ -64,7 +80,11 @@ impl Builder {
             let low = (j as f64 * cell).max(1.0);
             let high = (j + 1) as f64 * cell;
             let (c, h) = ((low + high) / 2.0, (high - low) / 2.0);
-            if high <= 1.0 { (0.0, 0.0) } else { (2.0 / c + h * h / (2.0 * c * c * c), 1.0 / (c * c)) }
+            if high <= 1.0 {
+                (0.0, 0.0)
+            } else {
+                (2.0 / c + h * h / (2.0 * c * c * c), 1.0 / (c * c))
+            }
         };
         let indices = || 0..1usize << RECIPROCAL_INDEX;
         let a = table(RECIPROCAL_FRAC, indices().map(|j| line(j).0));
@@ -120,11 +140,19 @@ impl Builder {
     ///
     /// `x^d` has `d f` fraction bits: x is first truncated to 12 for degree 3 and 10 for degree 4, so
     /// that integer bits remain.
-    pub fn polynomial(&mut self, x: Val, coefficients: &[f64], rounding: Rounding) -> Result<Val, BuildError> {
+    pub fn polynomial(
+        &mut self,
+        x: Val,
+        coefficients: &[f64],
+        rounding: Rounding,
+    ) -> Result<Val, BuildError> {
         const COEFFICIENT_FRAC: u8 = 12;
         let degree = coefficients.len().saturating_sub(1) as u8;
         if !(2..=4).contains(&degree) {
-            return Err(self.error("polynomial", format!("degree {degree}; 2 to 4 are possible")));
+            return Err(self.error(
+                "polynomial",
+                format!("degree {degree}; 2 to 4 are possible"),
+            ));
         }
         let frac = self.ty(x).frac_bits;
         let inner = match degree {
@@ -132,7 +160,11 @@ impl Builder {
             3 => frac.min(12),
             _ => frac.min(10),
         };
-        let x = if inner < frac { self.trunc(x, frac - inner, rounding)? } else { x };
+        let x = if inner < frac {
+            self.trunc(x, frac - inner, rounding)?
+        } else {
+            x
+        };
         let mut terms = vec![x];
         terms.extend(self.powers(x, degree)?);
         let scale = inner * degree + COEFFICIENT_FRAC;

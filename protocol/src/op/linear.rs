@@ -137,7 +137,9 @@ impl Linear {
             Linear::Add | Linear::Sub | Linear::Scale(_) | Linear::Transpose { .. } => first,
             Linear::Sum { mid, .. } => *mid,
             Linear::Broadcast { outer, mid, inner } => outer * mid * inner,
-            Linear::Slice { outer, take, inner, .. } => outer * take * inner,
+            Linear::Slice {
+                outer, take, inner, ..
+            } => outer * take * inner,
             Linear::Concat { outer, parts } => outer * parts.iter().sum::<usize>(),
             Linear::Window(pool, _) | Linear::SumPool(pool) => pool.windows(),
             Linear::Scatter(pool) | Linear::SumPoolGrad(pool) => pool.planes * pool.h * pool.w,
@@ -182,18 +184,30 @@ impl Linear {
                 for o in 0..*outer {
                     for (m, sum) in out.iter_mut().enumerate() {
                         let at = (o * mid + m) * inner;
-                        *sum = x[at..at + inner].iter().fold(*sum, |s, v| s.wrapping_add(*v));
+                        *sum = x[at..at + inner]
+                            .iter()
+                            .fold(*sum, |s, v| s.wrapping_add(*v));
                     }
                 }
             }
-            Linear::Broadcast { outer, mid: _, inner } => {
+            Linear::Broadcast {
+                outer,
+                mid: _,
+                inner,
+            } => {
                 for _ in 0..*outer {
                     for value in x {
                         out.extend(std::iter::repeat_n(*value, *inner));
                     }
                 }
             }
-            Linear::Slice { outer, len, start, take, inner } => {
+            Linear::Slice {
+                outer,
+                len,
+                start,
+                take,
+                inner,
+            } => {
                 for o in 0..*outer {
                     let at = (o * len + start) * inner;
                     out.extend_from_slice(&x[at..at + take * inner]);
@@ -213,13 +227,17 @@ impl Linear {
             Linear::Scatter(pool) => {
                 out.resize(pool.planes * pool.h * pool.w, 0u64);
                 for (q, values) in ins.iter().enumerate() {
-                    pool.for_each(q, |window, at| out[at] = out[at].wrapping_add(values[window]));
+                    pool.for_each(q, |window, at| {
+                        out[at] = out[at].wrapping_add(values[window])
+                    });
                 }
             }
             Linear::SumPool(pool) => {
                 out.resize(pool.windows(), 0u64);
                 for q in 0..pool.window_len() {
-                    pool.for_each(q, |window, at| out[window] = out[window].wrapping_add(x[at]));
+                    pool.for_each(q, |window, at| {
+                        out[window] = out[window].wrapping_add(x[at])
+                    });
                 }
             }
             Linear::SumPoolGrad(pool) => {
@@ -241,7 +259,12 @@ impl Linear {
 }
 
 /// Checks that operand sizes fit the map; the result's bound and scale follow the operands'.
-pub fn infer(map: &Linear, ins: &[&Type], shape: &[usize], max_bound: u8) -> Result<Vec<Type>, String> {
+pub fn infer(
+    map: &Linear,
+    ins: &[&Type],
+    shape: &[usize],
+    max_bound: u8,
+) -> Result<Vec<Type>, String> {
     let first = ins.first().ok_or("needs an operand")?;
     let operands = match map {
         Linear::Add | Linear::Sub => 2,
@@ -262,16 +285,28 @@ pub fn infer(map: &Linear, ins: &[&Type], shape: &[usize], max_bound: u8) -> Res
         }
     }
     if matches!(map, Linear::Add | Linear::Sub) && ins[0].shape != ins[1].shape {
-        return Err(format!("shapes {:?} and {:?} differ", ins[0].shape, ins[1].shape));
+        return Err(format!(
+            "shapes {:?} and {:?} differ",
+            ins[0].shape, ins[1].shape
+        ));
     }
     let expected = match map {
         Linear::Add | Linear::Sub | Linear::Scale(_) => first.len(),
         Linear::Transpose { outer, rows, cols } => outer * rows * cols,
         Linear::Sum { outer, mid, inner } => outer * mid * inner,
         Linear::Broadcast { mid, .. } => *mid,
-        Linear::Slice { outer, len, start, take, inner } => {
+        Linear::Slice {
+            outer,
+            len,
+            start,
+            take,
+            inner,
+        } => {
             if start + take > *len {
-                return Err(format!("slice {start}..{} of an axis of length {len}", start + take));
+                return Err(format!(
+                    "slice {start}..{} of an axis of length {len}",
+                    start + take
+                ));
             }
             outer * len * inner
         }
@@ -287,7 +322,12 @@ pub fn infer(map: &Linear, ins: &[&Type], shape: &[usize], max_bound: u8) -> Res
             map.out_len(first.len())
         ));
     }
-    let bound = ins.iter().map(|ty| u32::from(ty.bound_log2)).max().unwrap_or(0) + map.growth();
+    let bound = ins
+        .iter()
+        .map(|ty| u32::from(ty.bound_log2))
+        .max()
+        .unwrap_or(0)
+        + map.growth();
     Ok(vec![Type {
         kind: first.kind,
         shape: shape.to_vec(),

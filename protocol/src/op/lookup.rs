@@ -66,7 +66,10 @@ pub fn infer(
         ));
     }
     for table in tables {
-        let fits = table.values.iter().all(|v| table.out_bits < ring_bits && *v < 1 << table.out_bits);
+        let fits = table
+            .values
+            .iter()
+            .all(|v| table.out_bits < ring_bits && *v < 1 << table.out_bits);
         if table.values.len() != 1 << width || !fits || table.out_bits == 0 {
             return Err(format!(
                 "a table has {} values of {} bits; expected {} values",
@@ -87,7 +90,14 @@ pub fn infer(
 /// The plain meaning.
 pub fn plain(position: u8, width: u8, tables: &[Arc<Table>], x: &[u64]) -> Vec<Vec<u64>> {
     let spec = LookupSpec { position, width };
-    tables.iter().map(|t| x.iter().map(|v| t.values[spec.index(*v) as usize]).collect()).collect()
+    tables
+        .iter()
+        .map(|t| {
+            x.iter()
+                .map(|v| t.values[spec.index(*v) as usize])
+                .collect()
+        })
+        .collect()
 }
 
 /// The secure form.
@@ -112,18 +122,28 @@ pub fn lower(
         dealt_from.push(c.mask);
         planes *= 2;
     }
-    let one_hot = Rep::Bits { planes: planes as u16 };
+    let one_hot = Rep::Bits {
+        planes: planes as u16,
+    };
     operands.push(cx.plan.deal(Corr::OneHot(spec), dealt_from, one_hot, n));
     let bits: usize = tables.iter().map(|t| usize::from(t.out_bits)).sum();
-    let kernel = Kernel::Lookup { spec, tables: tables.to_vec() };
+    let kernel = Kernel::Lookup {
+        spec,
+        tables: tables.to_vec(),
+    };
     let found = cx.plan.local_bits(kernel, operands, bits, n);
     let opened = cx.plan.open_bits(found);
-    let words = cx.plan.deal_ring(Corr::BitWords, vec![opened.mask], n * bits);
+    let words = cx
+        .plan
+        .deal_ring(Corr::BitWords, vec![opened.mask], n * bits);
     let mut first = 0;
     tables
         .iter()
         .map(|table| {
-            let kernel = Kernel::FromBits { first, count: u16::from(table.out_bits) };
+            let kernel = Kernel::FromBits {
+                first,
+                count: u16::from(table.out_bits),
+            };
             first += u16::from(table.out_bits);
             Repr::share(cx.plan.local_share(kernel, vec![opened.open, words], n))
         })

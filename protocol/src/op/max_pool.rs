@@ -57,9 +57,19 @@ pub fn infer(pool: &PoolShape, ins: &[&Type], shape: &[usize]) -> Result<Vec<Typ
     if x.len() != pool.planes * pool.h * pool.w || crate::ring::elements(shape) != pool.windows() {
         return Err(format!("{:?} does not fit {pool:?} -> {shape:?}", x.shape));
     }
-    let y = Type { shape: shape.to_vec(), ..x };
-    let kind = Kind::Bits { planes: pool.window_len() as u16 - 1 };
-    let bits = Type { kind, frac_bits: 0, bound_log2: 0, ..y.clone() };
+    let y = Type {
+        shape: shape.to_vec(),
+        ..x
+    };
+    let kind = Kind::Bits {
+        planes: pool.window_len() as u16 - 1,
+    };
+    let bits = Type {
+        kind,
+        frac_bits: 0,
+        bound_log2: 0,
+        ..y.clone()
+    };
     Ok(vec![y, bits])
 }
 
@@ -78,20 +88,28 @@ pub fn infer_select(pool: &PoolShape, ins: &[&Type]) -> Result<Vec<Type>, String
     {
         return Err(format!("{relu} is not one bit for each window of {bits}"));
     }
-    let kind = Kind::Bits { planes: pool.window_len() as u16 };
-    Ok(vec![Type { kind, ..bits.clone() }])
+    let kind = Kind::Bits {
+        planes: pool.window_len() as u16,
+    };
+    Ok(vec![Type {
+        kind,
+        ..bits.clone()
+    }])
 }
 
 /// The plain meaning.
 pub fn plain(pool: &PoolShape, x: &[u64], ring_bits: u8) -> Result<Vec<Vec<u64>>, OutOfRange> {
     check_comparable(x, ring_bits)?;
-    let mut values: Vec<Vec<u64>> =
-        (0..pool.window_len()).map(|q| Linear::Window(*pool, q).apply(&[x])).collect();
+    let mut values: Vec<Vec<u64>> = (0..pool.window_len())
+        .map(|q| Linear::Window(*pool, q).apply(&[x]))
+        .collect();
     let mut bits = Vec::new();
     for (left, right) in tournament(pool.window_len()) {
         let wins = |(l, r): (&u64, &u64)| *l as i64 >= *r as i64;
         let pairs = || values[left].iter().zip(&values[right]);
-        let winner: Vec<u64> = pairs().map(|(l, r)| if wins((l, r)) { *l } else { *r }).collect();
+        let winner: Vec<u64> = pairs()
+            .map(|(l, r)| if wins((l, r)) { *l } else { *r })
+            .collect();
         bits.extend(pairs().map(|pair| u64::from(wins(pair))));
         values.push(winner);
     }
@@ -106,7 +124,9 @@ pub fn plain_select(pool: &PoolShape, ins: &[&[u64]]) -> Vec<Vec<u64>> {
     for q in 0..pool.window_len() {
         let path = path(pool.window_len(), q);
         out.extend((0..n).map(|e| {
-            let wins = path.iter().all(|(c, left)| (ins[0][c * n + e] == 1) == *left);
+            let wins = path
+                .iter()
+                .all(|(c, left)| (ins[0][c * n + e] == 1) == *left);
             u64::from(wins) & ins.get(1).map_or(1, |relu| relu[e])
         }));
     }
@@ -122,7 +142,9 @@ pub fn lower(pool: &PoolShape, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> 
     let mut bits = Vec::new();
     let k = cx.ring_bits();
     for (left, right) in tournament(pool.window_len()) {
-        let d = cx.plan.local_linear(Linear::Sub, vec![values[left], values[right]]);
+        let d = cx
+            .plan
+            .local_linear(Linear::Sub, vec![values[left], values[right]]);
         let masked = cx.plan.open_ring(d, k);
         let bit = sign_bit(masked.open, 0, masked.mask, cx);
         let gain = bit_times(bit, masked, cx);
@@ -141,8 +163,10 @@ pub fn lower_select(pool: &PoolShape, node: &Node, cx: &mut Lowering<'_>) -> Rep
     bits.extend(relu);
     let polynomials: Vec<Vec<Vec<(usize, bool)>>> = (0..pool.window_len())
         .map(|q| {
-            let mut term: Vec<(usize, bool)> =
-                path(pool.window_len(), q).into_iter().map(|(c, left)| (c, !left)).collect();
+            let mut term: Vec<(usize, bool)> = path(pool.window_len(), q)
+                .into_iter()
+                .map(|(c, left)| (c, !left))
+                .collect();
             if relu.is_some() {
                 term.push((relu_index, false));
             }
@@ -150,5 +174,8 @@ pub fn lower_select(pool: &PoolShape, node: &Node, cx: &mut Lowering<'_>) -> Rep
         })
         .collect();
     let selectors = cx.plan.combine_opened(&bits, &polynomials);
-    Repr { xor: Some(selectors), ..Repr::default() }
+    Repr {
+        xor: Some(selectors),
+        ..Repr::default()
+    }
 }

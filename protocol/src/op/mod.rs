@@ -23,7 +23,9 @@ use crate::run::plain::Coins;
 
 /// A plain value left the domain in which the secure operation is exact.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{operation} (%{val} in {scope}): element {index} leaves the domain: magnitude about 2^{magnitude_log2}, at most 2^{limit_log2}")]
+#[error(
+    "{operation} (%{val} in {scope}): element {index} leaves the domain: magnitude about 2^{magnitude_log2}, at most 2^{limit_log2}"
+)]
 pub struct RangeError {
     /// The layer.
     pub scope: String,
@@ -88,15 +90,26 @@ pub(crate) fn require_bits(ty: &Type) -> Result<u16, String> {
 
 pub(crate) fn operands<const N: usize>(ins: &[&Type]) -> Result<[Type; N], String> {
     let owned: Vec<Type> = ins.iter().map(|ty| (*ty).clone()).collect();
-    owned.try_into().map_err(|_| format!("needs {N} operands, has {}", ins.len()))
+    owned
+        .try_into()
+        .map_err(|_| format!("needs {N} operands, has {}", ins.len()))
 }
 
 /// Types of the results. `hint` is the declared type of the first result where the operation
 /// leaves something open (its shape, its fraction bits).
-pub fn infer(op: &Op, ins: &[&Type], hint: Option<&Type>, ring_bits: u8) -> Result<Vec<Type>, String> {
+pub fn infer(
+    op: &Op,
+    ins: &[&Type],
+    hint: Option<&Type>,
+    ring_bits: u8,
+) -> Result<Vec<Type>, String> {
     let max_bound = ring_bits - 2;
     let shape = hint.map(|ty| ty.shape.clone()).unwrap_or_default();
-    let declared = || hint.cloned().map(|ty| vec![ty]).ok_or_else(|| "has no declared type".to_string());
+    let declared = || {
+        hint.cloned()
+            .map(|ty| vec![ty])
+            .ok_or_else(|| "has no declared type".to_string())
+    };
     match op {
         Op::Input(_) | Op::Carried(_) | Op::CarriedMasked(_) | Op::Const(_) => declared(),
         Op::Linear(map) => linear::infer(map, ins, &shape, max_bound),
@@ -105,7 +118,10 @@ pub fn infer(op: &Op, ins: &[&Type], hint: Option<&Type>, ring_bits: u8) -> Resu
             require_ring(&x)?;
             let constant = 64 - c.unsigned_abs().leading_zeros();
             let bound = (u32::from(x.bound_log2).max(constant) + 1).min(u32::from(max_bound));
-            Ok(vec![Type { bound_log2: bound as u8, ..x }])
+            Ok(vec![Type {
+                bound_log2: bound as u8,
+                ..x
+            }])
         }
         Op::Rescale => {
             let [x] = operands(ins)?;
@@ -132,9 +148,12 @@ pub fn infer(op: &Op, ins: &[&Type], hint: Option<&Type>, ring_bits: u8) -> Resu
         Op::MaxPool(pool) => max_pool::infer(pool, ins, &shape),
         Op::PoolSelect(pool) => max_pool::infer_select(pool, ins),
         Op::ArgMax => argmax::infer(ins),
-        Op::Lookup { position, width, open_bits, tables } => {
-            lookup::infer(*position, *width, *open_bits, tables, ins, ring_bits)
-        }
+        Op::Lookup {
+            position,
+            width,
+            open_bits,
+            tables,
+        } => lookup::infer(*position, *width, *open_bits, tables, ins, ring_bits),
     }
 }
 
@@ -158,8 +177,12 @@ pub fn plain(
             vec![out]
         }
         Op::Powers { degree } => powers::plain(*degree, ins[0], ring_bits)?,
-        Op::Trunc { shift, rounding } => vec![trunc::plain(*shift, *rounding, ins[0], ring_bits, coins)?],
-        Op::ReluTrunc { shift, rounding } => relu_trunc::plain(*shift, *rounding, ins[0], ring_bits, coins)?,
+        Op::Trunc { shift, rounding } => {
+            vec![trunc::plain(*shift, *rounding, ins[0], ring_bits, coins)?]
+        }
+        Op::ReluTrunc { shift, rounding } => {
+            relu_trunc::plain(*shift, *rounding, ins[0], ring_bits, coins)?
+        }
         Op::BitTrunc { shift, rounding } => {
             bits::plain_trunc(*shift, *rounding, ins[0], ins[1], ring_bits, coins)?
         }
@@ -170,7 +193,12 @@ pub fn plain(
         Op::MaxPool(pool) => max_pool::plain(pool, ins[0], ring_bits)?,
         Op::PoolSelect(pool) => max_pool::plain_select(pool, ins),
         Op::ArgMax => vec![argmax::plain(ins[0], types[0], ring_bits)?],
-        Op::Lookup { position, width, tables, .. } => lookup::plain(*position, *width, tables, ins[0]),
+        Op::Lookup {
+            position,
+            width,
+            tables,
+            ..
+        } => lookup::plain(*position, *width, tables, ins[0]),
     })
 }
 
@@ -184,7 +212,11 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
         Op::AddConst(c) => {
             let share = cx.share(node.ins[0]);
             let n = cx.plan.len(share);
-            vec![Repr::share(cx.plan.local_share(Kernel::AddConst(*c as u64), vec![share], n))]
+            vec![Repr::share(cx.plan.local_share(
+                Kernel::AddConst(*c as u64),
+                vec![share],
+                n,
+            ))]
         }
         Op::Product(product) => product::lower(product, node, cx),
         Op::Powers { degree } => powers::lower(*degree, node, cx),
@@ -198,26 +230,39 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
         Op::MaxPool(pool) => max_pool::lower(pool, node, cx),
         Op::PoolSelect(pool) => vec![max_pool::lower_select(pool, node, cx)],
         Op::ArgMax => vec![argmax::lower(node, cx)],
-        Op::Lookup { position, width, open_bits, tables } => {
-            lookup::lower(*position, *width, *open_bits, tables, node, cx)
-        }
+        Op::Lookup {
+            position,
+            width,
+            open_bits,
+            tables,
+        } => lookup::lower(*position, *width, *open_bits, tables, node, cx),
         // Sources are handled above; a reshape or rescale shares its operand's forms.
-        Op::Rescale | Op::Reshape | Op::Input(_) | Op::Carried(_) | Op::CarriedMasked(_) | Op::Const(_) => {
-            Vec::new()
-        }
+        Op::Rescale
+        | Op::Reshape
+        | Op::Input(_)
+        | Op::Carried(_)
+        | Op::CarriedMasked(_)
+        | Op::Const(_) => Vec::new(),
     }
 }
 
 fn lower_linear(map: &linear::Linear, node: &Node, cx: &mut Lowering<'_>) -> Repr {
     use linear::Linear;
-    let selects = matches!(map, Linear::Slice { .. } | Linear::Transpose { .. } | Linear::Window(..));
+    let selects = matches!(
+        map,
+        Linear::Slice { .. } | Linear::Transpose { .. } | Linear::Window(..)
+    );
     // A selection of an opened value is open too, under the same selection of its mask.
     if let (true, Some(masked)) = (selects, cx.repr(node.ins[0]).masked) {
         let open = cx.plan.local_linear(map.clone(), vec![masked.open]);
         let mask = cx.plan.local_linear(map.clone(), vec![masked.mask]);
         let share = cx.repr(node.ins[0]).share;
         let share = share.map(|share| cx.plan.local_linear(map.clone(), vec![share]));
-        return Repr { share, masked: Some(crate::plan::Masked { open, mask }), ..Repr::default() };
+        return Repr {
+            share,
+            masked: Some(crate::plan::Masked { open, mask }),
+            ..Repr::default()
+        };
     }
     let shares = node.ins.iter().map(|val| cx.share(*val)).collect();
     Repr::share(cx.plan.local_linear(map.clone(), shares))

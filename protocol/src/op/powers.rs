@@ -44,7 +44,9 @@ pub fn plain(degree: u8, x: &[u64], ring_bits: u8) -> Result<Vec<Vec<u64>>, OutO
             limit_log2: u32::from(ring_bits) - 1,
         });
     }
-    Ok((2..=u32::from(degree)).map(|j| x.iter().map(|v| v.wrapping_pow(j)).collect()).collect())
+    Ok((2..=u32::from(degree))
+        .map(|j| x.iter().map(|v| v.wrapping_pow(j)).collect())
+        .collect())
 }
 
 /// The secure form.
@@ -55,7 +57,11 @@ pub fn lower(degree: u8, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
     let mut outs = Vec::new();
     for j in 2..=degree {
         operands.push(cx.plan.deal_ring(Corr::Power(j), vec![x.mask], n));
-        outs.push(Repr::share(cx.plan.local_share(Kernel::Power(j), operands.clone(), n)));
+        outs.push(Repr::share(cx.plan.local_share(
+            Kernel::Power(j),
+            operands.clone(),
+            n,
+        )));
     }
     outs
 }

@@ -110,7 +110,12 @@ fn out_len(s: &ConvShape) -> usize {
 }
 
 /// Both operands are rings of the right size; the scale is the sum of the scales.
-pub fn infer(product: &Product, ins: &[&Type], shape: &[usize], max_bound: u8) -> Result<Vec<Type>, String> {
+pub fn infer(
+    product: &Product,
+    ins: &[&Type],
+    shape: &[usize],
+    max_bound: u8,
+) -> Result<Vec<Type>, String> {
     let [x, y] = ins else {
         return Err(format!("needs two operands, has {}", ins.len()));
     };
@@ -118,13 +123,18 @@ pub fn infer(product: &Product, ins: &[&Type], shape: &[usize], max_bound: u8) -
     super::require_ring(y)?;
     let (x_len, y_len, out_len) = product.lens();
     if x.len() != x_len || y.len() != y_len || crate::ring::elements(shape) != out_len {
-        return Err(format!("operands {:?} and {:?} do not fit {product:?} -> {shape:?}", x.shape, y.shape));
+        return Err(format!(
+            "operands {:?} and {:?} do not fit {product:?} -> {shape:?}",
+            x.shape, y.shape
+        ));
     }
     let terms = product.terms().max(1).next_power_of_two().trailing_zeros();
     let bound = u32::from(x.bound_log2) + u32::from(y.bound_log2) + terms;
     let frac = u32::from(x.frac_bits) + u32::from(y.frac_bits);
     if frac > u32::from(max_bound) {
-        return Err(format!("the product would have {frac} fraction bits; truncate an operand first"));
+        return Err(format!(
+            "the product would have {frac} fraction bits; truncate an operand first"
+        ));
     }
     Ok(vec![Type {
         kind: x.kind,
@@ -157,7 +167,12 @@ pub fn lower(product: &Product, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr>
 /// Whether the integers could overflow the 64-bit word: first by norms; if those do not decide,
 /// by the product of the operands without their low bits, whose error is bounded.
 pub fn check_range(product: &Product, x: &[u64], y: &[u64]) -> Result<(), super::OutOfRange> {
-    let max = |v: &[u64]| v.iter().map(|e| (*e as i64).unsigned_abs()).max().unwrap_or(0);
+    let max = |v: &[u64]| {
+        v.iter()
+            .map(|e| (*e as i64).unsigned_abs())
+            .max()
+            .unwrap_or(0)
+    };
     let (x_max, y_max) = (u128::from(max(x)), u128::from(max(y)));
     let terms = product.terms() as u128;
     if x_max * y_max * terms < 1 << 62 {
@@ -166,7 +181,11 @@ pub fn check_range(product: &Product, x: &[u64], y: &[u64]) -> Result<(), super:
     let bits = |v: u128| 128 - v.leading_zeros();
     let excess = (bits(x_max) + bits(y_max) + bits(terms)).saturating_sub(62);
     let (drop_x, drop_y) = (excess.div_ceil(2).min(63), (excess / 2).min(63));
-    let drop = |v: &[u64], by: u32| v.iter().map(|e| ((*e as i64) >> by) as u64).collect::<Vec<u64>>();
+    let drop = |v: &[u64], by: u32| {
+        v.iter()
+            .map(|e| ((*e as i64) >> by) as u64)
+            .collect::<Vec<u64>>()
+    };
     let out = plain(product, &drop(x, drop_x), &drop(y, drop_y));
     let error = terms * ((x_max << drop_y) + (y_max << drop_x));
     let magnitude = |v: &u64| (u128::from((*v as i64).unsigned_abs()) << (drop_x + drop_y)) + error;

@@ -13,14 +13,21 @@
 
 use super::trunc::{dealt, dealt_with, half, opened};
 use super::{OutOfRange, check_domain};
-use crate::plan::{BitRef, CircuitBuilder, CircuitInput, Kernel, Lowering, MaskedBit, Repr, TruncOut, Wire};
+use crate::plan::{
+    BitRef, CircuitBuilder, CircuitInput, Kernel, Lowering, MaskedBit, Repr, TruncOut, Wire,
+};
 use crate::program::{Kind, Node, Rounding, Type};
 use crate::run::plain::Coins;
 
 /// Types of the result and of the derivative bit.
 pub fn infer(shift: u8, ins: &[&Type], ring_bits: u8) -> Result<Vec<Type>, String> {
     let out = super::trunc::infer(shift, ins, ring_bits)?.remove(0);
-    let bit = Type { kind: Kind::Bits { planes: 1 }, frac_bits: 0, bound_log2: 0, ..out.clone() };
+    let bit = Type {
+        kind: Kind::Bits { planes: 1 },
+        frac_bits: 0,
+        bound_log2: 0,
+        ..out.clone()
+    };
     Ok(vec![out, bit])
 }
 
@@ -33,7 +40,11 @@ pub fn plain(
     coins: &Coins<'_>,
 ) -> Result<Vec<Vec<u64>>, OutOfRange> {
     let top = i64::MAX >> (64 - ring_bits);
-    let coin = if rounding == Rounding::Stochastic { 1i64 << shift } else { 0 };
+    let coin = if rounding == Rounding::Stochastic {
+        1i64 << shift
+    } else {
+        0
+    };
     let down = half(shift, rounding) as i64;
     check_domain(x, 0, -top - 1 + down, top - coin)?;
     let added = match rounding {
@@ -61,30 +72,52 @@ pub fn lower(shift: u8, rounding: Rounding, node: &Node, cx: &mut Lowering<'_>) 
     let compared = cx.plan.borrow(m, add, r, &[shift, k - 1]);
     let o = cx.plan.open_bits(compared);
 
-    let top = |offset: u64| CircuitInput::Ring { offset, lo: k - 1, count: 1 };
-    let (mut public, wires) = CircuitBuilder::new(vec![top(add), CircuitInput::Bits { first: 0, count: 2 }]);
+    let top = |offset: u64| CircuitInput::Ring {
+        offset,
+        lo: k - 1,
+        count: 1,
+    };
+    let (mut public, wires) =
+        CircuitBuilder::new(vec![top(add), CircuitInput::Bits { first: 0, count: 2 }]);
     let not_msb = public.xor(wires[0][0], Wire::ONE);
     let b = public.xor(not_msb, wires[1][1]);
     let public = public.finish(&[wires[1][0], b]);
     let cb = cx.plan.public_circuit(public, vec![m, o.open], n);
 
-    let (mut fold, wires) = CircuitBuilder::new(vec![top(0), CircuitInput::Bits { first: 1, count: 1 }]);
+    let (mut fold, wires) =
+        CircuitBuilder::new(vec![top(0), CircuitInput::Bits { first: 1, count: 1 }]);
     let beta = fold.xor(wires[0][0], wires[1][0]);
     let fold = fold.finish(&[beta]);
-    let beta = BitRef { id: cx.plan.derive_circuit(fold, vec![r, o.mask], n), plane: 0 };
-    let bit = MaskedBit { open: BitRef { id: cb, plane: 1 }, beta };
+    let beta = BitRef {
+        id: cx.plan.derive_circuit(fold, vec![r, o.mask], n),
+        plane: 0,
+    };
+    let bit = MaskedBit {
+        open: BitRef { id: cb, plane: 1 },
+        beta,
+    };
 
-    let gamma = BitRef { id: o.mask, plane: 0 };
+    let gamma = BitRef {
+        id: o.mask,
+        plane: 0,
+    };
     let [big_r, rho, gamma_ring] = dealt(r, gamma, shift, cx);
     let beta_ring = cx.beta_ring(bit);
     let [beta_r, beta_rho, beta_gamma] = dealt_with(r, gamma, shift, Some(beta), cx);
     let kernel = Kernel::BitTruncOut {
-        trunc: TruncOut { ring_bits: k, shift, add, offset: 0 },
+        trunc: TruncOut {
+            ring_bits: k,
+            shift,
+            add,
+            offset: 0,
+        },
         c_plane: 0,
         b_plane: 1,
         plus_one: rounding == Rounding::Nearest,
     };
-    let operands = vec![m, cb, cb, big_r, rho, gamma_ring, beta_ring, beta_r, beta_rho, beta_gamma];
+    let operands = vec![
+        m, cb, cb, big_r, rho, gamma_ring, beta_ring, beta_r, beta_rho, beta_gamma,
+    ];
     let out = cx.plan.local_share(kernel, operands, n);
     vec![Repr::share(out), Repr::bits(vec![bit])]
 }

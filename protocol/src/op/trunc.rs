@@ -21,14 +21,24 @@ pub fn infer(shift: u8, ins: &[&Type], ring_bits: u8) -> Result<Vec<Type>, Strin
     let [x] = operands(ins)?;
     require_ring(&x)?;
     if shift == 0 || shift > ring_bits - 3 {
-        return Err(format!("cannot truncate by {shift} bits; 1 to {} are possible", ring_bits - 3));
+        return Err(format!(
+            "cannot truncate by {shift} bits; 1 to {} are possible",
+            ring_bits - 3
+        ));
     }
     let frac_bits = x.frac_bits.checked_sub(shift).ok_or_else(|| {
-        format!("truncates {shift} bits of a value with {} fraction bits; rescale it first", x.frac_bits)
+        format!(
+            "truncates {shift} bits of a value with {} fraction bits; rescale it first",
+            x.frac_bits
+        )
     })?;
     // One more for rounding up.
     let bound_log2 = x.bound_log2.saturating_sub(shift) + 1;
-    Ok(vec![Type { frac_bits, bound_log2: bound_log2.min(ring_bits - 2), ..x }])
+    Ok(vec![Type {
+        frac_bits,
+        bound_log2: bound_log2.min(ring_bits - 2),
+        ..x
+    }])
 }
 
 /// What rounding adds before the floor.
@@ -49,7 +59,17 @@ pub(super) fn rounded(
 ) -> Result<Vec<u64>, OutOfRange> {
     let limit = 1i64 << (ring_bits - 2);
     let add = half(shift, rounding);
-    check_domain(x, add as i64, -limit, limit - if rounding == Rounding::Stochastic { 1i64 << shift } else { 0 })?;
+    check_domain(
+        x,
+        add as i64,
+        -limit,
+        limit
+            - if rounding == Rounding::Stochastic {
+                1i64 << shift
+            } else {
+                0
+            },
+    )?;
     let mut out = match rounding {
         Rounding::Stochastic => coins.draw(x.len(), shift),
         _ => vec![add; x.len()],
@@ -99,14 +119,23 @@ pub(super) fn dealt_with(
     cx: &mut Lowering<'_>,
 ) -> [VId; 3] {
     let n = cx.plan.len(r);
-    let full = Rep::Ring { width: cx.ring_bits() };
+    let full = Rep::Ring {
+        width: cx.ring_bits(),
+    };
     // rho is multiplied by 2^(k-f): only its value mod 2^f matters.
     let low = Rep::Ring { width: shift };
     let mut term = |factor: Factor, gate: Option<BitRef>, rep: Rep| {
         let bits: Vec<BitRef> = beta.into_iter().chain(gate).collect();
-        let mut ins: Vec<VId> = if factor == Factor::One { vec![] } else { vec![r] };
+        let mut ins: Vec<VId> = if factor == Factor::One {
+            vec![]
+        } else {
+            vec![r]
+        };
         ins.extend(bits.iter().map(|bit| bit.id));
-        let corr = Corr::Term { factor, bits: bits.iter().map(|bit| bit.plane).collect() };
+        let corr = Corr::Term {
+            factor,
+            bits: bits.iter().map(|bit| bit.plane).collect(),
+        };
         cx.plan.deal(corr, ins, rep, n)
     };
     [
@@ -118,7 +147,12 @@ pub(super) fn dealt_with(
 
 /// The constants of step 4.
 pub(super) fn spec(shift: u8, rounding: Rounding, ring_bits: u8) -> TruncOut {
-    TruncOut { ring_bits, shift, add: half(shift, rounding), offset: 1 << (ring_bits - 2) }
+    TruncOut {
+        ring_bits,
+        shift,
+        add: half(shift, rounding),
+        offset: 1 << (ring_bits - 2),
+    }
 }
 
 /// The secure form: steps 1 to 4.
@@ -126,9 +160,16 @@ pub fn lower(shift: u8, rounding: Rounding, node: &Node, cx: &mut Lowering<'_>) 
     let (m, r) = opened(node.ins[0], shift, rounding, cx);
     let borrow = cx.plan.borrow(m, half(shift, rounding), r, &[shift]);
     let c = cx.plan.open_bits(borrow);
-    let gamma = BitRef { id: c.mask, plane: 0 };
+    let gamma = BitRef {
+        id: c.mask,
+        plane: 0,
+    };
     let [big_r, rho, gamma] = dealt(r, gamma, shift, cx);
     let kernel = Kernel::TruncOut(spec(shift, rounding, cx.ring_bits()));
     let n = cx.plan.len(m);
-    vec![Repr::share(cx.plan.local_share(kernel, vec![m, c.open, big_r, rho, gamma], n))]
+    vec![Repr::share(cx.plan.local_share(
+        kernel,
+        vec![m, c.open, big_r, rho, gamma],
+        n,
+    ))]
 }

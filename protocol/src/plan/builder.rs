@@ -34,12 +34,19 @@ impl PlanBuilder {
     }
 
     fn full(&self) -> Rep {
-        Rep::Ring { width: self.ring_bits }
+        Rep::Ring {
+            width: self.ring_bits,
+        }
     }
 
     pub(super) fn slot(&mut self, class: Class, rep: Rep, n: usize) -> VId {
         let id = VId(self.slots.len() as u32);
-        self.slots.push(Slot { class, rep, n, scope: self.scope });
+        self.slots.push(Slot {
+            class,
+            rep,
+            n,
+            scope: self.scope,
+        });
         id
     }
 
@@ -52,7 +59,11 @@ impl PlanBuilder {
     pub(super) fn carried_masked(&mut self, name: &str, n: usize) -> (VId, VId) {
         let open = self.slot(Class::Public, self.full(), n);
         let mask = self.slot(Class::Dealt, self.full(), n);
-        self.instrs.push(Instr::CarriedMasked { name: name.into(), open, mask });
+        self.instrs.push(Instr::CarriedMasked {
+            name: name.into(),
+            open,
+            mask,
+        });
         (open, mask)
     }
 
@@ -65,7 +76,13 @@ impl PlanBuilder {
 
     /// Fresh random bit planes.
     pub fn rand_bits(&mut self, n: usize, planes: usize) -> VId {
-        let out = self.slot(Class::Dealt, Rep::Bits { planes: planes as u16 }, n);
+        let out = self.slot(
+            Class::Dealt,
+            Rep::Bits {
+                planes: planes as u16,
+            },
+            n,
+        );
         self.instrs.push(Instr::Rand { out });
         out
     }
@@ -85,7 +102,12 @@ impl PlanBuilder {
     /// Dealt bit planes computed by a circuit.
     pub fn deal_circuit(&mut self, circuit: Circuit, ins: Vec<VId>, n: usize) -> VId {
         let planes = circuit.outs.len() as u16;
-        self.deal(Corr::Circuit(Arc::new(circuit)), ins, Rep::Bits { planes }, n)
+        self.deal(
+            Corr::Circuit(Arc::new(circuit)),
+            ins,
+            Rep::Bits { planes },
+            n,
+        )
     }
 
     /// The dealt product of two masks.
@@ -108,7 +130,12 @@ impl PlanBuilder {
     /// Bit planes that only the dealer computes.
     pub fn derive_circuit(&mut self, circuit: Circuit, ins: Vec<VId>, n: usize) -> VId {
         let planes = circuit.outs.len() as u16;
-        self.derive(Corr::Circuit(Arc::new(circuit)), ins, Rep::Bits { planes }, n)
+        self.derive(
+            Corr::Circuit(Arc::new(circuit)),
+            ins,
+            Rep::Bits { planes },
+            n,
+        )
     }
 
     fn local(&mut self, class: Class, kernel: Kernel, ins: Vec<VId>, rep: Rep, n: usize) -> VId {
@@ -134,12 +161,24 @@ impl PlanBuilder {
 
     /// XOR-shared planes computed by a circuit.
     pub fn circuit(&mut self, circuit: Circuit, ins: Vec<VId>, n: usize) -> VId {
-        self.bits(Class::Share, Kernel::Circuit(Arc::new(circuit.clone())), ins, circuit.outs.len(), n)
+        self.bits(
+            Class::Share,
+            Kernel::Circuit(Arc::new(circuit.clone())),
+            ins,
+            circuit.outs.len(),
+            n,
+        )
     }
 
     /// Public planes computed by a circuit from public operands.
     pub fn public_circuit(&mut self, circuit: Circuit, ins: Vec<VId>, n: usize) -> VId {
-        self.bits(Class::Public, Kernel::Circuit(Arc::new(circuit.clone())), ins, circuit.outs.len(), n)
+        self.bits(
+            Class::Public,
+            Kernel::Circuit(Arc::new(circuit.clone())),
+            ins,
+            circuit.outs.len(),
+            n,
+        )
     }
 
     /// A kernel whose result is XOR-shared planes.
@@ -147,8 +186,23 @@ impl PlanBuilder {
         self.bits(Class::Share, kernel, ins, planes, n)
     }
 
-    fn bits(&mut self, class: Class, kernel: Kernel, ins: Vec<VId>, planes: usize, n: usize) -> VId {
-        self.local(class, kernel, ins, Rep::Bits { planes: planes as u16 }, n)
+    fn bits(
+        &mut self,
+        class: Class,
+        kernel: Kernel,
+        ins: Vec<VId>,
+        planes: usize,
+        n: usize,
+    ) -> VId {
+        self.local(
+            class,
+            kernel,
+            ins,
+            Rep::Bits {
+                planes: planes as u16,
+            },
+            n,
+        )
     }
 
     /// Opens a share under a mask made for it.

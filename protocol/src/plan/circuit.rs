@@ -148,7 +148,10 @@ impl CircuitBuilder {
     pub fn select(&mut self, index: &[Wire], values: &[Wire]) -> Wire {
         let mut level = values.to_vec();
         for bit in index {
-            level = level.chunks(2).map(|pair| self.mux(*bit, pair[1], pair[0])).collect();
+            level = level
+                .chunks(2)
+                .map(|pair| self.mux(*bit, pair[1], pair[0]))
+                .collect();
         }
         level[0]
     }
@@ -177,7 +180,9 @@ impl CircuitBuilder {
         for wire in &outs {
             last_use[wire.0 as usize] = usize::MAX;
         }
-        let mut register: Vec<u16> = (0..self.wires).map(|w| w.min(u32::from(u16::MAX)) as u16).collect();
+        let mut register: Vec<u16> = (0..self.wires)
+            .map(|w| w.min(u32::from(u16::MAX)) as u16)
+            .collect();
         let mut spare: Vec<u16> = Vec::new();
         let mut registers = fixed as usize;
         let mut gates = Vec::new();
@@ -203,12 +208,27 @@ impl CircuitBuilder {
                 (registers - 1) as u16
             });
             register[fixed as usize + i] = d;
-            gates.push(Gate { op: *op, d, a: ra, b: rb, c: rc });
+            gates.push(Gate {
+                op: *op,
+                d,
+                a: ra,
+                b: rb,
+                c: rc,
+            });
         }
-        assert!(registers < usize::from(u16::MAX), "a circuit needs too many registers");
+        assert!(
+            registers < usize::from(u16::MAX),
+            "a circuit needs too many registers"
+        );
         // The list's own scratch planes come after every plane that it names: name the top one.
         let top = (registers - 1) as u16;
-        gates.push(Gate { op: GateOp::Copy, d: top, a: top, b: top, c: top });
+        gates.push(Gate {
+            op: GateOp::Copy,
+            d: top,
+            a: top,
+            b: top,
+            c: top,
+        });
         let gates = Netlist::new(&gates);
         Circuit {
             inputs: self.inputs,

@@ -63,7 +63,11 @@ fn accumulate(
     share: impl Fn(&[usize]) -> Wire,
 ) -> Wire {
     for (subset, coefficient) in coefficients {
-        let share = if subset.is_empty() { Wire::ONE_SHARE } else { share(subset) };
+        let share = if subset.is_empty() {
+            Wire::ONE_SHARE
+        } else {
+            share(subset)
+        };
         let product = circuit.and(*coefficient, share);
         sum = circuit.xor(sum, product);
     }
@@ -71,25 +75,41 @@ fn accumulate(
 }
 
 /// The circuit with which the dealer makes the products of mask planes over `sets`.
-fn monomial_circuit(inputs: Vec<CircuitInput>, variables: &[usize], sets: &BTreeSet<Vec<usize>>) -> Circuit {
+fn monomial_circuit(
+    inputs: Vec<CircuitInput>,
+    variables: &[usize],
+    sets: &BTreeSet<Vec<usize>>,
+) -> Circuit {
     let (mut circuit, wires) = CircuitBuilder::new(inputs);
     let planes: Vec<Wire> = wires.concat();
     let place = |v: &usize| planes[variables.iter().position(|u| u == v).unwrap_or(0)];
     let outs: Vec<Wire> = sets
         .iter()
-        .map(|set| set.iter().fold(Wire::ONE, |product, v| circuit.and(product, place(v))))
+        .map(|set| {
+            set.iter()
+                .fold(Wire::ONE, |product, v| circuit.and(product, place(v)))
+        })
         .collect();
     circuit.finish(&outs)
 }
 
 fn bits_input(count: usize) -> CircuitInput {
-    CircuitInput::Bits { first: 0, count: count as u16 }
+    CircuitInput::Bits {
+        first: 0,
+        count: count as u16,
+    }
 }
 
 /// Operand list and inputs for a list of single planes.
 pub(super) fn plane_inputs(bits: &[BitRef]) -> (Vec<VId>, Vec<CircuitInput>) {
-    let input = |bit: &BitRef| CircuitInput::Bits { first: bit.plane, count: 1 };
-    (bits.iter().map(|bit| bit.id).collect(), bits.iter().map(input).collect())
+    let input = |bit: &BitRef| CircuitInput::Bits {
+        first: bit.plane,
+        count: 1,
+    };
+    (
+        bits.iter().map(|bit| bit.id).collect(),
+        bits.iter().map(input).collect(),
+    )
 }
 
 impl PlanBuilder {
@@ -98,12 +118,21 @@ impl PlanBuilder {
     pub fn combine(&mut self, variables: &[Literal], polynomials: &[Vec<Term>]) -> VId {
         let n = self.len(variables[0].bit.id);
         let long = || polynomials.iter().flatten().filter(|term| term.len() > 1);
-        let used: Vec<usize> = long().flatten().copied().collect::<BTreeSet<_>>().into_iter().collect();
+        let used: Vec<usize> = long()
+            .flatten()
+            .copied()
+            .collect::<BTreeSet<_>>()
+            .into_iter()
+            .collect();
         let sets: BTreeSet<Vec<usize>> = long().flat_map(|term| subsets(term, 2)).collect();
 
         let single: Vec<usize> = {
             let singles = polynomials.iter().flatten().filter(|term| term.len() == 1);
-            singles.map(|term| term[0]).collect::<BTreeSet<_>>().into_iter().collect()
+            singles
+                .map(|term| term[0])
+                .collect::<BTreeSet<_>>()
+                .into_iter()
+                .collect()
         };
         let single_bits: Vec<BitRef> = single.iter().map(|v| variables[*v].bit).collect();
         let (mut operands, mut inputs) = plane_inputs(&single_bits);
@@ -112,13 +141,22 @@ impl PlanBuilder {
             let monomials = monomial_circuit(vec![bits_input(used.len())], &used, &sets);
             let dealt = self.deal_circuit(monomials, vec![opened.mask], n);
             operands.extend([opened.open, opened.mask, dealt]);
-            inputs.extend([bits_input(used.len()), bits_input(used.len()), bits_input(sets.len())]);
+            inputs.extend([
+                bits_input(used.len()),
+                bits_input(used.len()),
+                bits_input(sets.len()),
+            ]);
         }
         let (mut circuit, wires) = CircuitBuilder::new(inputs);
         let negated = |circuit: &mut CircuitBuilder, v: usize, wire: Wire| {
-            if variables[v].negate { circuit.xor(wire, Wire::ONE_SHARE) } else { wire }
+            if variables[v].negate {
+                circuit.xor(wire, Wire::ONE_SHARE)
+            } else {
+                wire
+            }
         };
-        let raw: BTreeMap<usize, Wire> = single.iter().zip(&wires).map(|(v, w)| (*v, w[0])).collect();
+        let raw: BTreeMap<usize, Wire> =
+            single.iter().zip(&wires).map(|(v, w)| (*v, w[0])).collect();
         let after = &wires[single.len()..];
         let planes = |i: usize| after.get(i).cloned().unwrap_or_default();
         let open: BTreeMap<usize, Wire> = used.iter().copied().zip(planes(0)).collect();
@@ -156,7 +194,11 @@ impl PlanBuilder {
             .iter()
             .zip(wires)
             .map(|(v, wire)| {
-                let flip = if variables[*v].negate { Wire::ONE_SHARE } else { Wire::ZERO };
+                let flip = if variables[*v].negate {
+                    Wire::ONE_SHARE
+                } else {
+                    Wire::ZERO
+                };
                 circuit.xor(wire[0], flip)
             })
             .collect();
@@ -175,8 +217,9 @@ impl PlanBuilder {
         let n = self.len(variables[0].open.id);
         let plain = |term: &Vec<(usize, bool)>| term.iter().map(|(v, _)| *v).collect::<Vec<_>>();
         let terms = || polynomials.iter().flatten();
-        let sets: BTreeSet<Vec<usize>> =
-            terms().flat_map(|term| subsets(&plain(term), 1).collect::<Vec<_>>()).collect();
+        let sets: BTreeSet<Vec<usize>> = terms()
+            .flat_map(|term| subsets(&plain(term), 1).collect::<Vec<_>>())
+            .collect();
         let all: Vec<usize> = (0..variables.len()).collect();
 
         let masks: Vec<BitRef> = variables.iter().map(|bit| bit.beta).collect();
@@ -188,7 +231,8 @@ impl PlanBuilder {
         operands.push(dealt);
         inputs.push(bits_input(sets.len()));
         let (mut circuit, wires) = CircuitBuilder::new(inputs);
-        let products: BTreeMap<&Vec<usize>, Wire> = sets.iter().zip(wires[all.len()].clone()).collect();
+        let products: BTreeMap<&Vec<usize>, Wire> =
+            sets.iter().zip(wires[all.len()].clone()).collect();
         let mut outs = Vec::new();
         for polynomial in polynomials {
             let mut coefficients = BTreeMap::new();

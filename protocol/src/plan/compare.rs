@@ -18,13 +18,18 @@ const SINGLE_GROUP: usize = 6;
 
 /// Digits of one range: (position, bits).
 fn digits(lo: u8, hi: u8) -> Vec<(u8, u8)> {
-    (lo..hi).step_by(usize::from(DIGIT)).map(|p| (p, DIGIT.min(hi - p))).collect()
+    (lo..hi)
+        .step_by(usize::from(DIGIT))
+        .map(|p| (p, DIGIT.min(hi - p)))
+        .collect()
 }
 
 /// Sizes of `count` things in as few nearly equal groups of at most `most` as possible.
 fn even(count: usize, most: usize) -> Vec<usize> {
     let groups = count.div_ceil(most);
-    (0..groups).map(|i| count / groups + usize::from(i < count % groups)).collect()
+    (0..groups)
+        .map(|i| count / groups + usize::from(i < count % groups))
+        .collect()
 }
 
 /// `lt` of digits given lowest first: digit i decides if all higher ones are equal.
@@ -46,7 +51,11 @@ fn digit_wires(bits: &[Wire], digits: &[(u8, u8)]) -> Vec<Vec<Wire>> {
 
 fn ring_bits(digits: &[(u8, u8)], offset: u64) -> CircuitInput {
     let count = digits.last().map_or(0, |(lo, count)| lo + count);
-    CircuitInput::Ring { offset, lo: 0, count }
+    CircuitInput::Ring {
+        offset,
+        lo: 0,
+        count,
+    }
 }
 
 /// The dealer's circuit: one-hot planes `e_1 .. e_{2^w - 1}` of every digit of r.
@@ -58,7 +67,10 @@ fn one_hot_circuit(digits: &[(u8, u8)]) -> Circuit {
         for bit in bits.iter().rev() {
             // From the top bit down: the product over a longer prefix of the index.
             let not = circuit.xor(*bit, Wire::ONE);
-            products = products.iter().flat_map(|p| [circuit.and(*p, not), circuit.and(*p, *bit)]).collect();
+            products = products
+                .iter()
+                .flat_map(|p| [circuit.and(*p, not), circuit.and(*p, *bit)])
+                .collect();
         }
         outs.extend_from_slice(&products[1..]);
     }
@@ -68,7 +80,13 @@ fn one_hot_circuit(digits: &[(u8, u8)]) -> Circuit {
 /// The parties' circuit: `lt` and `eq` of every digit from public m and the dealt one-hots.
 fn select_circuit(digits: &[(u8, u8)], offset: u64) -> Circuit {
     let one_hots: u16 = digits.iter().map(|(_, w)| (1 << w) - 1).sum();
-    let inputs = vec![ring_bits(digits, offset), CircuitInput::Bits { first: 0, count: one_hots }];
+    let inputs = vec![
+        ring_bits(digits, offset),
+        CircuitInput::Bits {
+            first: 0,
+            count: one_hots,
+        },
+    ];
     let (mut circuit, wires) = CircuitBuilder::new(inputs);
     let mut dealt = &wires[1][..];
     let mut outs = Vec::new();
@@ -104,12 +122,26 @@ impl PlanBuilder {
         }
         let dealt = self.deal_circuit(one_hot_circuit(&all), vec![r], n);
         let selected = self.circuit(select_circuit(&all, offset), vec![m, dealt], n);
-        let plane = |i: usize| Literal::from(BitRef { id: selected, plane: i as u16 });
+        let plane = |i: usize| {
+            Literal::from(BitRef {
+                id: selected,
+                plane: i as u16,
+            })
+        };
 
         // Groups of digits, none across a boundary.
         let sizes: Vec<Vec<usize>> = counts
             .iter()
-            .map(|count| even(*count, if ends.len() == 1 && *count <= SINGLE_GROUP { SINGLE_GROUP } else { GROUP }))
+            .map(|count| {
+                even(
+                    *count,
+                    if ends.len() == 1 && *count <= SINGLE_GROUP {
+                        SINGLE_GROUP
+                    } else {
+                        GROUP
+                    },
+                )
+            })
             .collect();
         let groups: usize = sizes.iter().map(Vec::len).sum();
         let variables: Vec<Literal> = (0..2 * all.len()).map(plane).collect();
@@ -128,9 +160,18 @@ impl PlanBuilder {
         if groups == 1 {
             return first;
         }
-        let variables: Vec<Literal> =
-            (0..polynomials.len()).map(|i| BitRef { id: first, plane: i as u16 }.into()).collect();
-        let lt: Vec<usize> = (0..groups).map(|g| if g == 0 { 0 } else { 2 * g - 1 }).collect();
+        let variables: Vec<Literal> = (0..polynomials.len())
+            .map(|i| {
+                BitRef {
+                    id: first,
+                    plane: i as u16,
+                }
+                .into()
+            })
+            .collect();
+        let lt: Vec<usize> = (0..groups)
+            .map(|g| if g == 0 { 0 } else { 2 * g - 1 })
+            .collect();
         let eq: Vec<Option<usize>> = (0..groups).map(|g| (g > 0).then_some(2 * g)).collect();
         let mut polynomials = Vec::new();
         let mut upto = 0;

@@ -54,7 +54,14 @@ impl Plan {
     /// Adds up the plan.
     pub fn cost(&self) -> Cost {
         let mut cost = Cost::default();
-        cost.layers = self.scopes.iter().map(|name| LayerCost { name: name.clone(), ..LayerCost::default() }).collect();
+        cost.layers = self
+            .scopes
+            .iter()
+            .map(|name| LayerCost {
+                name: name.clone(),
+                ..LayerCost::default()
+            })
+            .collect();
         let mut live = 0u64;
         for round in &self.rounds {
             for (instr, free) in &round.work {
@@ -65,11 +72,20 @@ impl Plan {
             if !round.opens.is_empty() {
                 self.round_cost(round, &mut cost);
                 let frame: u64 = round.opens.iter().map(|open| self.open_bytes(open)).sum();
-                let opened: u64 = round.opens.iter().flat_map(Instr::outs).map(|id| self.party_bytes(id)).sum();
+                let opened: u64 = round
+                    .opens
+                    .iter()
+                    .flat_map(Instr::outs)
+                    .map(|id| self.party_bytes(id))
+                    .sum();
                 live += opened;
                 cost.peak_memory_bytes = cost.peak_memory_bytes.max(live + 3 * frame);
             }
-            live -= round.free.iter().map(|id| self.party_bytes(*id)).sum::<u64>();
+            live -= round
+                .free
+                .iter()
+                .map(|id| self.party_bytes(*id))
+                .sum::<u64>();
         }
         for output in &self.outputs {
             if matches!(output.sink, Sink::Reveal | Sink::RevealIndex) {
@@ -77,7 +93,13 @@ impl Plan {
                 cost.reveal_bytes_per_party += slot.rep.wire_bytes(slot.n);
             }
         }
-        cost.layers.retain(|layer| *layer != LayerCost { name: layer.name.clone(), ..LayerCost::default() });
+        cost.layers.retain(|layer| {
+            *layer
+                != LayerCost {
+                    name: layer.name.clone(),
+                    ..LayerCost::default()
+                }
+        });
         cost
     }
 
@@ -129,19 +151,26 @@ impl Plan {
                     cost.prg_words_per_party += words * 2 / 3;
                     let bytes = slot.rep.wire_bytes(slot.n);
                     layer.dealer_bytes += bytes;
-                    cost.dealer_bytes += bytes + frame::SEGMENT_HEADER_BYTES as u64 * frame::receivers(slot.n);
+                    cost.dealer_bytes +=
+                        bytes + frame::SEGMENT_HEADER_BYTES as u64 * frame::receivers(slot.n);
                     if let Corr::Product(product) = corr {
                         cost.dealer_multiply_adds += product.multiply_adds();
                     }
                 }
-                Instr::Local { kernel: Kernel::Bilinear(product), .. } => {
+                Instr::Local {
+                    kernel: Kernel::Bilinear(product),
+                    ..
+                } => {
                     layer.multiply_adds += 2 * product.multiply_adds();
                     cost.multiply_adds += 2 * product.multiply_adds();
                 }
                 _ => {}
             }
             // Every exact comparison ends in one derived or dealt one-hot of a mask: counted there.
-            if let Instr::Deal { corr: Corr::Circuit(circuit), .. } = instr
+            if let Instr::Deal {
+                corr: Corr::Circuit(circuit),
+                ..
+            } = instr
                 && circuit.outs.len() >= 15
                 && matches!(circuit.inputs[..], [super::CircuitInput::Ring { .. }])
             {

@@ -53,12 +53,18 @@ pub struct Repr {
 impl Repr {
     /// A value that exists as a share.
     pub fn share(share: VId) -> Repr {
-        Repr { share: Some(share), ..Repr::default() }
+        Repr {
+            share: Some(share),
+            ..Repr::default()
+        }
     }
 
     /// A value that exists as opened bits.
     pub fn bits(bits: Vec<MaskedBit>) -> Repr {
-        Repr { bits: Some(bits), ..Repr::default() }
+        Repr {
+            bits: Some(bits),
+            ..Repr::default()
+        }
     }
 }
 
@@ -104,7 +110,9 @@ impl Lowering<'_> {
         }
         let masked = self.masked(val);
         let n = self.plan.len(masked.open);
-        let share = self.plan.local_share(Kernel::Unmask, vec![masked.open, masked.mask], n);
+        let share = self
+            .plan
+            .local_share(Kernel::Unmask, vec![masked.open, masked.mask], n);
         self.reprs[self.canonical[val.index()].index()].share = Some(share);
         share
     }
@@ -114,7 +122,10 @@ impl Lowering<'_> {
         if let Some(masked) = self.repr(val).masked {
             return masked;
         }
-        let share = self.repr(val).share.expect("a ring value exists as a share or masked");
+        let share = self
+            .repr(val)
+            .share
+            .expect("a ring value exists as a share or masked");
         let masked = self.plan.open_ring(share, self.ring_bits());
         self.reprs[self.canonical[val.index()].index()].masked = Some(masked);
         masked
@@ -139,7 +150,10 @@ impl Lowering<'_> {
             return *mask;
         }
         let masked = self.masked(val);
-        let corr = Corr::SubtractCoins { shift, coins: val.0 };
+        let corr = Corr::SubtractCoins {
+            shift,
+            coins: val.0,
+        };
         let n = self.plan.len(masked.open);
         let mask = self.plan.derive_ring(corr, vec![masked.mask], n);
         self.coin_masks.insert((val, shift), mask);
@@ -151,7 +165,10 @@ impl Lowering<'_> {
         if let Some(bits) = &self.repr(val).bits {
             return bits.clone();
         }
-        let xor = self.repr(val).xor.expect("a bit value exists opened or XOR-shared");
+        let xor = self
+            .repr(val)
+            .xor
+            .expect("a bit value exists opened or XOR-shared");
         let bits = self.open_planes(xor);
         self.reprs[self.canonical[val.index()].index()].bits = Some(bits.clone());
         bits
@@ -165,8 +182,14 @@ impl Lowering<'_> {
         let opened = self.plan.open_bits(xor);
         (0..planes)
             .map(|plane| MaskedBit {
-                open: BitRef { id: opened.open, plane },
-                beta: BitRef { id: opened.mask, plane },
+                open: BitRef {
+                    id: opened.open,
+                    plane,
+                },
+                beta: BitRef {
+                    id: opened.mask,
+                    plane,
+                },
             })
             .collect()
     }
@@ -177,7 +200,10 @@ impl Lowering<'_> {
             return *ring;
         }
         let n = self.plan.len(bit.beta.id);
-        let corr = Corr::Term { factor: Factor::One, bits: vec![bit.beta.plane] };
+        let corr = Corr::Term {
+            factor: Factor::One,
+            bits: vec![bit.beta.plane],
+        };
         let ring = self.plan.deal_ring(corr, vec![bit.beta.id], n);
         self.beta_rings.insert(bit.beta, ring);
         ring
@@ -202,7 +228,13 @@ impl Lowering<'_> {
             let masked = self.masked(val);
             (masked.open, masked.mask)
         });
-        let output = PlanOutput { name: name.into(), sink: sink.clone(), shape: self.ty(val).shape.clone(), share, masked };
+        let output = PlanOutput {
+            name: name.into(),
+            sink: sink.clone(),
+            shape: self.ty(val).shape.clone(),
+            share,
+            masked,
+        };
         self.plan.output(output);
     }
 
@@ -211,12 +243,24 @@ impl Lowering<'_> {
         use super::Instr;
         let out = node.outs[0];
         Some(match &node.op {
-            Op::Input(name) => self.source(out, |id| Instr::Input { name: name.clone(), out: id }),
-            Op::Carried(name) => self.source(out, |id| Instr::Carried { name: name.clone(), out: id }),
-            Op::Const(tensor) => self.source(out, |id| Instr::Const { tensor: tensor.clone(), out: id }),
+            Op::Input(name) => self.source(out, |id| Instr::Input {
+                name: name.clone(),
+                out: id,
+            }),
+            Op::Carried(name) => self.source(out, |id| Instr::Carried {
+                name: name.clone(),
+                out: id,
+            }),
+            Op::Const(tensor) => self.source(out, |id| Instr::Const {
+                tensor: tensor.clone(),
+                out: id,
+            }),
             Op::CarriedMasked(name) => {
                 let (open, mask) = self.plan.carried_masked(name, self.program.ty(out).len());
-                vec![Repr { masked: Some(Masked { open, mask }), ..Repr::default() }]
+                vec![Repr {
+                    masked: Some(Masked { open, mask }),
+                    ..Repr::default()
+                }]
             }
             _ => return None,
         })

@@ -300,7 +300,9 @@ impl Instr {
     /// Values read.
     pub fn ins(&self) -> Vec<VId> {
         match self {
-            Instr::Deal { ins, .. } | Instr::Derive { ins, .. } | Instr::Local { ins, .. } => ins.clone(),
+            Instr::Deal { ins, .. } | Instr::Derive { ins, .. } | Instr::Local { ins, .. } => {
+                ins.clone()
+            }
             Instr::Open { src, mask, .. } => vec![*src, *mask],
             _ => Vec::new(),
         }
@@ -390,14 +392,18 @@ impl Plan {
                 if let Instr::Local { ins, out, .. } = instr {
                     for id in ins {
                         if self.slot(*id).class == Class::Known {
-                            return Err(format!("a party's kernel making {out:?} reads {id:?}, which only the dealer has"));
+                            return Err(format!(
+                                "a party's kernel making {out:?} reads {id:?}, which only the dealer has"
+                            ));
                         }
                     }
                 }
                 if let Instr::Deal { ins, out, .. } | Instr::Derive { ins, out, .. } = instr {
                     for id in ins {
                         if !matches!(self.slot(*id).class, Class::Dealt | Class::Known) {
-                            return Err(format!("dealing {out:?} reads {id:?}, which the dealer does not know"));
+                            return Err(format!(
+                                "dealing {out:?} reads {id:?}, which the dealer does not know"
+                            ));
                         }
                     }
                 }

@@ -9,7 +9,13 @@ use super::{Class, Instr, Plan, PlanBuilder, Round, VId};
 use crate::program::Program;
 
 pub(super) fn schedule(builder: PlanBuilder, program: &Program) -> Plan {
-    let PlanBuilder { ring_bits, slots, instrs, outputs, .. } = builder;
+    let PlanBuilder {
+        ring_bits,
+        slots,
+        instrs,
+        outputs,
+        ..
+    } = builder;
     let kept: Vec<VId> = outputs
         .iter()
         .flat_map(|output| {
@@ -28,7 +34,13 @@ pub(super) fn schedule(builder: PlanBuilder, program: &Program) -> Plan {
         }
     }
     frees(&mut cut, &kept, slots.len());
-    Plan { ring_bits, slots, rounds: cut, outputs, scopes: program.scopes.clone() }
+    Plan {
+        ring_bits,
+        slots,
+        rounds: cut,
+        outputs,
+        scopes: program.scopes.clone(),
+    }
 }
 
 /// Drops instructions whose results nobody reads. Inputs and carried state stay: they are the
@@ -40,7 +52,10 @@ fn live(instrs: Vec<Instr>, kept: &[VId], slots: usize) -> Vec<Instr> {
     }
     let mut keep = vec![false; instrs.len()];
     for (i, instr) in instrs.iter().enumerate().rev() {
-        let source = matches!(instr, Instr::Input { .. } | Instr::Carried { .. } | Instr::CarriedMasked { .. });
+        let source = matches!(
+            instr,
+            Instr::Input { .. } | Instr::Carried { .. } | Instr::CarriedMasked { .. }
+        );
         if source || instr.outs().iter().any(|out| needed[out.index()]) {
             keep[i] = true;
             for id in instr.ins() {
@@ -48,7 +63,11 @@ fn live(instrs: Vec<Instr>, kept: &[VId], slots: usize) -> Vec<Instr> {
             }
         }
     }
-    instrs.into_iter().zip(keep).filter_map(|(instr, keep)| keep.then_some(instr)).collect()
+    instrs
+        .into_iter()
+        .zip(keep)
+        .filter_map(|(instr, keep)| keep.then_some(instr))
+        .collect()
 }
 
 /// The level of every instruction (an opening's result is at its level), and the number of rounds.
@@ -56,7 +75,12 @@ fn levels(instrs: &[Instr], kept: &[VId], slots: usize) -> (Vec<usize>, usize) {
     let mut value = vec![0usize; slots];
     let mut at = vec![0usize; instrs.len()];
     let level_of = |instr: &Instr, value: &[usize]| {
-        let base = instr.ins().iter().map(|id| value[id.index()]).max().unwrap_or(0);
+        let base = instr
+            .ins()
+            .iter()
+            .map(|id| value[id.index()])
+            .max()
+            .unwrap_or(0);
         base + usize::from(matches!(instr, Instr::Open { .. }))
     };
     let assign = |at: &mut Vec<usize>, value: &mut Vec<usize>, late: &[Option<usize>]| {
@@ -73,7 +97,12 @@ fn levels(instrs: &[Instr], kept: &[VId], slots: usize) -> (Vec<usize>, usize) {
     // Latest level of every value that delays nobody.
     let mut latest = vec![rounds; slots];
     for (instr, level) in instrs.iter().zip(&at).rev() {
-        let own = instr.outs().iter().map(|out| latest[out.index()]).min().unwrap_or(rounds);
+        let own = instr
+            .outs()
+            .iter()
+            .map(|out| latest[out.index()])
+            .min()
+            .unwrap_or(rounds);
         // Only openings from level 0 move; everything else stays where it is as soon as it can be.
         let fixed = match instr {
             Instr::Open { .. } if *level == 1 => own,
@@ -81,7 +110,11 @@ fn levels(instrs: &[Instr], kept: &[VId], slots: usize) -> (Vec<usize>, usize) {
             _ => own.min(*level),
         };
         for id in instr.ins() {
-            let before = if matches!(instr, Instr::Open { .. }) { fixed.saturating_sub(1) } else { fixed };
+            let before = if matches!(instr, Instr::Open { .. }) {
+                fixed.saturating_sub(1)
+            } else {
+                fixed
+            };
             latest[id.index()] = latest[id.index()].min(before);
         }
         for out in instr.outs() {
@@ -96,7 +129,9 @@ fn levels(instrs: &[Instr], kept: &[VId], slots: usize) -> (Vec<usize>, usize) {
         .zip(&at)
         .map(|(instr, level)| match instr {
             Instr::Open { out, .. } if *level == 1 => Some(latest[out.index()]),
-            Instr::Rand { out } | Instr::Deal { out, .. } | Instr::Derive { out, .. } => Some(latest[out.index()]),
+            Instr::Rand { out } | Instr::Deal { out, .. } | Instr::Derive { out, .. } => {
+                Some(latest[out.index()])
+            }
             _ => None,
         })
         .collect();

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::{
-    BuildError, ConvShape, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding, Sink, Table, Type,
-    Val,
+    BuildError, ConvShape, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding,
+    Sink, Table, Type, Val,
 };
 use crate::op;
 use crate::ring::{Tensor, elements};
@@ -23,7 +23,10 @@ pub struct ConvSpec {
 
 impl Default for ConvSpec {
     fn default() -> ConvSpec {
-        ConvSpec { stride: [1, 1], pad: [0, 0] }
+        ConvSpec {
+            stride: [1, 1],
+            pad: [0, 0],
+        }
     }
 }
 
@@ -60,7 +63,10 @@ impl Builder {
             scope: 0,
         };
         if ![48, 64].contains(&ring_bits) {
-            return Err(builder.error("ring", format!("{ring_bits} ring bits; 48 and 64 are possible")));
+            return Err(builder.error(
+                "ring",
+                format!("{ring_bits} ring bits; 48 and 64 are possible"),
+            ));
         }
         Ok(builder)
     }
@@ -104,8 +110,15 @@ impl Builder {
             .map_err(|problem| self.error(&op.to_string(), problem))?;
         let first = self.program.types.len();
         self.program.types.extend(outs);
-        let outs: Vec<Val> = (first..self.program.types.len()).map(|i| Val(i as u32)).collect();
-        self.program.nodes.push(Node { op, ins: ins.to_vec(), outs: outs.clone(), scope: self.scope });
+        let outs: Vec<Val> = (first..self.program.types.len())
+            .map(|i| Val(i as u32))
+            .collect();
+        self.program.nodes.push(Node {
+            op,
+            ins: ins.to_vec(),
+            outs: outs.clone(),
+            scope: self.scope,
+        });
         Ok(outs)
     }
 
@@ -114,11 +127,19 @@ impl Builder {
     }
 
     fn with_shape(&self, like: Val, shape: &[usize]) -> Option<Type> {
-        Some(Type { shape: shape.to_vec(), ..self.ty(like).clone() })
+        Some(Type {
+            shape: shape.to_vec(),
+            ..self.ty(like).clone()
+        })
     }
 
     fn source(&mut self, op: Op, shape: &[usize], frac_bits: u8, bound_log2: u8) -> Built {
-        let hint = Type { kind: Kind::Ring, shape: shape.to_vec(), frac_bits, bound_log2 };
+        let hint = Type {
+            kind: Kind::Ring,
+            shape: shape.to_vec(),
+            frac_bits,
+            bound_log2,
+        };
         if elements(shape) == 0 {
             return Err(self.error(&op.to_string(), format!("shape {shape:?} has no elements")));
         }
@@ -136,13 +157,24 @@ impl Builder {
     }
 
     /// A secret whose opening an earlier step of the session kept ([`Sink::CarryMasked`]).
-    pub fn carried_masked(&mut self, name: &str, shape: &[usize], frac_bits: u8, bound_log2: u8) -> Built {
+    pub fn carried_masked(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        frac_bits: u8,
+        bound_log2: u8,
+    ) -> Built {
         self.source(Op::CarriedMasked(name.into()), shape, frac_bits, bound_log2)
     }
 
     /// A public constant.
     pub fn constant(&mut self, tensor: Tensor, frac_bits: u8) -> Built {
-        let magnitude = tensor.data().iter().map(|v| (*v as i64).unsigned_abs()).max().unwrap_or(0);
+        let magnitude = tensor
+            .data()
+            .iter()
+            .map(|v| (*v as i64).unsigned_abs())
+            .max()
+            .unwrap_or(0);
         let bound = (64 - magnitude.leading_zeros()) as u8;
         let shape = tensor.shape().to_vec();
         self.source(Op::Const(Arc::new(tensor)), &shape, frac_bits, bound)
@@ -152,15 +184,27 @@ impl Builder {
     pub fn output(&mut self, name: &str, val: Val, sink: Sink) -> Built<()> {
         let bits = matches!(self.ty(val).kind, Kind::Bits { .. });
         if bits && matches!(sink, Sink::Carry | Sink::CarryMasked) {
-            return Err(self.error("output", format!("{name:?} is bits; convert with bit_to_ring to carry it")));
+            return Err(self.error(
+                "output",
+                format!("{name:?} is bits; convert with bit_to_ring to carry it"),
+            ));
         }
         if sink == Sink::RevealIndex && !bits {
             return Err(self.error("output", format!("{name:?} is not a one-hot bit value")));
         }
-        if self.program.outputs.iter().any(|output| output.name == name) {
+        if self
+            .program
+            .outputs
+            .iter()
+            .any(|output| output.name == name)
+        {
             return Err(self.error("output", format!("{name:?} is named twice")));
         }
-        self.program.outputs.push(Output { name: name.into(), val, sink });
+        self.program.outputs.push(Output {
+            name: name.into(),
+            val,
+            sink,
+        });
         Ok(())
     }
 
@@ -203,7 +247,10 @@ impl Builder {
 
     /// Declares other fraction bits: the meaning is multiplied by `2^(old - new)`; no work.
     pub fn rescale(&mut self, x: Val, frac_bits: u8) -> Built {
-        let hint = Type { frac_bits, ..self.ty(x).clone() };
+        let hint = Type {
+            frac_bits,
+            ..self.ty(x).clone()
+        };
         self.one(Op::Rescale, &[x], Some(hint))
     }
 
@@ -215,10 +262,17 @@ impl Builder {
 
     fn axes(&self, x: Val, outer: usize, inner: usize) -> (Vec<usize>, [usize; 3]) {
         let shape = self.shape(x);
-        let end = shape.len().saturating_sub(inner).max(outer.min(shape.len()));
+        let end = shape
+            .len()
+            .saturating_sub(inner)
+            .max(outer.min(shape.len()));
         let start = outer.min(end);
         let mid = shape[start..end].to_vec();
-        let lengths = [elements(&shape[..start]), elements(&mid), elements(&shape[end..])];
+        let lengths = [
+            elements(&shape[..start]),
+            elements(&mid),
+            elements(&shape[end..]),
+        ];
         (mid, lengths)
     }
 
@@ -232,7 +286,11 @@ impl Builder {
         let last = shape.len() - 1;
         shape.swap(last - 1, last);
         let hint = self.with_shape(x, &shape);
-        self.one(Op::Linear(Linear::Transpose { outer, rows, cols }), &[x], hint)
+        self.one(
+            Op::Linear(Linear::Transpose { outer, rows, cols }),
+            &[x],
+            hint,
+        )
     }
 
     /// Sums over the first `outer` and the last `inner` axes.
@@ -245,7 +303,11 @@ impl Builder {
     /// Repeats x along new leading axes `outer` and new trailing axes `inner`.
     pub fn broadcast(&mut self, x: Val, outer: &[usize], inner: &[usize]) -> Built {
         let shape = [outer, &self.shape(x)[..], inner].concat();
-        let map = Linear::Broadcast { outer: elements(outer), mid: self.ty(x).len(), inner: elements(inner) };
+        let map = Linear::Broadcast {
+            outer: elements(outer),
+            mid: self.ty(x).len(),
+            inner: elements(inner),
+        };
         let hint = self.with_shape(x, &shape);
         self.one(Op::Linear(map), &[x], hint)
     }
@@ -270,13 +332,18 @@ impl Builder {
 
     /// Operands one after the other along an axis; other axes equal.
     pub fn concat(&mut self, xs: &[Val], axis: usize) -> Built {
-        let first = xs.first().ok_or_else(|| self.error("concat", "needs operands"))?;
+        let first = xs
+            .first()
+            .ok_or_else(|| self.error("concat", "needs operands"))?;
         let mut shape = self.shape(*first);
         if axis >= shape.len() {
             return Err(self.error("concat", format!("{shape:?} has no axis {axis}")));
         }
         let inner = elements(&shape[axis + 1..]);
-        let lengths: Vec<usize> = xs.iter().map(|x| self.shape(*x).get(axis).copied().unwrap_or(0)).collect();
+        let lengths: Vec<usize> = xs
+            .iter()
+            .map(|x| self.shape(*x).get(axis).copied().unwrap_or(0))
+            .collect();
         for (x, len) in xs.iter().zip(&lengths) {
             let mut expected = shape.clone();
             expected[axis] = *len;
@@ -286,7 +353,10 @@ impl Builder {
         }
         let outer = elements(&shape[..axis]);
         shape[axis] = lengths.iter().sum();
-        let map = Linear::Concat { outer, parts: lengths.iter().map(|len| len * inner).collect() };
+        let map = Linear::Concat {
+            outer,
+            parts: lengths.iter().map(|len| len * inner).collect(),
+        };
         let hint = self.with_shape(*first, &shape);
         self.one(Op::Linear(map), xs, hint)
     }
@@ -300,12 +370,18 @@ impl Builder {
     pub fn matmul(&mut self, x: Val, y: Val, ta: bool, tb: bool) -> Built {
         let (xs, ys) = (self.shape(x), self.shape(y));
         let ([x0, x1], [y0, y1]) = (&xs[..], &ys[..]) else {
-            return Err(self.error("matmul", format!("needs two matrices, has {xs:?} and {ys:?}")));
+            return Err(self.error(
+                "matmul",
+                format!("needs two matrices, has {xs:?} and {ys:?}"),
+            ));
         };
         let (m, k) = if ta { (*x1, *x0) } else { (*x0, *x1) };
         let (k2, n) = if tb { (*y1, *y0) } else { (*y0, *y1) };
         if k != k2 {
-            return Err(self.error("matmul", format!("inner lengths {k} and {k2} differ ({xs:?} times {ys:?})")));
+            return Err(self.error(
+                "matmul",
+                format!("inner lengths {k} and {k2} differ ({xs:?} times {ys:?})"),
+            ));
         }
         self.product(Product::MatMul { m, k, n, ta, tb }, x, y, &[m, n])
     }
@@ -314,24 +390,43 @@ impl Builder {
     pub fn mul(&mut self, x: Val, y: Val) -> Built {
         let shape = self.shape(x);
         if shape != self.shape(y) {
-            return Err(self.error("mul", format!("shapes {shape:?} and {:?} differ", self.shape(y))));
+            return Err(self.error(
+                "mul",
+                format!("shapes {shape:?} and {:?} differ", self.shape(y)),
+            ));
         }
-        self.product(Product::Mul { len: elements(&shape) }, x, y, &shape)
+        self.product(
+            Product::Mul {
+                len: elements(&shape),
+            },
+            x,
+            y,
+            &shape,
+        )
     }
 
     /// The geometry of a convolution of `[n, c, h, w]` with `[o, c, kh, kw]`.
     pub fn conv_shape(&self, x: &[usize], w: &[usize], spec: ConvSpec) -> Built<ConvShape> {
         let ([n, c_in, h, width], [c_out, c, kh, kw]) = (x, w) else {
-            return Err(self.error("conv2d", format!("needs [n,c,h,w] and [o,c,kh,kw], has {x:?} and {w:?}")));
+            return Err(self.error(
+                "conv2d",
+                format!("needs [n,c,h,w] and [o,c,kh,kw], has {x:?} and {w:?}"),
+            ));
         };
         if c_in != c {
-            return Err(self.error("conv2d", format!("input has {c_in} channels, weights have {c}")));
+            return Err(self.error(
+                "conv2d",
+                format!("input has {c_in} channels, weights have {c}"),
+            ));
         }
         let [sh, sw] = spec.stride;
         if sh == 0 || sw == 0 || h + 2 * spec.pad[0] < *kh || width + 2 * spec.pad[1] < *kw {
             return Err(self.error(
                 "conv2d",
-                format!("window {kh}x{kw}, stride {sh}x{sw}, padding {:?} does not fit {h}x{width}", spec.pad),
+                format!(
+                    "window {kh}x{kw}, stride {sh}x{sw}, padding {:?} does not fit {h}x{width}",
+                    spec.pad
+                ),
             ));
         }
         Ok(ConvShape {
@@ -350,17 +445,34 @@ impl Builder {
     /// Convolution of images `[n,c,h,w]` with weights `[o,c,kh,kw]`.
     pub fn conv2d(&mut self, x: Val, w: Val, spec: ConvSpec) -> Built {
         let s = self.conv_shape(&self.shape(x), &self.shape(w), spec)?;
-        self.product(Product::Conv(s), x, w, &[s.n, s.c_out, s.out_h(), s.out_w()])
+        self.product(
+            Product::Conv(s),
+            x,
+            w,
+            &[s.n, s.c_out, s.out_h(), s.out_w()],
+        )
     }
 
     /// Gradient of a convolution's input: `dy` is the output's gradient, `x_shape` the input's shape.
-    pub fn conv2d_grad_input(&mut self, dy: Val, w: Val, x_shape: &[usize], spec: ConvSpec) -> Built {
+    pub fn conv2d_grad_input(
+        &mut self,
+        dy: Val,
+        w: Val,
+        x_shape: &[usize],
+        spec: ConvSpec,
+    ) -> Built {
         let s = self.conv_shape(x_shape, &self.shape(w), spec)?;
         self.product(Product::ConvGradInput(s), dy, w, x_shape)
     }
 
     /// Gradient of a convolution's weights: `w_shape` is their shape.
-    pub fn conv2d_grad_weight(&mut self, x: Val, dy: Val, w_shape: &[usize], spec: ConvSpec) -> Built {
+    pub fn conv2d_grad_weight(
+        &mut self,
+        x: Val,
+        dy: Val,
+        w_shape: &[usize],
+        spec: ConvSpec,
+    ) -> Built {
         let s = self.conv_shape(&self.shape(x), w_shape, spec)?;
         self.product(Product::ConvGradWeight(s), x, dy, w_shape)
     }
@@ -382,7 +494,13 @@ impl Builder {
     }
 
     /// `b * round(x / 2^shift)` for each plane of the bits.
-    pub fn bit_trunc(&mut self, bits: Val, x: Val, shift: u8, rounding: Rounding) -> Built<Vec<Val>> {
+    pub fn bit_trunc(
+        &mut self,
+        bits: Val,
+        x: Val,
+        shift: u8,
+        rounding: Rounding,
+    ) -> Built<Vec<Val>> {
         self.push(Op::BitTrunc { shift, rounding }, &[bits, x], None)
     }
 
@@ -426,10 +544,19 @@ impl Builder {
         };
         let ([wh, ww], [sh, sw]) = (spec.window, spec.stride);
         if wh == 0 || ww == 0 || sh == 0 || sw == 0 || wh > *h || ww > *w {
-            return Err(self.error("pool", format!("window {wh}x{ww}, stride {sh}x{sw} does not fit {h}x{w}")));
+            return Err(self.error(
+                "pool",
+                format!("window {wh}x{ww}, stride {sh}x{sw} does not fit {h}x{w}"),
+            ));
         }
         let planes = elements(&x[..x.len() - 2]);
-        Ok(PoolShape { planes, h: *h, w: *w, window: spec.window, stride: spec.stride })
+        Ok(PoolShape {
+            planes,
+            h: *h,
+            w: *w,
+            window: spec.window,
+            stride: spec.stride,
+        })
     }
 
     fn pooled(&self, x: Val, spec: PoolSpec) -> Built<(PoolShape, Option<Type>)> {
@@ -450,7 +577,13 @@ impl Builder {
 
     /// Selectors for [`Builder::max_pool_grad`], from the comparison bits and, if the pool feeds a
     /// ReLU, its derivative bit. `x_shape` is the pool's input shape.
-    pub fn pool_select(&mut self, bits: Val, relu: Option<Val>, x_shape: &[usize], spec: PoolSpec) -> Built {
+    pub fn pool_select(
+        &mut self,
+        bits: Val,
+        relu: Option<Val>,
+        x_shape: &[usize],
+        spec: PoolSpec,
+    ) -> Built {
         let pool = self.pool_shape(x_shape, spec)?;
         let ins: Vec<Val> = std::iter::once(bits).chain(relu).collect();
         self.one(Op::PoolSelect(pool), &ins, None)
@@ -501,6 +634,15 @@ impl Builder {
         tables: Vec<Table>,
     ) -> Built<Vec<Val>> {
         let tables = tables.into_iter().map(Arc::new).collect();
-        self.push(Op::Lookup { position, width, open_bits, tables }, &[x], None)
+        self.push(
+            Op::Lookup {
+                position,
+                width,
+                open_bits,
+                tables,
+            },
+            &[x],
+            None,
+        )
     }
 }

@@ -15,7 +15,11 @@ impl fmt::Display for Type {
             Kind::Ring => write!(f, "ring")?,
             Kind::Bits { planes } => write!(f, "bits{planes}")?,
         }
-        write!(f, "{:?} f{} b{}", self.shape, self.frac_bits, self.bound_log2)
+        write!(
+            f,
+            "{:?} f{} b{}",
+            self.shape, self.frac_bits, self.bound_log2
+        )
     }
 }
 
@@ -29,7 +33,12 @@ impl fmt::Display for Op {
                 }
                 write!(f, "Const({})", hex(&hash.finalize()))
             }
-            Op::Lookup { position, width, open_bits, tables } => {
+            Op::Lookup {
+                position,
+                width,
+                open_bits,
+                tables,
+            } => {
                 let mut hash = Sha256::new();
                 for table in tables {
                     hash.update([table.out_bits]);
@@ -39,7 +48,10 @@ impl fmt::Display for Op {
                 }
                 let count = tables.len();
                 let digest = hex(&hash.finalize());
-                write!(f, "Lookup(position={position} width={width} open={open_bits} tables={count} {digest})")
+                write!(
+                    f,
+                    "Lookup(position={position} width={width} open={open_bits} tables={count} {digest})"
+                )
             }
             Op::Input(name) => write!(f, "Input({name:?})"),
             Op::Carried(name) => write!(f, "Carried({name:?})"),
@@ -66,7 +78,11 @@ fn write_node(f: &mut fmt::Formatter<'_>, program: &Program, node: &Node) -> fmt
 
 impl fmt::Display for Program {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "program {:?} form {FORM} ring {}", self.name, self.ring_bits)?;
+        writeln!(
+            f,
+            "program {:?} form {FORM} ring {}",
+            self.name, self.ring_bits
+        )?;
         let mut scope = u16::MAX;
         for node in &self.nodes {
             if node.scope != scope {

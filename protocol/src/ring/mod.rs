@@ -21,7 +21,11 @@ impl Tensor {
     /// If `data` does not have as many elements as `shape` says: shapes are checked where they
     /// enter (builder, store, wire), so a mismatch here is a defect of the caller.
     pub fn new(shape: Vec<usize>, data: Vec<u64>) -> Tensor {
-        assert_eq!(elements(&shape), data.len(), "tensor data does not fit shape {shape:?}");
+        assert_eq!(
+            elements(&shape),
+            data.len(),
+            "tensor data does not fit shape {shape:?}"
+        );
         Tensor { shape, data }
     }
 

@@ -64,13 +64,22 @@ pub fn deal_step(
     sink: &mut dyn CorrectionSink,
 ) -> Result<(), StepError> {
     let values = plan.slots.iter().map(|_| None).collect();
-    let mut run = Step { plan, step, keys, values, read: read_by_dealer(plan) };
+    let mut run = Step {
+        plan,
+        step,
+        keys,
+        values,
+        read: read_by_dealer(plan),
+    };
     for round in &plan.rounds {
         for (instr, free) in &round.work {
             run.execute(instr, state, sink)?;
             free.iter().for_each(|id| run.values[id.index()] = None);
         }
-        round.free.iter().for_each(|id| run.values[id.index()] = None);
+        round
+            .free
+            .iter()
+            .for_each(|id| run.values[id.index()] = None);
     }
     for output in &plan.outputs {
         if let (Sink::CarryMasked, Some((_, mask))) = (&output.sink, output.masked) {
@@ -106,18 +115,30 @@ fn pos(step: u64, id: VId, rep: Rep) -> Pos {
         Rep::Ring { .. } => Domain::Ring,
         Rep::Bits { .. } => Domain::Bits,
     };
-    Pos { step, id: id.0, domain }
+    Pos {
+        step,
+        id: id.0,
+        domain,
+    }
 }
 
 impl Step<'_> {
-    fn execute(&mut self, instr: &Instr, state: &DealerState, sink: &mut dyn CorrectionSink) -> Result<(), StepError> {
+    fn execute(
+        &mut self,
+        instr: &Instr,
+        state: &DealerState,
+        sink: &mut dyn CorrectionSink,
+    ) -> Result<(), StepError> {
         match instr {
             Instr::Rand { out } if self.read[out.index()] => {
                 let value = self.random(*out);
                 self.values[out.index()] = Some(value);
             }
             Instr::CarriedMasked { name, mask, .. } => {
-                let kept = state.masks.get(name).filter(|kept| kept.len() == self.plan.slot(*mask).n);
+                let kept = state
+                    .masks
+                    .get(name)
+                    .filter(|kept| kept.len() == self.plan.slot(*mask).n);
                 let Some(kept) = kept else {
                     return Err(StepError::State {
                         what: "carried opening",
@@ -138,7 +159,11 @@ impl Step<'_> {
                     self.values[out.index()] = Some(value);
                 }
             }
-            Instr::Local { kernel: Kernel::Linear(map), ins, out } if self.plan.slot(*out).class == Class::Dealt => {
+            Instr::Local {
+                kernel: Kernel::Linear(map),
+                ins,
+                out,
+            } if self.plan.slot(*out).class == Class::Dealt => {
                 let ins: Vec<&[u64]> = ins.iter().map(|id| self.ring(*id)).collect();
                 let data = map.apply(&ins);
                 self.values[out.index()] = Some(Value::Ring(data));
@@ -149,7 +174,9 @@ impl Step<'_> {
     }
 
     fn value(&self, id: VId) -> &Value {
-        self.values[id.index()].as_ref().expect("the schedule makes values before they are read")
+        self.values[id.index()]
+            .as_ref()
+            .expect("the schedule makes values before they are read")
     }
 
     fn ring(&self, id: VId) -> &[u64] {
@@ -160,7 +187,11 @@ impl Step<'_> {
     }
 
     fn operand(&self, id: VId) -> Operand<'_> {
-        Operand { value: self.value(id), slot: self.plan.slot(id), prg: &self.keys.parties[0] }
+        Operand {
+            value: self.value(id),
+            slot: self.plan.slot(id),
+            prg: &self.keys.parties[0],
+        }
     }
 
     /// The sum (XOR) of the three parties' streams.
@@ -195,12 +226,21 @@ impl Step<'_> {
     }
 
     /// Sends `value - two streams` to the receiver of each chunk.
-    fn correct(&self, id: VId, value: &Value, sink: &mut dyn CorrectionSink) -> Result<(), StepError> {
+    fn correct(
+        &self,
+        id: VId,
+        value: &Value,
+        sink: &mut dyn CorrectionSink,
+    ) -> Result<(), StepError> {
         let Slot { rep, n, .. } = *self.plan.slot(id);
         let at = pos(self.step, id, rep);
         let mut segments = PartyId::ALL.map(|to| {
             let bytes = frame::correction_bytes(id.0, rep, n, to);
-            let mut segment = Vec::with_capacity(if bytes > 0 { frame::SEGMENT_HEADER_BYTES + bytes } else { 0 });
+            let mut segment = Vec::with_capacity(if bytes > 0 {
+                frame::SEGMENT_HEADER_BYTES + bytes
+            } else {
+                0
+            });
             if bytes > 0 {
                 frame::put_segment_header(&mut segment, self.step, id.0);
             }
@@ -232,7 +272,11 @@ impl Step<'_> {
                         let first = (block * total * 8) as u64;
                         p.xor(at, first, block_planes.as_flattened_mut());
                         q.xor(at, first, block_planes.as_flattened_mut());
-                        frame::pack_planes(segment, &block_planes, super::value::block_len(n, block));
+                        frame::pack_planes(
+                            segment,
+                            &block_planes,
+                            super::value::block_len(n, block),
+                        );
                     }
                 }
                 _ => unreachable!("a correlation has the representation of its slot"),
@@ -259,7 +303,12 @@ impl Step<'_> {
                 product.apply(Acc::Set, self.ring(ins[0]), self.ring(ins[1]), &mut data);
                 Value::Ring(data)
             }
-            Corr::Power(j) => Value::Ring(self.ring(ins[0]).iter().map(|a| a.wrapping_pow(u32::from(*j))).collect()),
+            Corr::Power(j) => Value::Ring(
+                self.ring(ins[0])
+                    .iter()
+                    .map(|a| a.wrapping_pow(u32::from(*j)))
+                    .collect(),
+            ),
             Corr::Linear(map) => {
                 let ins: Vec<&[u64]> = ins.iter().map(|id| self.ring(*id)).collect();
                 let mut data = map.apply(&ins);
@@ -267,9 +316,17 @@ impl Step<'_> {
                 Value::Ring(data)
             }
             Corr::SubtractCoins { shift, coins } => {
-                let coins = Coins { key: self.keys.coins.as_ref(), step: self.step, val: *coins };
+                let coins = Coins {
+                    key: self.keys.coins.as_ref(),
+                    step: self.step,
+                    val: *coins,
+                };
                 let drawn = coins.draw(n, *shift);
-                let masked = self.ring(ins[0]).iter().zip(drawn).map(|(v, u)| v.wrapping_sub(u) & ring_mask);
+                let masked = self
+                    .ring(ins[0])
+                    .iter()
+                    .zip(drawn)
+                    .map(|(v, u)| v.wrapping_sub(u) & ring_mask);
                 Value::Ring(masked.collect())
             }
             Corr::Term { factor, bits } => self.term(*factor, bits, ins, n),
@@ -288,7 +345,8 @@ impl Step<'_> {
                         for (set, hot) in sets.iter().take(ins.len()).enumerate() {
                             let hot = (hot & planes as u64) as usize;
                             if hot > 0 {
-                                out[block * total + set * planes + hot - 1][e / 64] |= 1 << (e % 64);
+                                out[block * total + set * planes + hot - 1][e / 64] |=
+                                    1 << (e % 64);
                             }
                         }
                     }
@@ -297,9 +355,15 @@ impl Step<'_> {
             }
             Corr::BitWords => {
                 let slot = self.plan.slot(ins[0]);
-                let Rep::Bits { planes } = slot.rep else { unreachable!("bit words are made of bits") };
+                let Rep::Bits { planes } = slot.rep else {
+                    unreachable!("bit words are made of bits")
+                };
                 let mut data = vec![0; n];
-                for (plane, data) in data.chunks_mut(slot.n).enumerate().take(usize::from(planes)) {
+                for (plane, data) in data
+                    .chunks_mut(slot.n)
+                    .enumerate()
+                    .take(usize::from(planes))
+                {
                     for (block, words) in data.chunks_mut(BLOCK).enumerate() {
                         self.plane(ins[0], plane as u16, block, words);
                     }
@@ -310,9 +374,13 @@ impl Step<'_> {
     }
 
     fn plane(&self, id: VId, plane: u16, block: usize, out: &mut [u64]) {
-        let Rep::Bits { planes } = self.plan.slot(id).rep else { unreachable!("planes belong to bits") };
+        let Rep::Bits { planes } = self.plan.slot(id).rep else {
+            unreachable!("planes belong to bits")
+        };
         match self.value(id) {
-            Value::Bits(data) => plane_to_words(&data[block * usize::from(planes) + usize::from(plane)], out),
+            Value::Bits(data) => {
+                plane_to_words(&data[block * usize::from(planes) + usize::from(plane)], out)
+            }
             _ => unreachable!("planes belong to bits"),
         }
     }
@@ -338,7 +406,9 @@ impl Step<'_> {
             }
             for (id, plane) in bit_ins.iter().zip(bits) {
                 self.plane(*id, *plane, block, &mut words[..data.len()]);
-                data.iter_mut().zip(&words).for_each(|(d, b)| *d &= b.wrapping_neg());
+                data.iter_mut()
+                    .zip(&words)
+                    .for_each(|(d, b)| *d &= b.wrapping_neg());
             }
         }
         Value::Ring(data)

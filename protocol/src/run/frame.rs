@@ -50,20 +50,36 @@ pub fn put_header(frame: &mut Vec<u8>, step: u64, round: usize, opened: &[u8; 16
 
 /// Checks a frame's header and length against what this party expects.
 pub fn check_header(frame: &[u8], own: &[u8], from: PartyId) -> Result<(), NetError> {
-    let broken = |detail: String| NetError::Protocol { peer: Peer::Party(from), detail };
+    let broken = |detail: String| NetError::Protocol {
+        peer: Peer::Party(from),
+        detail,
+    };
     if frame.len() != own.len() {
-        return Err(broken(format!("a frame of {} bytes, expected {}", frame.len(), own.len())));
+        return Err(broken(format!(
+            "a frame of {} bytes, expected {}",
+            frame.len(),
+            own.len()
+        )));
     }
     if frame[..16] != own[..16] {
         let number = |f: &[u8]| {
             let mut step = [0; 8];
             step.copy_from_slice(&f[..8]);
-            (u64::from_le_bytes(step), u32::from_le_bytes([f[8], f[9], f[10], f[11]]))
+            (
+                u64::from_le_bytes(step),
+                u32::from_le_bytes([f[8], f[9], f[10], f[11]]),
+            )
         };
-        return Err(broken(format!("a frame for (step, round) {:?}, expected {:?}", number(frame), number(own))));
+        return Err(broken(format!(
+            "a frame for (step, round) {:?}, expected {:?}",
+            number(frame),
+            number(own)
+        )));
     }
     if frame[16..HEADER_BYTES] != own[16..HEADER_BYTES] {
-        return Err(broken("it has seen other opened values than this party (the run diverged)".into()));
+        return Err(broken(
+            "it has seen other opened values than this party (the run diverged)".into(),
+        ));
     }
     Ok(())
 }
@@ -76,13 +92,23 @@ pub fn put_segment_header(segment: &mut Vec<u8>, step: u64, id: u32) {
 }
 
 /// Checks a segment's header and length; gives the payload.
-pub fn segment_payload(segment: Bytes, step: u64, id: u32, payload: usize) -> Result<Bytes, NetError> {
+pub fn segment_payload(
+    segment: Bytes,
+    step: u64,
+    id: u32,
+    payload: usize,
+) -> Result<Bytes, NetError> {
     let mut expected = Vec::with_capacity(SEGMENT_HEADER_BYTES);
     put_segment_header(&mut expected, step, id);
-    if segment.len() != SEGMENT_HEADER_BYTES + payload || segment[..SEGMENT_HEADER_BYTES] != expected[..] {
+    if segment.len() != SEGMENT_HEADER_BYTES + payload
+        || segment[..SEGMENT_HEADER_BYTES] != expected[..]
+    {
         return Err(NetError::Protocol {
             peer: Peer::Dealer,
-            detail: format!("a segment of {} bytes that is not correlation {id} of step {step}", segment.len()),
+            detail: format!(
+                "a segment of {} bytes that is not correlation {id} of step {step}",
+                segment.len()
+            ),
         });
     }
     Ok(segment.slice(SEGMENT_HEADER_BYTES..))

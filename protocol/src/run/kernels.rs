@@ -29,7 +29,14 @@ impl Operand<'_> {
     }
 
     fn planes(&self, block: usize, first: usize, out: &mut [Plane]) {
-        self.value.planes(self.planes_total(), self.slot.n, block, first, self.prg, out);
+        self.value.planes(
+            self.planes_total(),
+            self.slot.n,
+            block,
+            first,
+            self.prg,
+            out,
+        );
     }
 
     /// One plane as words 0 and 1.
@@ -69,7 +76,9 @@ pub(super) fn circuit(circuit: &Circuit, ins: &[Operand<'_>], one_share: bool, n
                     operand.ring(block, &mut words[..len]);
                     to_planes(&words[..len], *offset, u32::from(*lo), target);
                 }
-                CircuitInput::Bits { first, .. } => operand.planes(block, usize::from(*first), target),
+                CircuitInput::Bits { first, .. } => {
+                    operand.planes(block, usize::from(*first), target)
+                }
             }
             at += input.count();
         }
@@ -96,7 +105,11 @@ pub(super) fn bit_slice(operand: Operand<'_>, start: usize, take: usize) -> Valu
             let words = pair.as_flattened();
             let word = |i: usize| {
                 let (at, bit) = ((shift + 64 * i) / 64, shift % 64);
-                let high = if bit == 0 { 0 } else { words.get(at + 1).copied().unwrap_or(0) << (64 - bit) };
+                let high = if bit == 0 {
+                    0
+                } else {
+                    words.get(at + 1).copied().unwrap_or(0) << (64 - bit)
+                };
                 words[at] >> bit | high
             };
             out.push(std::array::from_fn(word));
@@ -114,7 +127,11 @@ struct Trunc {
 
 impl Trunc {
     fn new(spec: TruncOut) -> Trunc {
-        Trunc { spec, ring: low_mask(spec.ring_bits), lift: u32::from(spec.ring_bits - spec.shift) }
+        Trunc {
+            spec,
+            ring: low_mask(spec.ring_bits),
+            lift: u32::from(spec.ring_bits - spec.shift),
+        }
     }
 
     /// `M - offset >> f`, and the mask that keeps `2^(k-f) rho` where `msb(m') = 0`.
@@ -246,7 +263,9 @@ pub(super) fn power(degree: u8, ins: &[Operand<'_>], one: u64, n: usize) -> Valu
             let x = words[0][e];
             let mut sum = x.wrapping_pow(degree as u32).wrapping_mul(one);
             for j in 1..=degree {
-                let public = x.wrapping_pow((degree - j) as u32).wrapping_mul(coefficients[j]);
+                let public = x
+                    .wrapping_pow((degree - j) as u32)
+                    .wrapping_mul(coefficients[j]);
                 sum = sum.wrapping_add(public.wrapping_mul(words[j][e]));
             }
             *out = sum;
@@ -280,7 +299,8 @@ pub(super) fn lookup(
             // Public: which of the two one-hots is right, and where the table starts.
             let hot = &planes[c[e] as usize * set..][..set];
             let base = spec.index(m[e]).wrapping_sub(c[e]);
-            let entry = |t: &Table, j: usize| t.values[(base.wrapping_sub(j as u64) & set as u64) as usize];
+            let entry =
+                |t: &Table, j: usize| t.values[(base.wrapping_sub(j as u64) & set as u64) as usize];
             let mut first = 0;
             for table in tables {
                 // e_0 = 1 ^ (XOR of all others).

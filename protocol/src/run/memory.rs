@@ -43,7 +43,10 @@ pub struct MemoryRun {
 
 /// A 16-byte key named by a seed and a purpose.
 pub fn test_key(seed: u64, purpose: &str) -> [u8; 16] {
-    let hash = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(purpose).finalize();
+    let hash = Sha256::new()
+        .chain_update(seed.to_le_bytes())
+        .chain_update(purpose)
+        .finalize();
     let mut key = [0; 16];
     key.copy_from_slice(&hash[..16]);
     key
@@ -55,7 +58,10 @@ pub fn test_party_keys(seed: u64, me: PartyId) -> PartyKeys {
         let (low, high) = (me.min(other), me.max(other));
         (me != other).then(|| Prg::new(test_key(seed, &format!("pair {low} {high}"))))
     };
-    PartyKeys { dealer: Prg::new(test_key(seed, &format!("party {me}"))), pairwise: PartyId::ALL.map(pair) }
+    PartyKeys {
+        dealer: Prg::new(test_key(seed, &format!("party {me}"))),
+        pairwise: PartyId::ALL.map(pair),
+    }
 }
 
 /// The dealer's keys under a test seed; the rounding key is [`test_coins`].
@@ -73,9 +79,17 @@ pub fn test_coins(seed: u64) -> Prg {
 
 /// The three shares of a tensor under a test seed.
 pub fn test_shares(x: &Tensor, seed: u64, purpose: &str) -> [Tensor; 3] {
-    let seeds = [test_key(seed, &format!("{purpose} a")), test_key(seed, &format!("{purpose} b"))];
+    let seeds = [
+        test_key(seed, &format!("{purpose} a")),
+        test_key(seed, &format!("{purpose} b")),
+    ];
     let shares = share(x.data(), seeds, PartyId::P2);
-    shares.map(|share| Tensor::new(x.shape().to_vec(), share.expand(x.len()).unwrap_or_default()))
+    shares.map(|share| {
+        Tensor::new(
+            x.shape().to_vec(),
+            share.expand(x.len()).unwrap_or_default(),
+        )
+    })
 }
 
 struct PartyRun {
@@ -94,7 +108,16 @@ fn party(
 ) -> Result<PartyRun, StepError> {
     let mut outputs = Vec::new();
     for (step, (plan, inputs)) in steps.iter().enumerate() {
-        outputs.push(run_step(&plans[*plan], me, step as u64, keys, &mut state, inputs, net, deal)?);
+        outputs.push(run_step(
+            &plans[*plan],
+            me,
+            step as u64,
+            keys,
+            &mut state,
+            inputs,
+            net,
+            deal,
+        )?);
     }
     Ok(PartyRun { outputs, state })
 }
@@ -119,7 +142,10 @@ pub fn run(
                 let steps = &shared_steps[me.index()];
                 scope.spawn(move || {
                     let keys = test_party_keys(seed, me);
-                    let state = State { shares, ..State::default() };
+                    let state = State {
+                        shares,
+                        ..State::default()
+                    };
                     let run = party(me, plans, steps, state, &keys, &mut net, &mut deal)?;
                     Ok::<_, StepError>((run, net.sent_bytes, net.sent_frames))
                 })
@@ -127,9 +153,19 @@ pub fn run(
             .collect();
         let keys = test_dealer_keys(seed);
         let mut state = DealerState::default();
-        let dealt: Result<(), StepError> = steps.iter().enumerate().try_for_each(|(step, memory_step)| {
-            deal_step(&plans[memory_step.plan], step as u64, &keys, &mut state, &mut sink)
-        });
+        let dealt: Result<(), StepError> =
+            steps
+                .iter()
+                .enumerate()
+                .try_for_each(|(step, memory_step)| {
+                    deal_step(
+                        &plans[memory_step.plan],
+                        step as u64,
+                        &keys,
+                        &mut state,
+                        &mut sink,
+                    )
+                });
         let mut done = Vec::new();
         for party in parties {
             done.push(party.join().expect("a party's thread does not panic")?);
@@ -139,7 +175,10 @@ pub fn run(
     });
     let (done, dealer_bytes) = results?;
     let ring_bits = plans.first().map_or(64, |plan| plan.ring_bits);
-    let mut out = MemoryRun { dealer_bytes, ..MemoryRun::default() };
+    let mut out = MemoryRun {
+        dealer_bytes,
+        ..MemoryRun::default()
+    };
     for (i, (_, bytes, frames)) in done.iter().enumerate() {
         out.sent_bytes[i] = *bytes;
         out.sent_frames[i] = *frames;
@@ -156,13 +195,20 @@ pub fn run(
     for name in done[0].0.state.shares.keys() {
         let shares = [0, 1, 2].map(|p: usize| &done[p].0.state.shares[name]);
         let mut tensor = crate::share::reconstruct(shares);
-        tensor.data_mut().iter_mut().for_each(|word| *word = sign_extend(*word, ring_bits));
+        tensor
+            .data_mut()
+            .iter_mut()
+            .for_each(|word| *word = sign_extend(*word, ring_bits));
         out.state.insert(name.clone(), tensor);
     }
     Ok(out)
 }
 
-fn split(named: &BTreeMap<String, Tensor>, seed: u64, purpose: &str) -> [BTreeMap<String, Tensor>; 3] {
+fn split(
+    named: &BTreeMap<String, Tensor>,
+    seed: u64,
+    purpose: &str,
+) -> [BTreeMap<String, Tensor>; 3] {
     let mut out: [BTreeMap<String, Tensor>; 3] = Default::default();
     for (name, tensor) in named {
         let shares = test_shares(tensor, seed, &format!("{purpose} {name}"));

@@ -70,13 +70,27 @@ pub struct OutputShare {
 /// Combines the three shares of an output: the receiver's side.
 pub fn reconstruct(shares: &[OutputShare; 3], ring_bits: u8) -> Result<Tensor, String> {
     let [a, b, c] = shares;
-    if [b, c].iter().any(|o| o.name != a.name || o.share.shape() != a.share.shape() || o.xor != a.xor) {
-        return Err(format!("the parties' shares of {:?} do not belong together", a.name));
+    if [b, c]
+        .iter()
+        .any(|o| o.name != a.name || o.share.shape() != a.share.shape() || o.xor != a.xor)
+    {
+        return Err(format!(
+            "the parties' shares of {:?} do not belong together",
+            a.name
+        ));
     }
     if [b, c].iter().any(|o| o.opened != a.opened) {
-        return Err(format!("the parties opened different values before {:?}: the run diverged", a.name));
+        return Err(format!(
+            "the parties opened different values before {:?}: the run diverged",
+            a.name
+        ));
     }
-    let words = a.share.data().iter().zip(b.share.data()).zip(c.share.data());
+    let words = a
+        .share
+        .data()
+        .iter()
+        .zip(b.share.data())
+        .zip(c.share.data());
     let data = words.map(|((a, b), c)| match shares[0].xor {
         true => a ^ b ^ c,
         false => sign_extend(a.wrapping_add(*b).wrapping_add(*c), ring_bits),
@@ -117,7 +131,14 @@ pub fn run_step(
     deal: &mut dyn Corrections,
 ) -> Result<Vec<OutputShare>, StepError> {
     let values = plan.slots.iter().map(|_| None).collect();
-    let mut run = Step { plan, me, step, keys, values, opened: Sha256::new() };
+    let mut run = Step {
+        plan,
+        me,
+        step,
+        keys,
+        values,
+        opened: Sha256::new(),
+    };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
             run.execute(instr, state, inputs, deal)?;
@@ -126,7 +147,10 @@ pub fn run_step(
         if !round.opens.is_empty() {
             run.open(round, index, net)?;
         }
-        round.free.iter().for_each(|id| run.values[id.index()] = None);
+        round
+            .free
+            .iter()
+            .for_each(|id| run.values[id.index()] = None);
     }
     run.finish(state)
 }
@@ -137,11 +161,17 @@ impl Step<'_> {
     }
 
     fn value(&self, id: VId) -> &Value {
-        self.values[id.index()].as_ref().expect("the schedule makes values before they are read")
+        self.values[id.index()]
+            .as_ref()
+            .expect("the schedule makes values before they are read")
     }
 
     fn operand(&self, id: VId) -> Operand<'_> {
-        Operand { value: self.value(id), slot: self.plan.slot(id), prg: &self.keys.dealer }
+        Operand {
+            value: self.value(id),
+            slot: self.plan.slot(id),
+            prg: &self.keys.dealer,
+        }
     }
 
     fn set(&mut self, id: VId, value: Value) {
@@ -150,7 +180,13 @@ impl Step<'_> {
 
     fn stream(&self, id: VId, correction: Option<Bytes>) -> Value {
         let slot = self.plan.slot(id);
-        Value::Stream(Stream { id: id.0, step: self.step, rep: slot.rep, correction, me: self.me })
+        Value::Stream(Stream {
+            id: id.0,
+            step: self.step,
+            rep: slot.rep,
+            correction,
+            me: self.me,
+        })
     }
 
     fn execute(
@@ -166,14 +202,29 @@ impl Step<'_> {
                 self.set(*out, value);
             }
             Instr::Carried { name, out } => {
-                let value = self.source("carried state", name, *out, state.shares.get(name).map(Tensor::data))?;
+                let value = self.source(
+                    "carried state",
+                    name,
+                    *out,
+                    state.shares.get(name).map(Tensor::data),
+                )?;
                 self.set(*out, value);
             }
             Instr::CarriedMasked { name, open, mask } => {
                 let kept = state.masked.get(name);
-                let value = self.source("carried opening", name, *open, kept.map(|kept| &kept.open[..]))?;
+                let value = self.source(
+                    "carried opening",
+                    name,
+                    *open,
+                    kept.map(|kept| &kept.open[..]),
+                )?;
                 self.set(*open, value);
-                let value = self.source("carried opening", name, *mask, kept.map(|kept| &kept.mask[..]))?;
+                let value = self.source(
+                    "carried opening",
+                    name,
+                    *mask,
+                    kept.map(|kept| &kept.mask[..]),
+                )?;
                 self.set(*mask, value);
             }
             Instr::Const { tensor, out } => {
@@ -207,7 +258,13 @@ impl Step<'_> {
         Ok(())
     }
 
-    fn source(&self, what: &'static str, name: &str, out: VId, data: Option<&[u64]>) -> Result<Value, StepError> {
+    fn source(
+        &self,
+        what: &'static str,
+        name: &str,
+        out: VId,
+        data: Option<&[u64]>,
+    ) -> Result<Value, StepError> {
         let expected = self.plan.slot(out).n;
         match data {
             Some(data) if data.len() == expected => Ok(Value::Ring(data.to_vec())),
@@ -216,7 +273,11 @@ impl Step<'_> {
                 name: name.into(),
                 problem: format!("has {} elements, expected {expected}", data.len()),
             }),
-            None => Err(StepError::State { what, name: name.into(), problem: "is missing".into() }),
+            None => Err(StepError::State {
+                what,
+                name: name.into(),
+                problem: "is missing".into(),
+            }),
         }
     }
 
@@ -230,20 +291,41 @@ impl Step<'_> {
             Kernel::Circuit(circuit) => kernels::circuit(circuit, &operands, one_share, n),
             Kernel::BitSlice { start, take } => kernels::bit_slice(operands[0], *start, *take),
             Kernel::TruncOut(spec) => kernels::trunc_out(*spec, &operands, self.one(), n),
-            Kernel::BitTruncOut { trunc, c_plane, b_plane, plus_one } => {
-                kernels::bit_trunc_out(*trunc, *c_plane, *b_plane, *plus_one, &operands, self.one(), n)
+            Kernel::BitTruncOut {
+                trunc,
+                c_plane,
+                b_plane,
+                plus_one,
+            } => kernels::bit_trunc_out(
+                *trunc,
+                *c_plane,
+                *b_plane,
+                *plus_one,
+                &operands,
+                self.one(),
+                n,
+            ),
+            Kernel::BitMulOut { b_plane } => {
+                kernels::bit_mul_out(*b_plane, &operands, self.one(), n)
             }
-            Kernel::BitMulOut { b_plane } => kernels::bit_mul_out(*b_plane, &operands, self.one(), n),
-            Kernel::BitToRing { b_plane } => kernels::bit_to_ring(*b_plane, &operands, self.one(), n),
+            Kernel::BitToRing { b_plane } => {
+                kernels::bit_to_ring(*b_plane, &operands, self.one(), n)
+            }
             Kernel::Power(degree) => kernels::power(*degree, &operands, self.one(), n),
-            Kernel::Lookup { spec, tables } => kernels::lookup(*spec, tables, &operands, one_share, n),
-            Kernel::FromBits { first, count } => kernels::from_bits(*first, *count, &operands, self.one(), n),
+            Kernel::Lookup { spec, tables } => {
+                kernels::lookup(*spec, tables, &operands, one_share, n)
+            }
+            Kernel::FromBits { first, count } => {
+                kernels::from_bits(*first, *count, &operands, self.one(), n)
+            }
             Kernel::Linear(_) | Kernel::AddConst(_) | Kernel::Unmask | Kernel::Bilinear(_) => {
                 let mut scratch: Vec<Vec<u64>> = vec![Vec::new(); ins.len()];
                 let whole: Vec<&[u64]> = operands
                     .iter()
                     .zip(&mut scratch)
-                    .map(|(operand, scratch)| operand.value.ring(operand.slot.n, operand.prg, scratch))
+                    .map(|(operand, scratch)| {
+                        operand.value.ring(operand.slot.n, operand.prg, scratch)
+                    })
                     .collect();
                 Value::Ring(self.whole(kernel, &whole, n))
             }
@@ -260,13 +342,22 @@ impl Step<'_> {
             }
             Kernel::Unmask => {
                 let one = self.one();
-                ins[0].iter().zip(ins[1]).map(|(m, r)| m.wrapping_mul(one).wrapping_sub(*r)).collect()
+                ins[0]
+                    .iter()
+                    .zip(ins[1])
+                    .map(|(m, r)| m.wrapping_mul(one).wrapping_sub(*r))
+                    .collect()
             }
             Kernel::Bilinear(product) => {
-                let [x, a, y, b, ab] = ins else { unreachable!("a bilinear kernel has five operands") };
+                let [x, a, y, b, ab] = ins else {
+                    unreachable!("a bilinear kernel has five operands")
+                };
                 let one = self.one();
-                let y_less_b: Vec<u64> =
-                    y.iter().zip(*b).map(|(y, b)| y.wrapping_mul(one).wrapping_sub(*b)).collect();
+                let y_less_b: Vec<u64> = y
+                    .iter()
+                    .zip(*b)
+                    .map(|(y, b)| y.wrapping_mul(one).wrapping_sub(*b))
+                    .collect();
                 let mut out = ab.to_vec();
                 debug_assert_eq!(out.len(), n);
                 product.apply(Acc::Add, x, &y_less_b, &mut out);
@@ -278,11 +369,18 @@ impl Step<'_> {
     }
 
     /// One round: all its masked shares in one frame to both peers, then their frames.
-    fn open(&mut self, round: &Round, index: usize, net: &mut dyn Transport) -> Result<(), StepError> {
+    fn open(
+        &mut self,
+        round: &Round,
+        index: usize,
+        net: &mut dyn Transport,
+    ) -> Result<(), StepError> {
         let mut own = Vec::new();
         frame::put_header(&mut own, self.step, index, &self.opened_so_far());
         for open in &round.opens {
-            let Instr::Open { src, mask, .. } = open else { continue };
+            let Instr::Open { src, mask, .. } = open else {
+                continue;
+            };
             self.masked_share(*src, *mask, &mut own);
         }
         let own = Bytes::from(own);
@@ -296,7 +394,9 @@ impl Step<'_> {
         frame::check_header(&q_frame, &own, q)?;
         let mut at = frame::HEADER_BYTES;
         for open in &round.opens {
-            let Instr::Open { out, .. } = open else { continue };
+            let Instr::Open { out, .. } = open else {
+                continue;
+            };
             let slot = self.plan.slot(*out);
             let bytes = slot.rep.wire_bytes(slot.n) as usize;
             let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
@@ -341,8 +441,12 @@ impl Step<'_> {
                 let mut x: Vec<Plane> = vec![[0; 8]; total];
                 let mut r = x.clone();
                 for block in 0..slot.n.div_ceil(BLOCK) {
-                    value.value.planes(total, slot.n, block, 0, value.prg, &mut x);
-                    masks.value.planes(total, slot.n, block, 0, masks.prg, &mut r);
+                    value
+                        .value
+                        .planes(total, slot.n, block, 0, value.prg, &mut x);
+                    masks
+                        .value
+                        .planes(total, slot.n, block, 0, masks.prg, &mut r);
                     for (x, r) in x.as_flattened_mut().iter_mut().zip(r.as_flattened()) {
                         *x ^= r;
                     }
@@ -357,7 +461,9 @@ impl Step<'_> {
         let mut outputs = Vec::new();
         for (index, output) in self.plan.outputs.iter().enumerate() {
             match output.sink {
-                Sink::Reveal | Sink::RevealIndex => outputs.push(self.reveal(index as u32, output, opened)),
+                Sink::Reveal | Sink::RevealIndex => {
+                    outputs.push(self.reveal(index as u32, output, opened))
+                }
                 Sink::Carry | Sink::CarryMasked => {}
             }
         }
@@ -368,14 +474,24 @@ impl Step<'_> {
             }
             let n = self.plan.slot(output.share).n;
             let mut scratch = Vec::new();
-            let data = self.value(output.share).ring(n, &self.keys.dealer, &mut scratch).to_vec();
-            state.shares.insert(output.name.clone(), Tensor::new(output.shape.clone(), data));
+            let data = self
+                .value(output.share)
+                .ring(n, &self.keys.dealer, &mut scratch)
+                .to_vec();
+            state
+                .shares
+                .insert(output.name.clone(), Tensor::new(output.shape.clone(), data));
             if let Some((open, mask)) = output.masked {
                 let whole = |id: VId| {
                     let mut scratch = Vec::new();
-                    self.value(id).ring(n, &self.keys.dealer, &mut scratch).to_vec()
+                    self.value(id)
+                        .ring(n, &self.keys.dealer, &mut scratch)
+                        .to_vec()
                 };
-                let kept = MaskedState { open: whole(open), mask: whole(mask) };
+                let kept = MaskedState {
+                    open: whole(open),
+                    mask: whole(mask),
+                };
                 state.masked.insert(output.name.clone(), kept);
             }
         }
@@ -388,11 +504,23 @@ impl Step<'_> {
         let (mut words, xor) = match slot.rep {
             Rep::Ring { .. } => {
                 let mut scratch = Vec::new();
-                (self.value(output.share).ring(slot.n, &self.keys.dealer, &mut scratch).to_vec(), false)
+                (
+                    self.value(output.share)
+                        .ring(slot.n, &self.keys.dealer, &mut scratch)
+                        .to_vec(),
+                    false,
+                )
             }
-            Rep::Bits { planes } => (self.plane_words(output.share, usize::from(planes), slot.n), true),
+            Rep::Bits { planes } => (
+                self.plane_words(output.share, usize::from(planes), slot.n),
+                true,
+            ),
         };
-        let pos = Pos { step: self.step, id: index, domain: Domain::Zero };
+        let pos = Pos {
+            step: self.step,
+            id: index,
+            domain: Domain::Zero,
+        };
         for peer in self.me.others() {
             if let Some(key) = &self.keys.pairwise[peer.index()] {
                 match (xor, self.me < peer) {
@@ -402,7 +530,12 @@ impl Step<'_> {
                 }
             }
         }
-        OutputShare { name: output.name.clone(), share: Tensor::new(output.shape.clone(), words), xor, opened }
+        OutputShare {
+            name: output.name.clone(),
+            share: Tensor::new(output.shape.clone(), words),
+            xor,
+            opened,
+        }
     }
 
     /// All planes of each element as one word.
@@ -410,7 +543,8 @@ impl Step<'_> {
         let mut words = vec![0; n];
         let mut planes: Vec<Plane> = vec![[0; 8]; total];
         for (block, words) in words.chunks_mut(BLOCK).enumerate() {
-            self.value(id).planes(total, n, block, 0, &self.keys.dealer, &mut planes);
+            self.value(id)
+                .planes(total, n, block, 0, &self.keys.dealer, &mut planes);
             for (e, word) in words.iter_mut().enumerate() {
                 for (p, plane) in planes.iter().enumerate() {
                     *word |= (plane[e / 64] >> (e % 64) & 1) << p;
@@ -431,7 +565,11 @@ fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value {
             let mut words = [0; BLOCK];
             for (block, out) in out.chunks_mut(BLOCK).enumerate() {
                 for part in parts {
-                    frame::unpack_ring(&part[block * BLOCK * size..], width, &mut words[..out.len()]);
+                    frame::unpack_ring(
+                        &part[block * BLOCK * size..],
+                        width,
+                        &mut words[..out.len()],
+                    );
                     for (out, word) in out.iter_mut().zip(&words) {
                         *out = out.wrapping_add(*word);
                     }

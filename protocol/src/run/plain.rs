@@ -26,7 +26,15 @@ impl Coins<'_> {
     pub fn draw(&self, n: usize, bits: u8) -> Vec<u64> {
         let mut coins = vec![0; n];
         if let Some(key) = self.key {
-            key.fill(Pos { step: self.step, id: self.val, domain: Domain::Coin }, 0, &mut coins);
+            key.fill(
+                Pos {
+                    step: self.step,
+                    id: self.val,
+                    domain: Domain::Coin,
+                },
+                0,
+                &mut coins,
+            );
         }
         let mask = super::frame::low_mask(bits);
         coins.iter_mut().for_each(|coin| *coin &= mask);
@@ -62,25 +70,39 @@ pub fn run(
     for (at, node) in program.nodes.iter().enumerate() {
         let outs = match &node.op {
             Op::Input(name) => vec![source(program, node.outs[0], inputs, name)?],
-            Op::Carried(name) | Op::CarriedMasked(name) => vec![source(program, node.outs[0], state, name)?],
+            Op::Carried(name) | Op::CarriedMasked(name) => {
+                vec![source(program, node.outs[0], state, name)?]
+            }
             Op::Const(tensor) => vec![tensor.data().to_vec()],
             // The array moves on if nobody reads the original any more.
             Op::Rescale | Op::Reshape if last[node.ins[0].index()] == at => {
                 vec![values[node.ins[0].index()].take().unwrap_or_default()]
             }
             operation => {
-                let ins: Vec<&[u64]> =
-                    node.ins.iter().map(|val| values[val.index()].as_deref().unwrap_or_default()).collect();
+                let ins: Vec<&[u64]> = node
+                    .ins
+                    .iter()
+                    .map(|val| values[val.index()].as_deref().unwrap_or_default())
+                    .collect();
                 let types: Vec<_> = node.ins.iter().map(|val| program.ty(*val)).collect();
-                let rounded = node.ins.last().map_or(0, |val| canonical[val.index()].index() as u32);
-                let coins = Coins { key: coins, step, val: rounded };
-                op::plain(operation, &ins, &types, program.ring_bits, &coins).map_err(|range| RangeError {
-                    scope: program.scopes[usize::from(node.scope)].clone(),
-                    operation: operation.to_string(),
-                    val: node.ins.last().map_or(0, |val| val.index()),
-                    index: range.index,
-                    magnitude_log2: range.magnitude_log2,
-                    limit_log2: range.limit_log2,
+                let rounded = node
+                    .ins
+                    .last()
+                    .map_or(0, |val| canonical[val.index()].index() as u32);
+                let coins = Coins {
+                    key: coins,
+                    step,
+                    val: rounded,
+                };
+                op::plain(operation, &ins, &types, program.ring_bits, &coins).map_err(|range| {
+                    RangeError {
+                        scope: program.scopes[usize::from(node.scope)].clone(),
+                        operation: operation.to_string(),
+                        val: node.ins.last().map_or(0, |val| val.index()),
+                        index: range.index,
+                        magnitude_log2: range.magnitude_log2,
+                        limit_log2: range.limit_log2,
+                    }
                 })?
             }
         };
@@ -103,7 +125,11 @@ pub fn run(
                 let n = ty.len();
                 let index = *sink == Sink::RevealIndex;
                 let weight = |p: usize| if index { p as u64 } else { 1 << p };
-                let word = |e: usize| (0..usize::from(planes)).map(|p| data[p * n + e] * weight(p)).sum();
+                let word = |e: usize| {
+                    (0..usize::from(planes))
+                        .map(|p| data[p * n + e] * weight(p))
+                        .sum()
+                };
                 Tensor::new(ty.shape.clone(), (0..n).map(word).collect())
             }
         };

@@ -28,7 +28,11 @@ impl Stream {
             Rep::Ring { .. } => Domain::Ring,
             Rep::Bits { .. } => Domain::Bits,
         };
-        Pos { step: self.step, id: self.id, domain }
+        Pos {
+            step: self.step,
+            id: self.id,
+            domain,
+        }
     }
 
     /// The packed correction from the start of this chunk on, if this party receives it.
@@ -79,7 +83,15 @@ impl Value {
     }
 
     /// Planes `first .. first + out.len()` of a block.
-    pub fn planes(&self, total: usize, n: usize, block: usize, first: usize, prg: &Prg, out: &mut [Plane]) {
+    pub fn planes(
+        &self,
+        total: usize,
+        n: usize,
+        block: usize,
+        first: usize,
+        prg: &Prg,
+        out: &mut [Plane],
+    ) {
         match self {
             Value::Bits(data) => {
                 let at = block * total + first;
@@ -91,9 +103,17 @@ impl Value {
                     Some(bytes) => {
                         let size = block_len(n, block).div_ceil(8);
                         let before = (block - chunk * (CHUNK / BLOCK)) * total * 64;
-                        frame::unpack_planes(&bytes[before + first * size..], block_len(n, block), out);
+                        frame::unpack_planes(
+                            &bytes[before + first * size..],
+                            block_len(n, block),
+                            out,
+                        );
                     }
-                    None => prg.fill(stream.pos(), ((block * total + first) * 8) as u64, out.as_flattened_mut()),
+                    None => prg.fill(
+                        stream.pos(),
+                        ((block * total + first) * 8) as u64,
+                        out.as_flattened_mut(),
+                    ),
                 }
             }
             Value::Ring(_) => unreachable!("kernels read planes as planes"),

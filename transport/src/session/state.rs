@@ -186,12 +186,10 @@ impl SessionState {
         }
         if !matches!(err, TransportError::Aborted { .. }) {
             let reason = err.to_string();
-            for (peer, link) in &self.links {
-                // The peer that differs finds out by itself and names the field.
-                if !matches!(&err, TransportError::HelloMismatch(differs) if differs.peer == peer.to_string())
-                {
-                    link.send_abort(self.session, &reason);
-                }
+            // To all, the peer that differs included: whoever hears of the failure
+            // first leaves, and must not leave the others without the reason.
+            for (_, link) in &self.links {
+                link.send_abort(self.session, &reason);
             }
         }
         Err(err)

@@ -1,0 +1,131 @@
+//! The `trefoil` command line. Results go to stdout, logs and progress to stderr.
+//! Exit codes: 0 success, 1 failure (the reason is on stderr), 2 wrong usage.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+use trefoil_cluster::Link;
+
+use crate::{plan, simulate};
+
+/// Three institutions train and evaluate image classifiers on pictures that none of them may see.
+#[derive(Debug, Parser)]
+#[command(name = "trefoil", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole experiment on this machine: three party processes and a dealer process on
+    /// loopback, hospitals that share their images, training, evaluation, predictions.
+    Simulate(SimulateArgs),
+    /// Show what a network costs before anything runs: rounds, bytes, memory, time, by layer.
+    Plan(PlanArgs),
+    /// Run one computing party's node.
+    Party(NodeArgs),
+    /// Run the dealer's node.
+    Dealer(NodeArgs),
+}
+
+/// Arguments of `trefoil simulate`.
+#[derive(Debug, Args)]
+pub struct SimulateArgs {
+    /// The experiment file; without one the shipped quickstart (configs/quickstart.toml).
+    pub experiment: Option<PathBuf>,
+    /// Where the experiment's data is (IDX folder, .npz file, or folder of pictures).
+    #[arg(long, value_name = "PATH")]
+    pub data: Option<PathBuf>,
+    /// Train this network instead: a shipped name or a network file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub network: Option<String>,
+    /// The links between the nodes: lan (as fast as loopback is), wan (40 ms round trip,
+    /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
+    #[arg(long, default_value = "lan", value_name = "LINK")]
+    pub link: Link,
+    /// Write what was printed as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Seed of initial weights, batch order and the split among hospitals.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Number of epochs.
+    #[arg(long)]
+    pub epochs: Option<usize>,
+    /// Keep the nodes' folders (keys, logs, shares) here instead of a temporary folder.
+    #[arg(long, value_name = "DIR")]
+    pub home: Option<PathBuf>,
+}
+
+/// Arguments of `trefoil plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A shipped network's name or a network file.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub network: String,
+    /// Images in a step.
+    #[arg(long, default_value_t = 1)]
+    pub batch: usize,
+    /// A training step instead of a prediction.
+    #[arg(long)]
+    pub train: bool,
+    /// Momentum of the training step.
+    #[arg(long, default_value_t = 0.0)]
+    pub momentum: f64,
+    /// What a prediction reveals: class, probabilities or logits.
+    #[arg(long, default_value = "logits", value_parser = plan::parse_output)]
+    pub output: trefoil_models::job::PredictOutput,
+    /// The links, for the time estimate: lan, wan, or rtt_ms=40,mbit_per_s=300.
+    #[arg(long, default_value = "lan", value_name = "LINK")]
+    pub link: Link,
+    /// Fraction bits.
+    #[arg(long, default_value_t = 16)]
+    pub frac_bits: u8,
+    /// Ring bits: 64 or 48.
+    #[arg(long, default_value_t = 64)]
+    pub ring_bits: u8,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+    /// Print the program that all nodes agree on instead of its cost.
+    #[arg(long)]
+    pub text: bool,
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// The node's configuration file.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Started by another program: print the address bound, read the peers' addresses from
+    /// standard input, and end when standard input ends.
+    #[arg(long)]
+    attached: bool,
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Simulate(args) => {
+            simulate::run(&args)?;
+            Ok(())
+        }
+        Command::Plan(args) => plan::run(&args),
+        Command::Party(args) => trefoil_party::main(&args.config, args.attached),
+        Command::Dealer(args) => trefoil_dealer::main(&args.config, args.attached),
+    }
+}
+
+/// The tool's entry: parses the command line, runs the command, reports an error in one place.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

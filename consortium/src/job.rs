@@ -1,0 +1,307 @@
+//! A job description: everything that decides what is computed and who learns what, in one
+//! canonical value whose hash the nodes compare and institutions approve.
+
+use std::fmt;
+use std::fmt::Write;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_transport::Pin;
+
+use crate::Hex;
+
+/// Version of the description's format.
+pub const JOB_VERSION: u32 = 1;
+/// Longest description that is accepted.
+pub const JOB_MAX_BYTES: usize = 1 << 20;
+/// Longest name of a job, data set, model or member.
+const NAME_MAX_BYTES: usize = 64;
+/// Longest wall time a job may ask for: thirty days.
+const WALL_TIME_MAX_S: u64 = 30 * 24 * 3600;
+
+/// SHA-256 of a job description.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct JobId(pub [u8; 32]);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Hex(&self.0).fmt(f)
+    }
+}
+
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "JobId({self})")
+    }
+}
+
+/// Bounds that a job sets itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Limits {
+    /// The session ends with an error after this long.
+    pub wall_time_s: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { wall_time_s: 24 * 3600 }
+    }
+}
+
+/// What is to be computed, for whom, within which limits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobDescription {
+    /// Version of this format: [`JOB_VERSION`].
+    pub version: u32,
+    /// A name for people.
+    pub name: String,
+    /// Who asked; everything the job reveals goes to this key's holder alone.
+    pub requester: Pin,
+    /// The computation.
+    pub kind: JobKind,
+    /// Its limits.
+    pub limits: Limits,
+    /// Makes the hash of a repeated job another one.
+    pub nonce: [u8; 16],
+}
+
+/// Why a description is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JobError {
+    /// Of another version.
+    #[error("the job has format version {found}, this node reads {JOB_VERSION} ({})", crate::SOFTWARE)]
+    Version {
+        /// Its version.
+        found: u32,
+    },
+    /// A field that is out of its range.
+    #[error("job field {field}: {detail}")]
+    Field {
+        /// Its name.
+        field: &'static str,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Longer than accepted.
+    #[error("the job has {found} bytes, at most {JOB_MAX_BYTES} are accepted")]
+    TooLong {
+        /// Its length.
+        found: usize,
+    },
+}
+
+/// Checks that a text can name something in files and messages.
+pub fn check_name(name: &str) -> Result<(), String> {
+    let fits = (1..=NAME_MAX_BYTES).contains(&name.len())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && !name.starts_with('.');
+    if fits {
+        return Ok(());
+    }
+    Err(format!(
+        "{:?} is no name: 1 to {NAME_MAX_BYTES} letters, digits, '-', '_' and '.' (not first) are possible",
+        name.chars().take(NAME_MAX_BYTES + 1).collect::<String>()
+    ))
+}
+
+impl JobDescription {
+    /// A description with default limits and a fresh nonce.
+    ///
+    /// # Errors
+    /// The operating system gives no random bytes.
+    pub fn new(name: &str, requester: Pin, kind: JobKind) -> Result<JobDescription, String> {
+        Ok(JobDescription {
+            version: JOB_VERSION,
+            name: name.into(),
+            requester,
+            kind,
+            limits: Limits::default(),
+            nonce: crate::random_bytes()?,
+        })
+    }
+
+    /// The canonical bytes.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        postcard::to_stdvec(self).expect("strings, numbers and byte arrays have a postcard form")
+    }
+
+    /// The job hash.
+    pub fn id(&self) -> JobId {
+        JobId(Sha256::new().chain_update(b"trefoil job v1\0").chain_update(self.to_bytes()).finalize().into())
+    }
+
+    /// Checks version, names and limits. What the computation itself allows is the schedule's word.
+    pub fn check(&self) -> Result<(), JobError> {
+        if self.version != JOB_VERSION {
+            return Err(JobError::Version { found: self.version });
+        }
+        let found = self.to_bytes().len();
+        if found > JOB_MAX_BYTES {
+            return Err(JobError::TooLong { found });
+        }
+        let name = |field, name: &str| check_name(name).map_err(|detail| JobError::Field { field, detail });
+        name("name", &self.name)?;
+        match &self.kind {
+            JobKind::Train { dataset, save_as, .. } => {
+                name("dataset.name", &dataset.name)?;
+                name("save_as", save_as)?;
+            }
+            JobKind::Evaluate { model, dataset, .. } => {
+                name("dataset.name", &dataset.name)?;
+                name("model", model)?;
+            }
+            JobKind::Predict { model, upload, .. } => {
+                name("model", model)?;
+                name("upload", upload)?;
+            }
+        }
+        if !(1..=WALL_TIME_MAX_S).contains(&self.limits.wall_time_s) {
+            let detail = format!("1 to {WALL_TIME_MAX_S} are possible, found {}", self.limits.wall_time_s);
+            return Err(JobError::Field { field: "limits.wall_time_s", detail });
+        }
+        Ok(())
+    }
+
+    /// The data set that the job reads, if it reads one.
+    pub fn dataset(&self) -> Option<&DatasetRef> {
+        match &self.kind {
+            JobKind::Train { dataset, .. } | JobKind::Evaluate { dataset, .. } => Some(dataset),
+            JobKind::Predict { .. } => None,
+        }
+    }
+
+    /// The kept model that the job reads, if it reads one.
+    pub fn model(&self) -> Option<&str> {
+        match &self.kind {
+            JobKind::Train { .. } => None,
+            JobKind::Evaluate { model, .. } | JobKind::Predict { model, .. } => Some(model),
+        }
+    }
+
+    /// The upload that the job reads, if it reads one.
+    pub fn upload(&self) -> Option<&str> {
+        match &self.kind {
+            JobKind::Predict { upload, .. } => Some(upload),
+            _ => None,
+        }
+    }
+
+    /// The ring's width and the fraction bits.
+    pub fn format(&self) -> (u8, u8) {
+        match &self.kind {
+            JobKind::Train { spec, .. } => (spec.ring_bits, spec.frac_bits),
+            JobKind::Evaluate { ring_bits, frac_bits, .. } | JobKind::Predict { ring_bits, frac_bits, .. } => {
+                (*ring_bits, *frac_bits)
+            }
+        }
+    }
+
+    /// What is computed and what is revealed to whom, in words. `requester` is the key holder's name.
+    pub fn describe(&self, requester: &str) -> String {
+        let mut text = format!("Job {} ({})\n", self.name, self.id());
+        let mut line = |label: &str, words: String| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {label:<10} {words}");
+        };
+        let network = |toml: &str| {
+            let name = toml.lines().find_map(|line| line.trim().strip_prefix("name")?.trim().strip_prefix('='));
+            name.map_or("a network".into(), |name| format!("network {}", name.trim().trim_matches('"')))
+        };
+        let snapshot = |dataset: &DatasetRef| {
+            format!(
+                "data set {} ({} training rows, {} test rows, snapshot {})",
+                dataset.name,
+                dataset.train_rows,
+                dataset.test_rows,
+                Hex(&dataset.snapshot[..8])
+            )
+        };
+        match &self.kind {
+            JobKind::Train { network: toml, spec, dataset, evaluate_each_epoch, save_as, reveal_weights } => {
+                line("computes", format!("training of {} on {}", network(toml), snapshot(dataset)));
+                line(
+                    "with",
+                    format!(
+                        "batch {}, {} epochs, learning rate {}, momentum {}, seed {}, {:?} rounding",
+                        spec.batch, spec.epochs, spec.learning_rate, spec.momentum, spec.seed, spec.rounding
+                    ),
+                );
+                line("keeps", format!("shares of the weights at the three parties, as {save_as}"));
+                if *evaluate_each_epoch {
+                    line("reveals", format!("to {requester}: the confusion matrix on the test split, every epoch"));
+                }
+                if *reveal_weights {
+                    line("REVEALS", format!("to {requester}: THE TRAINED WEIGHTS, which are no secret any more"));
+                }
+                if !evaluate_each_epoch && !reveal_weights {
+                    line("reveals", "nothing".into());
+                }
+            }
+            JobKind::Evaluate { model, network: toml, dataset, auc, .. } => {
+                line("computes", format!("evaluation of model {model} ({}) on {}", network(toml), snapshot(dataset)));
+                let auc = if *auc { " and the area under the ROC curve" } else { "" };
+                line("reveals", format!("to {requester}: the confusion matrix on the test split{auc}"));
+            }
+            JobKind::Predict { model, network: toml, rows, upload, output, .. } => {
+                line("computes", format!("predictions of model {model} ({}) for {rows} images", network(toml)));
+                line("reads", format!("upload {upload}, which only {requester} may use"));
+                let what = match output {
+                    PredictOutput::Class => "the most probable class of each image, nothing else",
+                    PredictOutput::Logits => "the last layer's outputs for each image",
+                    PredictOutput::Probabilities => "the probability of each class for each image",
+                };
+                line("reveals", format!("to {requester}: {what}"));
+            }
+        }
+        line("limits", format!("at most {} s", self.limits.wall_time_s));
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_models::job::TrainSpec;
+
+    fn train() -> JobDescription {
+        let kind = JobKind::Train {
+            network: "name = \"mlp\"".into(),
+            spec: TrainSpec::default(),
+            dataset: DatasetRef { name: "digits".into(), train_rows: 10, test_rows: 2, snapshot: [7; 32] },
+            evaluate_each_epoch: true,
+            save_as: "digits-mlp".into(),
+            reveal_weights: true,
+        };
+        JobDescription::new("first", Pin::from_bytes([1; 32]), kind).unwrap()
+    }
+
+    #[test]
+    fn the_hash_changes_with_what_is_revealed_and_the_words_say_it() {
+        let job = train();
+        job.check().unwrap();
+        let mut other = job.clone();
+        if let JobKind::Train { reveal_weights, .. } = &mut other.kind {
+            *reveal_weights = false;
+        }
+        assert_ne!(job.id(), other.id());
+        let words = job.describe("st-anna");
+        assert!(words.contains("to st-anna: THE TRAINED WEIGHTS") && words.contains("network mlp"), "{words}");
+        assert!(!other.describe("st-anna").contains("WEIGHTS"));
+        let read: JobDescription = postcard::from_bytes(&job.to_bytes()).unwrap();
+        assert_eq!(read, job);
+    }
+
+    #[test]
+    fn a_name_that_leaves_its_folder_is_refused() {
+        let mut job = train();
+        if let JobKind::Train { save_as, .. } = &mut job.kind {
+            *save_as = "../keys".into();
+        }
+        assert!(job.check().unwrap_err().to_string().contains("save_as"));
+        job.version = 2;
+        assert_eq!(job.check(), Err(JobError::Version { found: 2 }));
+    }
+}

@@ -1,0 +1,430 @@
+//! The messages of the control plane. Every stream carries one exchange and starts with a version;
+//! who speaks is known from the certificate, never from a message.
+//!
+//! Members talk to parties with [`Request`]; P0 proposes sessions to the other nodes with
+//! [`Lead`] and hears [`Follow`]; keys travel on streams of their own, see [`SessionKey`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use trefoil_protocol::party::PartyId;
+use trefoil_protocol::ring::Tensor;
+use trefoil_protocol::run::OutputShare;
+use trefoil_protocol::share::CompressedShare;
+use trefoil_transport::Pin;
+
+use crate::receipt::{Schema, SignedReceipt, UploadId};
+use crate::session::{Nonce, SessionId};
+use crate::{JobDescription, JobId, Words};
+
+/// Version of these messages.
+pub const CONTROL_VERSION: u32 = 1;
+/// Largest message between nodes and largest request: a job description and some more.
+pub const CONTROL_MAX_BYTES: usize = 2 << 20;
+/// Largest chunk of an upload: its shares and some more.
+pub const CHUNK_MAX_BYTES: usize = crate::receipt::CHUNK_BYTES_MAX + (16 << 20);
+/// Largest commit: three receipts for each chunk.
+pub const COMMIT_MAX_BYTES: usize = 32 << 20;
+/// Largest event to a watcher: a share of all weights of a large network.
+pub const EVENT_MAX_BYTES: usize = 1 << 30;
+/// Longest reason that is passed on.
+pub const REASON_MAX_CHARS: usize = 2_000;
+
+/// Which rows an upload brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Part {
+    /// Training rows.
+    Train,
+    /// Test rows.
+    Test,
+    /// Images without labels, to be classified for their owner.
+    Predict,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Part::Train => "train",
+            Part::Test => "test",
+            Part::Predict => "predict",
+        })
+    }
+}
+
+/// The first message of a member's stream to a party.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Request {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// What is asked.
+    pub ask: Ask,
+}
+
+/// What a member asks of a party.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Ask {
+    /// Begin an upload. Answer: [`Answer::Ready`], then chunks and receipts, then the commit.
+    Upload(UploadBegin),
+    /// What a data set holds. Answer: [`Answer::Dataset`].
+    Dataset(String),
+    /// Run a job. Answer: [`Answer::Submitted`].
+    Submit(JobDescription),
+    /// Take a job back that has not started. Answer: [`Answer::Withdrawn`].
+    Withdraw(JobId),
+    /// Events and results of one's own job. Answer: a stream of [`Event`], or [`Answer::Refused`].
+    Watch(JobId),
+}
+
+/// What is going to be uploaded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UploadBegin {
+    /// The upload's random name.
+    pub upload: UploadId,
+    /// The data set; empty for images to predict.
+    pub dataset: String,
+    /// Which rows.
+    pub part: Part,
+    /// What the rows look like.
+    pub schema: Schema,
+    /// How many.
+    pub rows: u64,
+}
+
+/// One chunk of an upload, for one party. Each chunk has fresh seeds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Its number.
+    pub chunk: u32,
+    /// The images.
+    pub images: Share,
+    /// The labels, where the schema has classes.
+    pub labels: Option<Share>,
+}
+
+/// A compressed share on the wire.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Share {
+    /// To be expanded.
+    Seed([u8; 16]),
+    /// As it is.
+    Full(Words),
+}
+
+impl fmt::Debug for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Share::Seed(_) => f.write_str("Seed(..)"),
+            Share::Full(words) => write!(f, "Full({words:?})"),
+        }
+    }
+}
+
+impl From<CompressedShare> for Share {
+    fn from(share: CompressedShare) -> Share {
+        match share {
+            CompressedShare::Seed(seed) => Share::Seed(seed),
+            CompressedShare::Full(words) => Share::Full(Words(words)),
+        }
+    }
+}
+
+impl From<Share> for CompressedShare {
+    fn from(share: Share) -> CompressedShare {
+        match share {
+            Share::Seed(seed) => CompressedShare::Seed(seed),
+            Share::Full(words) => CompressedShare::Full(words.0),
+        }
+    }
+}
+
+/// Completes an upload: the receipts of all three parties for all chunks.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Commit {
+    /// Number of this upload among the hospital's to this data set; the same at all parties.
+    pub number: u64,
+    /// By party, by chunk.
+    pub receipts: [Vec<SignedReceipt>; 3],
+}
+
+/// What a party answers a member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Answer {
+    /// No, and why.
+    Refused(String),
+    /// The upload may begin; the hospital's next upload number here.
+    Ready {
+        /// Lowest number that is free here.
+        next_number: u64,
+    },
+    /// A chunk is staged.
+    Staged(SignedReceipt),
+    /// The upload is part of the data set.
+    Committed {
+        /// The upload's digest, equal at all parties.
+        digest: [u8; 32],
+    },
+    /// What a data set holds.
+    Dataset(DatasetInfo),
+    /// The job is known here.
+    Submitted(JobId),
+    /// The job is forgotten here.
+    Withdrawn,
+}
+
+/// What is public about a data set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatasetInfo {
+    /// What the rows look like; `None` for an empty data set.
+    pub schema: Option<Schema>,
+    /// Rows of the training split.
+    pub train_rows: u64,
+    /// Rows of the test split.
+    pub test_rows: u64,
+    /// Hash of the list of contributions, in order.
+    pub snapshot: [u8; 32],
+}
+
+/// What the requester of a job hears from each party.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Event {
+    /// A session has begun.
+    Started {
+        /// Its id.
+        session: SessionId,
+        /// Steps in all.
+        steps: u64,
+        /// The ring's width, which the shares combine in.
+        ring_bits: u8,
+    },
+    /// A step is done.
+    Progress(Progress),
+    /// This party's share of a revealed result.
+    Output {
+        /// The step that revealed it.
+        step: u64,
+        /// The share.
+        share: WireOutput,
+    },
+    /// The job is done; the counters of the node that speaks, and of the dealer where P0 speaks.
+    Done {
+        /// This party's.
+        stats: NodeStats,
+        /// The dealer's.
+        dealer: Option<NodeStats>,
+    },
+    /// The job has failed.
+    Failed(String),
+}
+
+/// Where a job is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    /// The step, from 0.
+    pub step: u64,
+    /// Steps of the job.
+    pub steps: u64,
+    /// `setup`, `train`, `evaluate`, `auc` or `predict`.
+    pub phase: String,
+    /// Epoch, from 0, where the phase has one.
+    pub epoch: u64,
+    /// Batch within the phase, from 0.
+    pub batch: u64,
+    /// Batches of the phase.
+    pub batches: u64,
+    /// How long the step took.
+    pub seconds: f64,
+    /// Rounds of the step.
+    pub rounds: u64,
+    /// Bytes this party sent to the other two in the step.
+    pub sent_bytes: u64,
+    /// Bytes this party received from the dealer in the step.
+    pub dealer_bytes: u64,
+}
+
+/// An output's share on the wire.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WireOutput {
+    /// The output's name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// This party's share.
+    pub words: Words,
+    /// Whether the shares combine by XOR.
+    pub xor: bool,
+    /// Hash of what was opened in the step.
+    pub opened: [u8; 16],
+}
+
+impl From<OutputShare> for WireOutput {
+    fn from(output: OutputShare) -> WireOutput {
+        WireOutput {
+            name: output.name,
+            shape: output.share.shape().iter().map(|side| *side as u64).collect(),
+            words: Words(output.share.into_data()),
+            xor: output.xor,
+            opened: output.opened,
+        }
+    }
+}
+
+impl WireOutput {
+    /// The share; an error where shape and words do not fit.
+    pub fn into_share(self) -> Result<OutputShare, String> {
+        let shape: Option<Vec<usize>> = self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
+        let len = |shape: &[usize]| shape.iter().try_fold(1usize, |len, side| len.checked_mul(*side));
+        match shape {
+            Some(shape) if len(&shape) == Some(self.words.0.len()) => Ok(OutputShare {
+                name: self.name,
+                share: Tensor::new(shape, self.words.0),
+                xor: self.xor,
+                opened: self.opened,
+            }),
+            _ => Err(format!("output {:?}: {} words in shape {:?}", self.name, self.words.0.len(), self.shape)),
+        }
+    }
+}
+
+/// What a node counted in one session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct NodeStats {
+    /// From the session's start to its end.
+    pub seconds: f64,
+    /// Rounds of communication.
+    pub rounds: u64,
+    /// Steps executed.
+    pub steps: u64,
+    /// Bytes posted to P0, P1, P2 and the dealer: frames with their headers.
+    pub sent_bytes: [u64; 4],
+    /// Bytes taken from P0, P1, P2 and the dealer.
+    pub received_bytes: [u64; 4],
+    /// The process's largest memory so far; 0 where the platform does not say.
+    pub peak_memory_bytes: u64,
+}
+
+impl NodeStats {
+    /// Bytes sent to other parties.
+    pub fn sent_to_parties(&self) -> u64 {
+        self.sent_bytes[..3].iter().sum()
+    }
+}
+
+/// The first message of a stream that P0 opens for a session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Proposal {
+    /// [`CONTROL_VERSION`].
+    pub version: u32,
+    /// The proposer's software.
+    pub software: String,
+    /// What to compute.
+    pub job: JobDescription,
+    /// How often it was tried before.
+    pub attempt: u32,
+    /// P0's nonce.
+    pub nonce: Nonce,
+}
+
+/// What P0 says after a proposal.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Lead {
+    /// All have accepted: the nonces of P0, P1, P2 and the dealer, and the session's id.
+    Confirm {
+        /// In order of the nodes.
+        nonces: [Nonce; 4],
+        /// The id that follows.
+        session: SessionId,
+    },
+    /// All know the session: exchange keys and start.
+    Go,
+    /// All have finished: keep what there is to keep.
+    Conclude,
+    /// It is over.
+    Abandon(String),
+}
+
+/// What the other nodes answer P0.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Follow {
+    /// The node has derived the same job and will take part.
+    Accept(Acceptance),
+    /// It will not, and why.
+    Refuse(String),
+    /// It knows the session.
+    Ready,
+    /// It has executed all steps.
+    Finished(NodeStats),
+    /// It has kept what there was to keep.
+    Concluded,
+    /// It has failed.
+    Failed(String),
+}
+
+/// What an accepting node has found on its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Acceptance {
+    /// Its software.
+    pub software: String,
+    /// The job hash as it computes it.
+    pub job: JobId,
+    /// Its programs' hashes.
+    pub programs: Vec<[u8; 32]>,
+    /// The training session that its shares of the job's model come from.
+    pub model: Option<SessionId>,
+    /// Its nonce.
+    pub nonce: Nonce,
+}
+
+/// The one message of a key stream: a party's key to the dealer, or the lower party's to the
+/// higher. Kept in memory only.
+#[derive(Serialize, Deserialize)]
+pub struct SessionKey(pub [u8; 16]);
+
+impl fmt::Debug for SessionKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SessionKey(..)")
+    }
+}
+
+/// The receiver's word that a key has arrived.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct KeyReceived;
+
+/// One contribution to a data set, as it enters the snapshot hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contribution {
+    /// Who brought it.
+    pub hospital: Pin,
+    /// Its number among the hospital's.
+    pub number: u64,
+    /// Training or test rows.
+    pub part: Part,
+    /// How many.
+    pub rows: u64,
+    /// Digest of the upload as a whole.
+    pub digest: [u8; 32],
+}
+
+/// At most [`REASON_MAX_CHARS`] of a reason, without control characters.
+pub fn clip_reason(reason: &str) -> String {
+    reason.chars().take(REASON_MAX_CHARS).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+}
+
+/// P0's index and the others' order in a session's nonces.
+pub fn nonce_index(peer: trefoil_protocol::party::Peer) -> usize {
+    match peer {
+        trefoil_protocol::party::Peer::Party(party) => party.index(),
+        trefoil_protocol::party::Peer::Dealer => PartyId::ALL.len(),
+    }
+}
+
+impl DatasetInfo {
+    /// How a job refers to this data set.
+    pub fn reference(&self, name: &str) -> trefoil_models::job::DatasetRef {
+        trefoil_models::job::DatasetRef {
+            name: name.into(),
+            train_rows: usize::try_from(self.train_rows).unwrap_or(usize::MAX),
+            test_rows: usize::try_from(self.test_rows).unwrap_or(usize::MAX),
+            snapshot: self.snapshot,
+        }
+    }
+}

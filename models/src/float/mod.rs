@@ -1,0 +1,234 @@
+//! The float twin: the same network, initial weights, batch order and optimiser in ordinary `f32`.
+//!
+//! It is what secure training is compared with, not a part of it: nothing here runs on shares. The
+//! learning rate and the momentum are the real numbers, not the ratios that the Programs apply. The
+//! layers are in [`mod@layers`].
+
+mod layers;
+
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array2, ArrayView2, Axis};
+use trefoil_protocol::Tensor;
+use trefoil_protocol::fixed::decode;
+
+use crate::job::TrainSpec;
+use crate::network::Network;
+use crate::schedule::epoch_order;
+use crate::{ModelError, weights};
+
+/// Rows in one forward pass outside training.
+const CHUNK_ROWS: usize = 128;
+
+/// Images (one row each, channel after channel) and their classes.
+#[derive(Clone, Copy, Debug)]
+pub struct Data<'a> {
+    /// `[rows, channels * height * width]`
+    pub images: ArrayView2<'a, f32>,
+    /// One class for each row.
+    pub labels: &'a [u8],
+}
+
+/// Weights and bias of a layer, or a gradient of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameters {
+    /// Convolution: `[filters, channels * kernel]`; dense: `[inputs, units]`.
+    pub weight: Array2<f32>,
+    /// One for each filter or unit.
+    pub bias: Array1<f32>,
+}
+
+impl Parameters {
+    fn zeros_like(other: &Parameters) -> Parameters {
+        Parameters { weight: Array2::zeros(other.weight.dim()), bias: Array1::zeros(other.bias.dim()) }
+    }
+}
+
+/// A network with its weights.
+#[derive(Clone, Debug)]
+pub struct Model {
+    network: Network,
+    /// For each layer of the network its parameters, if it has any.
+    pub parameters: Vec<Option<Parameters>>,
+    velocities: Vec<Option<Parameters>>,
+}
+
+/// A loss and its gradient for each layer.
+#[derive(Clone, Debug)]
+pub struct Gradients {
+    /// Mean cross-entropy of the batch.
+    pub loss: f64,
+    /// Gradients of the mean.
+    pub layers: Vec<Option<Parameters>>,
+}
+
+/// What one epoch gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EpochReport {
+    /// Which epoch, from 0.
+    pub epoch: usize,
+    /// Mean cross-entropy over the epoch's batches.
+    pub loss: f64,
+}
+
+impl Model {
+    /// The network with weights given as ring tensors of `frac_bits` fraction bits.
+    pub fn from_weights(
+        network: &Network,
+        weights: &BTreeMap<String, Tensor>,
+        frac_bits: u32,
+    ) -> Result<Model, ModelError> {
+        let get = |name: String, expected: &[usize]| {
+            let bad = |problem: String| ModelError::Weights { name: name.clone(), problem };
+            let tensor = weights.get(&name).ok_or_else(|| bad("is missing".into()))?;
+            if tensor.shape() != expected {
+                return Err(bad(format!("has shape {:?}, the network needs {expected:?}", tensor.shape())));
+            }
+            Ok(tensor.data().iter().map(|word| decode(*word, frac_bits) as f32).collect::<Vec<f32>>())
+        };
+        let mut parameters = Vec::new();
+        for layer in &network.layers {
+            parameters.push(match (layer.weight_shape(), layer.bias_len()) {
+                (Some(shape), Some(bias_len)) => {
+                    let words = get(layer.weight_name(), &shape)?;
+                    let cols: usize = shape[1..].iter().product();
+                    let weight = Array2::from_shape_vec((shape[0], cols), words)
+                        .map_err(|e| ModelError::Weights { name: layer.weight_name(), problem: e.to_string() })?;
+                    Some(Parameters { weight, bias: get(layer.bias_name(), &[bias_len])?.into() })
+                }
+                _ => None,
+            });
+        }
+        let velocities = parameters.iter().map(|p| p.as_ref().map(Parameters::zeros_like)).collect();
+        Ok(Model { network: network.clone(), parameters, velocities })
+    }
+
+    /// The network with the initial weights that a job with this specification starts from.
+    pub fn initial(network: &Network, spec: &TrainSpec) -> Result<Model, ModelError> {
+        let frac_bits = u32::from(spec.frac_bits);
+        Model::from_weights(network, &weights::initial(network, spec.seed, frac_bits), frac_bits)
+    }
+
+    fn check(&self, images: &ArrayView2<'_, f32>) -> Result<(), ModelError> {
+        if images.ncols() == self.network.input_len() {
+            return Ok(());
+        }
+        Err(ModelError::Table {
+            table: "images".into(),
+            problem: format!("{} values a row; the network reads {:?}", images.ncols(), self.network.input),
+        })
+    }
+
+    /// The last layer's outputs, `[rows, classes]`.
+    pub fn logits(&self, images: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
+        self.check(&images)?;
+        let mut logits = Array2::zeros((images.nrows(), self.network.classes));
+        let chunks = images.axis_chunks_iter(Axis(0), CHUNK_ROWS);
+        for (chunk, mut out) in chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS)) {
+            out.assign(&layers::forward(&self.network, &self.parameters, chunk.to_owned()).0);
+        }
+        Ok(logits)
+    }
+
+    /// The gradient of the mean cross-entropy of a batch.
+    pub fn gradients(&self, data: Data<'_>) -> Result<Gradients, ModelError> {
+        self.check(&data.images)?;
+        check_labels(&data, self.network.classes)?;
+        let (logits, tape) = layers::forward(&self.network, &self.parameters, data.images.to_owned());
+        let (loss, dz) = cross_entropy(&logits, data.labels);
+        Ok(Gradients { loss, layers: layers::backward(&self.network, &self.parameters, &tape, dz) })
+    }
+
+    /// One step: `v = mu v + g`, `w = w - rate v`.
+    pub fn update(&mut self, gradients: &Gradients, rate: f64, momentum: f64) {
+        let (rate, mu) = (rate as f32, momentum as f32);
+        let layers = self.parameters.iter_mut().zip(&mut self.velocities).zip(&gradients.layers);
+        for ((parameters, velocity), gradient) in layers {
+            if let (Some(p), Some(v), Some(g)) = (parameters, velocity, gradient) {
+                v.weight.zip_mut_with(&g.weight, |v, g| *v = mu * *v + g);
+                v.bias.zip_mut_with(&g.bias, |v, g| *v = mu * *v + g);
+                p.weight.scaled_add(-rate, &v.weight);
+                p.bias.scaled_add(-rate, &v.bias);
+            }
+        }
+    }
+}
+
+fn check_labels(data: &Data<'_>, classes: usize) -> Result<(), ModelError> {
+    let problem = if data.labels.len() != data.images.nrows() {
+        format!("{} labels for {} images", data.labels.len(), data.images.nrows())
+    } else if let Some(row) = data.labels.iter().position(|label| usize::from(*label) >= classes) {
+        format!("row {row} has class {}, but there are {classes} classes", data.labels[row])
+    } else {
+        return Ok(());
+    };
+    Err(ModelError::Table { table: "labels".into(), problem })
+}
+
+/// Mean cross-entropy of softmax, and its gradient by the logits.
+fn cross_entropy(logits: &Array2<f32>, labels: &[u8]) -> (f64, Array2<f32>) {
+    let rows = logits.nrows().max(1) as f32;
+    let mut gradient = logits.clone();
+    let mut loss = 0.0;
+    for (mut row, label) in gradient.rows_mut().into_iter().zip(labels) {
+        let label = usize::from(*label);
+        let max = row.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+        let target = row[label] - max;
+        row.mapv_inplace(|x| (x - max).exp());
+        let sum = row.sum();
+        loss += f64::from(sum.ln() - target);
+        row.mapv_inplace(|e| e / sum / rows);
+        row[label] -= 1.0 / rows;
+    }
+    (loss / f64::from(rows), gradient)
+}
+
+/// The most probable class of each row (ties: the first).
+pub fn predictions(logits: &Array2<f32>) -> Vec<u8> {
+    let best = |row: ndarray::ArrayView1<'_, f32>| {
+        let mut best = 0;
+        for (i, x) in row.iter().enumerate() {
+            if *x > row[best] {
+                best = i;
+            }
+        }
+        best as u8
+    };
+    logits.rows().into_iter().map(best).collect()
+}
+
+/// The score of class 1 over class 0 for each row: what the AUC ranks.
+pub fn scores(logits: &Array2<f32>) -> Vec<f64> {
+    let score = |row: ndarray::ArrayView1<'_, f32>| f64::from(row[1]) - f64::from(row[0]);
+    logits.rows().into_iter().filter(|row| row.len() == 2).map(score).collect()
+}
+
+/// Trains as the job would, batch for batch. `progress` is called after every epoch with its loss and
+/// the model as it is then.
+pub fn train(
+    network: &Network,
+    spec: &TrainSpec,
+    data: Data<'_>,
+    mut progress: impl FnMut(EpochReport, &Model),
+) -> Result<Model, ModelError> {
+    spec.check()?;
+    check_labels(&data, network.classes)?;
+    crate::job::check_range("train rows", data.labels.len(), spec.batch..=u32::MAX as usize - 1)?;
+    let mut model = Model::initial(network, spec)?;
+    for epoch in 0..spec.epochs {
+        let rate = spec.rate_at(epoch);
+        let order = epoch_order(spec.seed, epoch, data.labels.len());
+        let (mut loss, mut batches) = (0.0, 0);
+        for rows in order.chunks_exact(spec.batch) {
+            let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
+            let images = data.images.select(Axis(0), &rows);
+            let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
+            let gradients = model.gradients(Data { images: images.view(), labels: &labels })?;
+            model.update(&gradients, rate, spec.momentum);
+            loss += gradients.loss;
+            batches += 1;
+        }
+        progress(EpochReport { epoch, loss: loss / f64::from(batches) }, &model);
+    }
+    Ok(model)
+}

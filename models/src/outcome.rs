@@ -1,0 +1,103 @@
+//! Reads what a job reveals: ring tensors become counts, classes, scores.
+//!
+//! What follows from a confusion matrix (accuracy and so on) is a matter of the tool that prints it.
+
+use std::collections::BTreeMap;
+
+use ndarray::Array2;
+use trefoil_protocol::Tensor;
+use trefoil_protocol::fixed::decode;
+
+use crate::ModelError;
+
+fn named<'a>(outputs: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor, ModelError> {
+    outputs.get(name).ok_or_else(|| bad(name, "was not revealed".into()))
+}
+
+fn bad(name: &str, problem: String) -> ModelError {
+    ModelError::Outcome { name: name.into(), problem }
+}
+
+/// The confusion matrix of a result step: rows are labels, columns predictions.
+pub fn confusion(outputs: &BTreeMap<String, Tensor>) -> Result<Array2<u64>, ModelError> {
+    let tensor = named(outputs, "confusion")?;
+    match tensor.shape() {
+        [rows, cols] if rows == cols => Array2::from_shape_vec((*rows, *cols), tensor.data().to_vec())
+            .map_err(|error| bad("confusion", error.to_string())),
+        shape => Err(bad("confusion", format!("has shape {shape:?}, not a square"))),
+    }
+}
+
+/// The area under the ROC curve of a result step (class 1 is the positive one); `None` if the rows
+/// are all of one class.
+pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<f64>, ModelError> {
+    let counts = confusion(outputs)?;
+    let balance = named(outputs, "auc_balance")?;
+    let ([balance], (2, 2)) = (balance.data(), counts.dim()) else {
+        return Err(bad("auc_balance", "needs one number and two classes".into()));
+    };
+    let pairs = counts.row(0).sum() as f64 * counts.row(1).sum() as f64;
+    Ok((pairs > 0.0).then(|| (1.0 + *balance as i64 as f64 / pairs) / 2.0))
+}
+
+/// The area under the ROC curve of known scores: the Mann-Whitney statistic, ties count one half.
+pub fn auc_of_scores(scores: &[f64], positive: &[bool]) -> Option<f64> {
+    let mut order: Vec<usize> = (0..scores.len().min(positive.len())).collect();
+    order.sort_by(|i, j| scores[*i].total_cmp(&scores[*j]));
+    let total = order.iter().filter(|i| positive[**i]).count();
+    let pairs = total as f64 * (order.len() - total) as f64;
+    let (mut won, mut below) = (0.0, 0usize);
+    for tied in order.chunk_by(|i, j| scores[*i] == scores[*j]) {
+        let positives = tied.iter().filter(|i| positive[**i]).count();
+        let negatives = tied.len() - positives;
+        won += positives as f64 * (below as f64 + negatives as f64 / 2.0);
+        below += negatives;
+    }
+    (pairs > 0.0).then(|| won / pairs)
+}
+
+/// Predicted classes of all prediction steps, one after the other, without the padding.
+pub fn classes(steps: &[BTreeMap<String, Tensor>], rows: usize) -> Result<Vec<usize>, ModelError> {
+    let words = collected(steps, "class", rows)?;
+    Ok(words.into_iter().map(|word| word as usize).collect())
+}
+
+/// Logits (`frac_bits` = 2f) or probabilities (16) of all prediction steps, without the padding.
+pub fn rows(
+    steps: &[BTreeMap<String, Tensor>],
+    name: &str,
+    rows: usize,
+    frac_bits: u32,
+) -> Result<Array2<f64>, ModelError> {
+    let words = collected(steps, name, rows)?;
+    let values: Vec<f64> = words.into_iter().map(|word| decode(word, frac_bits)).collect();
+    let width = values.len() / rows.max(1);
+    Array2::from_shape_vec((rows, width), values).map_err(|error| bad(name, error.to_string()))
+}
+
+fn collected(steps: &[BTreeMap<String, Tensor>], name: &str, rows: usize) -> Result<Vec<u64>, ModelError> {
+    let (mut words, mut width) = (Vec::new(), 1);
+    for tensor in steps.iter().filter_map(|outputs| outputs.get(name)) {
+        width = tensor.shape().iter().skip(1).product();
+        words.extend_from_slice(tensor.data());
+    }
+    if words.len() < rows * width {
+        return Err(bad(name, format!("has {} rows, expected {rows}", words.len() / width.max(1))));
+    }
+    words.truncate(rows * width);
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_count_one_half() {
+        let positive = [false, false, true, true];
+        assert_eq!(auc_of_scores(&[0.1, 0.2, 0.3, 0.4], &positive), Some(1.0));
+        assert_eq!(auc_of_scores(&[0.1, 0.3, 0.3, 0.4], &positive), Some(0.875));
+        assert_eq!(auc_of_scores(&[0.5; 4], &positive), Some(0.5));
+        assert_eq!(auc_of_scores(&[0.5; 2], &[true, true]), None);
+    }
+}

@@ -1,0 +1,53 @@
+//! The float twin's gradients against finite differences of its own loss.
+
+mod common;
+
+use common::{seed, synthetic};
+use ndarray::ArrayView2;
+use trefoil_models::Network;
+use trefoil_models::float::{Data, Model};
+use trefoil_models::job::TrainSpec;
+
+fn check(layers: &str) {
+    let text = format!("name = \"n\"\ninput = [2, 6, 7]\nclasses = 3\n{layers}");
+    let network = Network::parse(&text).expect("valid");
+    let seed = seed();
+    let rows = synthetic(&network, 6, 0.5, seed);
+    let model = Model::initial(&network, &TrainSpec { seed, ..TrainSpec::default() }).expect("valid");
+    let images = ArrayView2::from_shape((rows.rows(), rows.row), &rows.images).expect("rows");
+    let data = Data { images, labels: &rows.labels };
+    let gradients = model.gradients(data).expect("valid");
+    let step = 1.0 / 256.0;
+    for (at, gradient) in gradients.layers.iter().enumerate() {
+        let Some(gradient) = gradient else { continue };
+        let (mut error, mut norm) = (0.0, 0.0);
+        for ((i, j), analytic) in gradient.weight.indexed_iter() {
+            let loss = |by: f32| {
+                let mut moved = model.clone();
+                if let Some(p) = &mut moved.parameters[at] {
+                    p.weight[[i, j]] += by;
+                }
+                moved.gradients(data).expect("valid").loss
+            };
+            let numeric = (loss(step) - loss(-step)) / f64::from(2.0 * step);
+            error += (numeric - f64::from(*analytic)).powi(2);
+            norm += f64::from(*analytic).powi(2);
+        }
+        println!("{}: relative error {:.5}", network.layers[at].name, (error / norm).sqrt());
+        assert!(error < 0.01 * 0.01 * norm, "{}: {error} beside {norm}", network.layers[at].name);
+    }
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\nstride=[2,1]\npadding=1\n[[layer]]\nkind=\"square\"\n\
+         [[layer]]\nkind=\"avg_pool\"\nwindow=2\n[[layer]]\nkind=\"dense\"\nunits=4\n\
+         [[layer]]\nkind=\"poly\"\ncoefficients=[0.1,0.5,0.2,-0.1]\n[[layer]]\nkind=\"dense\"\n",
+    );
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\n[[layer]]\nkind=\"max_pool\"\nwindow=2\nstride=1\n\
+         [[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"conv\"\nfilters=2\nkernel=2\n[[layer]]\nkind=\"relu\"\n\
+         [[layer]]\nkind=\"global_avg_pool\"\n[[layer]]\nkind=\"dense\"\n",
+    );
+}

@@ -1,0 +1,292 @@
+//! Training: a secure run equals the plain one bit for bit, and the plain one learns like the float
+//! twin does.
+
+mod common;
+
+use common::{assert_secure_equals_plain, plain, seed, synthetic, train_job};
+use ndarray::ArrayView2;
+use trefoil_models::float::{self, Data, Model};
+use trefoil_models::job::{LrSchedule, TrainSpec};
+use trefoil_models::plain_run::Tables;
+use trefoil_models::{Network, outcome, schedule};
+use trefoil_protocol::fixed::decode;
+use trefoil_protocol::program::Rounding;
+
+const MLP: &str = r#"
+name = "tiny-mlp"
+input = [1, 3, 5]
+classes = 3
+[[layer]]
+kind = "dense"
+units = 7
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dense"
+units = 6
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dense"
+"#;
+
+/// Every kind of layer, odd shapes: pool after ReLU, pool without ReLU, ReLU without pool, strides.
+const CONV: &str = r#"
+name = "tiny-conv"
+input = [2, 11, 9]
+classes = 3
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = 3
+padding = "same"
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "max_pool"
+window = 2
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = [3, 2]
+stride = [1, 2]
+padding = [1, 1]
+[[layer]]
+kind = "max_pool"
+window = [2, 2]
+stride = [1, 1]
+[[layer]]
+kind = "dense"
+units = 6
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dense"
+"#;
+
+const SMOOTH: &str = r#"
+name = "tiny-smooth"
+input = [1, 8, 8]
+classes = 2
+[[layer]]
+kind = "avg_pool"
+window = [2, 1]
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = 3
+[[layer]]
+kind = "POLY"
+[[layer]]
+kind = "avg_pool"
+window = [2, 3]
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 1
+[[layer]]
+kind = "square"
+[[layer]]
+kind = "global_avg_pool"
+[[layer]]
+kind = "flatten"
+[[layer]]
+kind = "dense"
+"#;
+
+fn network(text: &str) -> Network {
+    Network::parse(text).expect("valid")
+}
+
+fn smooth(coefficients: &str) -> Network {
+    network(&SMOOTH.replace("kind = \"POLY\"", &format!("kind = \"poly\"\ncoefficients = {coefficients}")))
+}
+
+fn secure_equals_plain(network: &Network, spec: &TrainSpec) {
+    let seed = seed();
+    let train = synthetic(network, 2 * spec.batch + 1, 0.5, seed);
+    let test = synthetic(network, 5, 0.5, seed + 1);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    test.tables("test", spec.frac_bits, &mut tables);
+    let schedule = schedule(&train_job(network, spec, train.rows(), test.rows())).expect("valid");
+    let run = assert_secure_equals_plain(&schedule, &tables, None, seed);
+    let counted = outcome::confusion(&run.outputs[schedule.steps.len() - 1]).expect("revealed");
+    assert_eq!(counted.sum(), test.rows() as u64);
+}
+
+#[test]
+fn secure_training_of_a_dense_network_equals_plain() {
+    let spec = TrainSpec { batch: 4, epochs: 2, learning_rate: 0.25, ..TrainSpec::default() };
+    secure_equals_plain(&network(MLP), &spec);
+}
+
+#[test]
+fn secure_training_of_a_convolutional_network_with_momentum_equals_plain() {
+    let spec = TrainSpec {
+        batch: 3,
+        epochs: 2,
+        learning_rate: 0.1,
+        momentum: 0.9,
+        schedule: LrSchedule::Step { every_epochs: 1, factor: 0.3 },
+        ..TrainSpec::default()
+    };
+    secure_equals_plain(&network(CONV), &spec);
+}
+
+#[test]
+fn secure_training_with_stochastic_rounding_equals_plain() {
+    let spec = TrainSpec { batch: 3, rounding: Rounding::Stochastic, ..TrainSpec::default() };
+    secure_equals_plain(&network(CONV), &spec);
+}
+
+#[test]
+fn secure_training_in_the_48_bit_ring_and_rounding_down_equals_plain() {
+    let spec = TrainSpec { batch: 3, ring_bits: 48, frac_bits: 14, rounding: Rounding::Floor, ..TrainSpec::default() };
+    secure_equals_plain(&network(CONV), &spec);
+}
+
+#[test]
+fn secure_training_with_polynomials_and_average_pools_equals_plain() {
+    let spec = TrainSpec { batch: 3, learning_rate: 0.03, momentum: 0.5, ..TrainSpec::default() };
+    secure_equals_plain(&smooth("[0.1, 0.5, 0.25]"), &spec);
+    secure_equals_plain(&smooth("[0.1, 0.5, 0.25, -0.0625]"), &spec);
+    let narrow = TrainSpec { ring_bits: 48, frac_bits: 12, ..spec };
+    secure_equals_plain(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), &narrow);
+}
+
+/// One step from the same weights on the same batch: the difference of the weights is the gradient
+/// times the learning rate.
+fn gradients_agree(network: &Network, frac_bits: u8) {
+    let seed = seed();
+    let spec = TrainSpec { batch: 16, learning_rate: 1.0, frac_bits, ..TrainSpec::default() };
+    let train = synthetic(network, spec.batch, 0.5, seed);
+    let mut tables = Tables::new();
+    train.tables("train", frac_bits, &mut tables);
+    let schedule = schedule(&train_job(network, &spec, spec.batch, 0)).expect("valid");
+    let fixed = plain(&schedule, &tables, None, seed);
+    let model = Model::initial(network, &spec).expect("valid");
+    let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
+    let gradients = model.gradients(Data { images, labels: &train.labels }).expect("valid");
+    for (at, layer) in network.layers.iter().enumerate() {
+        let (Some(before), Some(gradient)) = (&model.parameters[at], &gradients.layers[at]) else {
+            continue;
+        };
+        let pairs = [
+            (layer.weight_name(), before.weight.iter().zip(&gradient.weight).collect::<Vec<_>>()),
+            (layer.bias_name(), before.bias.iter().zip(&gradient.bias).collect()),
+        ];
+        for (name, pairs) in pairs {
+            let after = fixed.state[&name].data();
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (word, (before, gradient)) in after.iter().zip(pairs) {
+                let step = f64::from(*before) - decode(*word, u32::from(frac_bits));
+                error += (step - f64::from(*gradient)).powi(2);
+                norm += f64::from(*gradient).powi(2);
+            }
+            println!("{}: {name}: relative error {:.5}", network.name, (error / norm).sqrt());
+            assert!(error <= 0.01 * 0.01 * norm + 1e-12, "{name}: {error} beside {norm}");
+        }
+    }
+}
+
+#[test]
+fn the_gradient_of_a_step_is_that_of_the_float_twin() {
+    gradients_agree(&network(MLP), 20);
+    gradients_agree(&network(CONV), 20);
+    gradients_agree(&smooth("[0.1, 0.5, 0.25]"), 18);
+    gradients_agree(&smooth("[0.1, 0.5, 0.25, -0.0625]"), 18);
+    gradients_agree(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), 18);
+}
+
+#[test]
+fn momentum_and_the_learning_rate_schedule_follow_the_float_twin() {
+    let seed = seed();
+    let network = network(MLP);
+    let spec = TrainSpec {
+        batch: 16,
+        epochs: 3,
+        learning_rate: 0.05,
+        momentum: 0.9,
+        schedule: LrSchedule::Step { every_epochs: 1, factor: 0.5 },
+        frac_bits: 20,
+        ..TrainSpec::default()
+    };
+    let train = synthetic(&network, 2 * spec.batch, 0.5, seed);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    let schedule = schedule(&train_job(&network, &spec, train.rows(), 0)).expect("valid");
+    let fixed = plain(&schedule, &tables, None, seed);
+    let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
+    let model = float::train(&network, &spec, Data { images, labels: &train.labels }, |_, _| {}).expect("trains");
+    let before = Model::initial(&network, &spec).expect("valid");
+    let fixed = Model::from_weights(&network, &fixed.state, u32::from(spec.frac_bits)).expect("fits");
+    for at in 0..network.layers.len() {
+        let weights = [&before, &fixed, &model].map(|model| model.parameters[at].as_ref().map(|p| &p.weight));
+        let [Some(before), Some(fixed), Some(float)] = weights else { continue };
+        let norm = |x: ndarray::Array2<f32>| x.mapv(|x| x * x).sum().sqrt();
+        let (moved, apart) = (norm(float - before), norm(float - fixed));
+        println!("{}: moved {moved}, apart {apart}", network.layers[at].name);
+        assert!(apart <= 0.01 * moved, "{}: moved {moved}, apart {apart}", network.layers[at].name);
+    }
+}
+
+/// Plain fixed point and float, same order: both must learn, and give about the same answers.
+fn learns(network: &Network, spec: &TrainSpec) {
+    let seed = seed();
+    let train = synthetic(network, 320, 1.0, seed);
+    let test = synthetic(network, 200, 1.0, seed + 1);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    test.tables("test", spec.frac_bits, &mut tables);
+    let schedule = schedule(&train_job(network, spec, train.rows(), test.rows())).expect("valid");
+    let run = plain(&schedule, &tables, None, seed);
+    let accuracies: Vec<f64> = run
+        .outputs
+        .iter()
+        .filter(|outputs| outputs.contains_key("confusion"))
+        .map(|outputs| outcome::confusion(outputs).expect("square"))
+        .map(|counts| counts.diag().sum() as f64 / counts.sum() as f64)
+        .collect();
+    let view = |images| ArrayView2::from_shape((test.rows(), test.row), images).expect("rows");
+    let data = Data {
+        images: ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows"),
+        labels: &train.labels,
+    };
+    let mut losses = Vec::new();
+    let model = float::train(network, spec, data, |report, _| losses.push(report.loss)).expect("trains");
+    let guesses = float::predictions(&model.logits(view(&test.images)).expect("fits"));
+    let right = guesses.iter().zip(&test.labels).filter(|(a, b)| a == b).count();
+    let float_accuracy = right as f64 / test.rows() as f64;
+    println!("{}: plain {accuracies:?}, float {float_accuracy}, float losses {losses:?}", network.name);
+    let last = accuracies[accuracies.len() - 1];
+    assert!(last > 0.9, "{}: plain reaches {last}", network.name);
+    assert!((last - float_accuracy).abs() <= 0.03, "{}: plain {last}, float {float_accuracy}", network.name);
+    assert!(losses[losses.len() - 1] < losses[0]);
+}
+
+#[test]
+fn plain_training_learns_as_well_as_float() {
+    let spec = TrainSpec { batch: 16, epochs: 6, learning_rate: 0.125, ..TrainSpec::default() };
+    learns(&network(MLP), &spec);
+    learns(&network(CONV), &TrainSpec { learning_rate: 0.01, momentum: 0.9, ..spec.clone() });
+    learns(&smooth("[0.0, 0.5, 0.25]"), &TrainSpec { learning_rate: 0.1, epochs: 20, ..spec });
+}
+
+#[test]
+fn a_job_out_of_range_is_refused_by_its_field() {
+    let network = network(MLP);
+    let refused = |spec: TrainSpec, rows: usize, field: &str| {
+        let error = schedule(&train_job(&network, &spec, rows, 0)).expect_err(field).to_string();
+        assert!(error.contains(field), "{error:?} lacks {field:?}");
+    };
+    let spec = TrainSpec::default;
+    refused(TrainSpec { batch: 0, ..spec() }, 500, "batch");
+    refused(spec(), 127, "dataset.train_rows");
+    refused(TrainSpec { epochs: 0, ..spec() }, 500, "epochs");
+    refused(TrainSpec { learning_rate: f64::NAN, ..spec() }, 500, "learning_rate");
+    refused(TrainSpec { momentum: 1.0, ..spec() }, 500, "momentum");
+    refused(TrainSpec { ring_bits: 32, ..spec() }, 500, "ring_bits");
+    refused(TrainSpec { frac_bits: 30, ..spec() }, 500, "frac_bits");
+    refused(TrainSpec { learning_rate: 1e-9, batch: 4096, ..spec() }, 5000, "learning rate");
+}
