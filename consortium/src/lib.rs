@@ -10,16 +10,20 @@
 
 mod bytes;
 pub mod config;
+mod derived;
 mod file;
+pub mod follow;
 pub mod host;
 pub mod identity;
 mod job;
+pub mod keys;
 pub mod receipt;
 mod session;
 pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
 pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig};
+pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;
 pub use job::{JobDescription, JobError, JobId, Limits, check_name};

@@ -71,7 +71,7 @@ pub enum Ask {
     Submit(JobDescription),
     /// Take a job back that has not started. Answer: [`Answer::Withdrawn`].
     Withdraw(JobId),
-    /// Events and results of one's own job. Answer: a stream of [`Event`], or [`Answer::Refused`].
+    /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.
     Watch(JobId),
 }
 

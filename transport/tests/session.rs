@@ -3,7 +3,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{DEALER, World, hello, settings};
+use common::{DEALER, World, hello, settings, watchful};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trefoil_protocol::party::{PartyId, Peer};
@@ -216,7 +216,7 @@ fn an_abort_reaches_everyone_with_its_author_and_reason_even_before_a_close() {
 #[test]
 fn a_killed_peer_ends_the_session_at_all_others_naming_it() {
     for victim in [2, DEALER] {
-        let mut world = World::new(settings());
+        let mut world = World::new(watchful());
         let session = {
             let shared = Arc::new(world);
             let session = shared.start();

@@ -57,8 +57,10 @@ fn run() -> io::Result<()> {
         _ => writeln!(output, "{{\"listening\":\"{}\"}}", socket.local_addr()?)?,
     }
     output.flush()?;
-    // Whatever comes after the first line must not block a node.
-    output.write_all(&vec![b'\n'; 1 << 18])?;
+    if fault != "silent" {
+        // Whatever comes after the first line must not block a node.
+        output.write_all(&vec![b'\n'; 1 << 18])?;
+    }
 
     let mut input = io::stdin().lock();
     let mut line = String::new();

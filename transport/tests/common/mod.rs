@@ -69,13 +69,20 @@ pub fn any_port() -> SocketAddr {
     (Ipv4Addr::LOCALHOST, 0).into()
 }
 
-/// Short enough for a test, long enough for a loaded machine.
+/// As shipped, but no test waits a minute for a frame.
 pub fn settings() -> Settings {
     Settings {
-        keep_alive_ms: 300,
-        idle_timeout_ms: 1_500,
         round_timeout_ms: 30_000,
         ..Settings::default()
+    }
+}
+
+/// Notices a silent peer sooner than the default, for tests that kill one.
+pub fn watchful() -> Settings {
+    Settings {
+        keep_alive_ms: 300,
+        idle_timeout_ms: 2_000,
+        ..settings()
     }
 }
 

@@ -1,0 +1,441 @@
+//! `trefoil simulate`: a whole experiment with real processes on this machine.
+//!
+//! Three parties and a dealer run as processes of their own (`trefoil-cluster`); the hospitals and
+//! the analyst are clients in this process, with the calls that a deployment uses
+//! ([`crate::remote`]). At the end the result is held against the plaintext reference.
+
+mod reference;
+pub mod report;
+mod tables;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+use trefoil_cluster::{Cluster, ClusterSpec, Home};
+use trefoil_consortium::JobDescription;
+use trefoil_consortium::config::simulation_coin_key;
+use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_models::plain_run::{Table, Tables};
+use trefoil_models::{Schedule, outcome, schedule, weights};
+use trefoil_protocol::prg::Prg;
+use trefoil_protocol::program::Rounding;
+use trefoil_transport::Settings;
+
+use crate::cli::SimulateArgs;
+use crate::data;
+use crate::experiment::{Experiment, Loaded};
+use crate::remote::{Event, JobResult, NodeStats, Part, Remote, Upload};
+use reference::{Revealed, confusions};
+use report::{Epoch, LinkBytes, PredictFigures, Report, TrainFigures, quality};
+use tables::Holding;
+
+/// The data set's name at the parties.
+const DATASET: &str = "simulated";
+/// The model's name at the parties.
+const MODEL: &str = "simulated";
+
+/// Runs the command: prints the report, writes the JSON. An error if the secure result differs
+/// from the reference.
+pub fn run(args: &SimulateArgs) -> Result<Report> {
+    let start = Instant::now();
+    let mut experiment = Experiment::read(args.experiment.as_deref())?;
+    if let Some(network) = &args.network {
+        experiment.network = network.clone();
+    }
+    experiment.training.seed = args.seed.unwrap_or(experiment.training.seed);
+    experiment.training.epochs = args.epochs.unwrap_or(experiment.training.epochs);
+    experiment.training.check()?;
+    let loaded = experiment.load(args.data.as_deref())?;
+    for warning in &loaded.warnings {
+        eprintln!("note: {warning}");
+    }
+    let hospitals = loaded.experiment.data.hospitals;
+    let spec = ClusterSpec {
+        link: args.link,
+        settings: settings(args),
+        hospitals: (1..=hospitals).map(|n| format!("hospital-{n}")).collect(),
+        ring_bits: loaded.experiment.training.ring_bits,
+        simulation_coin_seed: Some(loaded.experiment.training.seed),
+        home: args.home.clone().map_or(Home::Temporary, Home::At),
+        ..ClusterSpec::new()?
+    };
+    println!(
+        "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}",
+        loaded.network.name, loaded.splits.train.provenance, loaded.splits.train.len(), loaded.splits.test.len(), args.link
+    );
+    let cluster = Cluster::start(&spec)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(Simulation { loaded: &loaded, cluster: &cluster, settings: &spec.settings }.run());
+    // A node that died says more about the reason than the client that lost it.
+    let done = done.or_else(|error| match cluster.check() {
+        Err(node) => Err(error.context(node)),
+        Ok(()) => Err(error),
+    });
+    cluster.stop();
+    let done = done?;
+    let (report, confusion) = finish(&loaded, args, done, start)?;
+    report.print(&confusion);
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    if !report.bit_identical {
+        bail!("the secure result differs from the plaintext reference: this is a defect, please report it");
+    }
+    Ok(report)
+}
+
+/// Loopback carries larger datagrams than a wide-area link.
+fn settings(args: &SimulateArgs) -> Settings {
+    let mut settings = Settings::default();
+    if args.link == trefoil_cluster::Link::Loopback {
+        settings.datagram_bytes = 4000;
+    }
+    settings
+}
+
+/// A finished job with its description and what it revealed.
+struct Job {
+    kind: JobKind,
+    plan: Schedule,
+    revealed: Revealed,
+    result: JobResult,
+    /// Seconds of P0's steps by phase name.
+    steps: Vec<(String, f64, u64, u64)>,
+    seconds: f64,
+}
+
+/// What the cluster was needed for.
+struct Done {
+    /// Hospitals' rows in the order in which the parties keep them.
+    holdings: Vec<Holding>,
+    share_seconds: f64,
+    train: Job,
+    evaluate: Job,
+    predict: Job,
+    predict_rows: data::Dataset,
+    predict_seconds: f64,
+}
+
+struct Simulation<'a> {
+    loaded: &'a Loaded,
+    cluster: &'a Cluster,
+    settings: &'a Settings,
+}
+
+fn bar(length: u64, unit: &str) -> ProgressBar {
+    let template = format!("{{msg:32}} [{{bar:30}}] {{pos}}/{{len}} {unit} {{eta}}");
+    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(length).with_style(style.progress_chars("=> "));
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+impl Simulation<'_> {
+    async fn remote(&self, member: &str) -> Result<Remote> {
+        let member = self.cluster.member(member)?;
+        Remote::connect(&member.identity, self.cluster.consortium(), Some(member.parties), self.settings)
+            .await
+            .with_context(|| format!("{} cannot reach the parties", member.name))
+    }
+
+    async fn run(&self) -> Result<Done> {
+        let spec = &self.loaded.experiment.training;
+        let count = self.loaded.experiment.data.hospitals;
+        let split = tables::holdings(&self.loaded.splits, count, spec.seed)?;
+        let start = Instant::now();
+        self.share(&split).await?;
+        let share_seconds = start.elapsed().as_secs_f64();
+        let order = self.contribution_order(count)?;
+        let mut split: Vec<Option<Holding>> = split.into_iter().map(Some).collect();
+        let holdings: Vec<Holding> = order.into_iter().filter_map(|h| split[h].take()).collect();
+
+        let analyst = self.remote("analyst").await?;
+        let info = analyst.dataset(DATASET).await?;
+        let dataset = DatasetRef {
+            name: DATASET.into(),
+            train_rows: info.train_rows as usize,
+            test_rows: info.test_rows as usize,
+            snapshot: info.snapshot,
+        };
+        let network = self.loaded.network.to_toml();
+        let train = JobKind::Train {
+            network: network.clone(),
+            spec: spec.clone(),
+            dataset: dataset.clone(),
+            evaluate_each_epoch: true,
+            save_as: MODEL.into(),
+            // Only a simulation does this without being asked: it compares them.
+            reveal_weights: true,
+        };
+        let train = self.job(&analyst, "analyst", "training", train).await?;
+        let evaluate = JobKind::Evaluate {
+            model: MODEL.into(),
+            network: network.clone(),
+            frac_bits: spec.frac_bits,
+            ring_bits: spec.ring_bits,
+            dataset,
+            auc: self.loaded.network.classes == 2,
+        };
+        let evaluate = self.job(&analyst, "analyst", "evaluating", evaluate).await?;
+        analyst.close().await;
+
+        let section = &self.loaded.experiment.predict;
+        let rows: Vec<usize> = (0..section.images.max(1)).collect();
+        let predict_rows = data::subset(&self.loaded.splits.test, &rows)?;
+        let start = Instant::now();
+        let hospital = self.remote("hospital-1").await?;
+        let receipt = hospital.upload(self.upload(Part::Predict, &predict_rows)?, &mut |_| {}).await?;
+        let predict = JobKind::Predict {
+            model: MODEL.into(),
+            network,
+            frac_bits: spec.frac_bits,
+            ring_bits: spec.ring_bits,
+            rows: receipt.rows,
+            upload: receipt.upload,
+            output: section.output,
+        };
+        let predict = self.job(&hospital, "hospital-1", "predicting", predict).await?;
+        let predict_seconds = start.elapsed().as_secs_f64();
+        hospital.close().await;
+        Ok(Done { holdings, share_seconds, train, evaluate, predict, predict_rows, predict_seconds })
+    }
+
+    fn upload(&self, part: Part, rows: &data::Dataset) -> Result<Upload> {
+        let frac_bits = self.loaded.experiment.training.frac_bits;
+        Ok(Upload {
+            dataset: DATASET.into(),
+            part,
+            images: tables::images(rows, &self.loaded.preprocess, frac_bits)?,
+            labels: (part != Part::Predict).then(|| tables::labels(rows)),
+            shape: rows.shape().to_vec(),
+        })
+    }
+
+    async fn share(&self, split: &[Holding]) -> Result<()> {
+        let total: usize = split.iter().map(|h| h.train.len() + h.test.len()).sum();
+        let bar = bar(total as u64, "images");
+        for (h, holding) in split.iter().enumerate() {
+            let name = format!("hospital-{}", h + 1);
+            bar.set_message(format!("{name} shares its images"));
+            let remote = self.remote(&name).await?;
+            for (part, rows) in [(Part::Train, &holding.train), (Part::Test, &holding.test)] {
+                if rows.is_empty() {
+                    continue;
+                }
+                let before = bar.position();
+                let upload = self.upload(part, rows)?;
+                remote.upload(upload, &mut |done| bar.set_position(before + done as u64)).await?;
+            }
+            remote.close().await;
+        }
+        bar.finish_and_clear();
+        Ok(())
+    }
+
+    /// The parties keep contributions in the order of the hospitals' public keys.
+    fn contribution_order(&self, count: usize) -> Result<Vec<usize>> {
+        let mut order = Vec::new();
+        for h in 0..count {
+            let member = self.cluster.member(&format!("hospital-{}", h + 1))?;
+            order.push((*member.identity.pin()?.as_bytes(), h));
+        }
+        order.sort();
+        Ok(order.into_iter().map(|(_, h)| h).collect())
+    }
+
+    async fn job(&self, remote: &Remote, member: &str, message: &str, kind: JobKind) -> Result<Job> {
+        let plan = schedule(&kind)?;
+        let pin = self.cluster.member(member)?.identity.pin()?;
+        let description =
+            JobDescription::new(message, pin, kind.clone()).map_err(|problem| anyhow::anyhow!(problem))?;
+        let bar = bar(plan.steps.len() as u64, "steps");
+        bar.set_message(message.to_string());
+        let start = Instant::now();
+        let id = remote.submit(description).await?;
+        let mut steps = Vec::new();
+        let mut last = String::new();
+        let result = remote
+            .watch(id, &mut |event| match event {
+                Event::Started { .. } => {}
+                Event::Progress(progress) => {
+                    bar.set_position(progress.step + 1);
+                    bar.set_message(match progress.phase.as_str() {
+                        "train" => format!("{message}, epoch {}{last}", progress.epoch + 1),
+                        _ => format!("{message}: {}{last}", progress.phase),
+                    });
+                    steps.push((progress.phase, progress.seconds, progress.rounds, progress.sent_bytes));
+                }
+                Event::Output(revealed) if revealed.name == "confusion" => {
+                    let outputs = BTreeMap::from([(revealed.name, revealed.tensor)]);
+                    if let Ok(counts) = outcome::confusion(&outputs) {
+                        let right: u64 = counts.diag().sum();
+                        last = format!(" ({:.2} %)", 100.0 * right as f64 / counts.sum().max(1) as f64);
+                    }
+                }
+                Event::Output(_) => {}
+            })
+            .await
+            .with_context(|| format!("{message} failed"))?;
+        bar.finish_and_clear();
+        let mut revealed = Revealed::new();
+        for output in &result.outputs {
+            revealed.entry(output.step).or_default().insert(output.name.clone(), output.tensor.clone());
+        }
+        Ok(Job { kind, plan, revealed, result, steps, seconds: start.elapsed().as_secs_f64() })
+    }
+}
+
+/// Sums over the sessions of all jobs.
+fn totals(jobs: [&Job; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
+    let all: Vec<&JobResult> = jobs.iter().map(|job| &job.result).collect();
+    let rounds = all.iter().map(|r| r.parties[0].rounds).sum();
+    let sent = |p: usize| all.iter().map(|r| r.parties[p].sent_to_parties()).sum::<u64>();
+    let per_party = (0..3).map(sent).max().unwrap_or(0);
+    let name = |i: usize| ["P0", "P1", "P2", "dealer"][i].to_string();
+    let mut links = Vec::new();
+    let mut add = |from: usize, stats: fn(&JobResult, usize) -> &NodeStats| {
+        for to in (0..4).filter(|to| *to != from) {
+            let bytes = all.iter().map(|r| stats(r, from).sent_bytes[to]).sum();
+            if bytes > 0 {
+                links.push(LinkBytes { from: name(from), to: name(to), bytes });
+            }
+        }
+    };
+    for party in 0..3 {
+        add(party, |r, p| &r.parties[p]);
+    }
+    add(3, |r, _| &r.dealer);
+    let dealer = all.iter().map(|r| r.dealer.sent_bytes[..3].iter().sum::<u64>()).sum();
+    (rounds, per_party, dealer, links)
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(0.0)
+}
+
+/// The part after the cluster has ended: references and figures.
+fn finish(
+    loaded: &Loaded,
+    args: &SimulateArgs,
+    done: Done,
+    start: Instant,
+) -> Result<(Report, crate::metrics::Confusion)> {
+    let spec = &loaded.experiment.training;
+    let holdings: Vec<&Holding> = done.holdings.iter().collect();
+    let names = loaded.splits.test.class_names.clone();
+    let coins = (spec.rounding == Rounding::Stochastic).then(|| Prg::new(simulation_coin_key(spec.seed)));
+
+    let jobs = [&done.train, &done.evaluate, &done.predict];
+    let steps: usize = jobs.iter().map(|job| job.plan.steps.len()).sum();
+    let bar_ = bar((steps + spec.epochs) as u64, "steps");
+    bar_.set_message("checking: plaintext reference");
+    let mut plain_tables = tables::tables(&holdings, &loaded.preprocess, spec.frac_bits)?;
+    let plain = reference::plain(&done.train.kind, &plain_tables, None, coins.as_ref(), |n| bar_.set_position(n as u64))?;
+    let evaluated = reference::plain(&done.evaluate.kind, &plain_tables, Some(&plain.state), coins.as_ref(), |_| {
+        bar_.inc(1);
+    })?;
+    let images = tables::images(&done.predict_rows, &loaded.preprocess, spec.frac_bits)?;
+    plain_tables = Tables::from([(
+        trefoil_models::schedule::UPLOAD_IMAGES.to_string(),
+        Table { row_words: images.shape()[1], words: images.into_data() },
+    )]);
+    let predicted = reference::plain(&done.predict.kind, &plain_tables, Some(&plain.state), coins.as_ref(), |_| {})?;
+    bar_.set_message("checking: floating point");
+    let (losses, float) =
+        reference::float(&loaded.network, spec, &holdings, &loaded.preprocess, &names, |_| bar_.inc(1))?;
+    bar_.finish_and_clear();
+
+    let secure_weights = weights::sha256(&model_of(&done.train)?);
+    let bit_identical = secure_weights == plain.weights_sha256
+        && done.train.revealed == plain.revealed
+        && done.evaluate.revealed == evaluated.revealed
+        && done.predict.revealed == predicted.revealed;
+    let epochs = confusions(&done.train.plan, &done.train.revealed, &names)?;
+    let mut result = confusions(&done.evaluate.plan, &done.evaluate.revealed, &names)?;
+    let (confusion, auc) = result.pop().context("the evaluation revealed no confusion matrix")?;
+    let plain_confusion = confusions(&done.evaluate.plan, &evaluated.revealed, &names)?;
+    let secure = quality(&confusion, auc);
+    let (rounds, bytes_sent_per_party, dealer_bytes, links) = totals(jobs);
+    let train_steps: Vec<&(String, f64, u64, u64)> = done.train.steps.iter().filter(|s| s.0 == "train").collect();
+    let classes = predicted_classes(&done.predict, done.predict_rows.len(), loaded.experiment.predict.output, spec.frac_bits)?;
+    let report = Report {
+        network: loaded.network.name.clone(),
+        data: loaded.splits.train.provenance.clone(),
+        link: args.link.to_string(),
+        hospitals: holdings.len(),
+        train_rows: loaded.splits.train.len(),
+        test_rows: loaded.splits.test.len(),
+        share_seconds: done.share_seconds,
+        epochs: epochs
+            .iter()
+            .zip(&losses)
+            .enumerate()
+            .map(|(epoch, ((confusion, _), loss))| Epoch {
+                epoch: epoch + 1,
+                accuracy: confusion.accuracy().unwrap_or(0.0),
+                float_loss: *loss,
+            })
+            .collect(),
+        accuracy: secure.accuracy,
+        balanced_accuracy: secure.balanced_accuracy,
+        auc: secure.auc,
+        confusion: confusion.counts().rows().into_iter().map(|row| row.to_vec()).collect(),
+        class_names: names,
+        plain_accuracy: plain_confusion.last().and_then(|(c, _)| c.accuracy()).unwrap_or(0.0),
+        float_accuracy: float.accuracy,
+        float,
+        bit_identical,
+        weights_sha256: trefoil_consortium::hex(&secure_weights),
+        train: TrainFigures {
+            steps: train_steps.len() as u64,
+            seconds_per_step: median(train_steps.iter().map(|s| s.1).collect()),
+            rounds_per_step: train_steps.first().map_or(0, |s| s.2),
+            bytes_per_step: train_steps.first().map_or(0, |s| s.3),
+            seconds: done.train.seconds,
+        },
+        predict: PredictFigures {
+            images: done.predict_rows.len(),
+            seconds_per_image: done.predict_seconds / done.predict_rows.len().max(1) as f64,
+            predicted: classes,
+            actual: done.predict_rows.labels.iter().map(|label| usize::from(*label)).collect(),
+        },
+        rounds,
+        bytes_sent_per_party,
+        dealer_bytes,
+        links,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    Ok((report, confusion))
+}
+
+/// The weights that the training job revealed.
+fn model_of(train: &Job) -> Result<BTreeMap<String, trefoil_protocol::Tensor>> {
+    let revealed = train.revealed.values().flatten();
+    let named: BTreeMap<_, _> = revealed
+        .filter(|(name, _)| train.plan.save.contains(name))
+        .map(|(name, tensor)| (name.clone(), tensor.clone()))
+        .collect();
+    if named.len() != train.plan.save.len() {
+        bail!("the training job revealed {} of {} weights", named.len(), train.plan.save.len());
+    }
+    Ok(named)
+}
+
+/// The classes of the predictions, whatever was revealed of them.
+fn predicted_classes(job: &Job, rows: usize, output: PredictOutput, frac_bits: u8) -> Result<Vec<usize>> {
+    let steps: Vec<_> = job.revealed.values().cloned().collect();
+    let (name, frac_bits) = match output {
+        PredictOutput::Class => return Ok(outcome::classes(&steps, rows)?),
+        PredictOutput::Logits => ("logits", 2 * u32::from(frac_bits)),
+        PredictOutput::Probabilities => ("probabilities", 16),
+    };
+    let scores = outcome::rows(&steps, name, rows, frac_bits)?;
+    let best = |row: ndarray::ArrayView1<'_, f64>| {
+        (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+    };
+    Ok(scores.rows().into_iter().map(best).collect())
+}

@@ -1,0 +1,96 @@
+//! What the secure run is held against: the plain fixed-point run of the same jobs, which it must
+//! equal bit for bit, and the same training in ordinary floating point.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result};
+use ndarray::Array2;
+use trefoil_models::job::JobKind;
+use trefoil_models::plain_run::{self, Tables};
+use trefoil_models::{Network, Phase, Schedule, TrainSpec, float, outcome, schedule};
+use trefoil_protocol::Tensor;
+use trefoil_protocol::prg::Prg;
+
+use super::report::{Quality, quality};
+use super::tables::{Holding, concatenated};
+use crate::data::Preprocess;
+use crate::metrics::{Confusion, auc};
+
+/// Revealed outputs of a job, step by step.
+pub type Revealed = BTreeMap<usize, BTreeMap<String, Tensor>>;
+
+/// A plain run of one job.
+#[derive(Debug)]
+pub struct Plain {
+    /// What it reveals.
+    pub revealed: Revealed,
+    /// Carried state at its end: the model.
+    pub state: BTreeMap<String, Tensor>,
+    /// Hash of the weights.
+    pub weights_sha256: [u8; 32],
+}
+
+/// Runs a job in the clear; `progress` hears the steps done.
+pub fn plain(
+    job: &JobKind,
+    tables: &Tables,
+    model: Option<&BTreeMap<String, Tensor>>,
+    coins: Option<&Prg>,
+    mut progress: impl FnMut(usize),
+) -> Result<Plain> {
+    let plan = schedule(job)?;
+    let run = plain_run::run(&plan, tables, model, coins, |done, _, _| progress(done))
+        .context("the plaintext reference left the range of the number format")?;
+    let revealed = run.outputs.into_iter().enumerate().filter(|(_, outputs)| !outputs.is_empty());
+    Ok(Plain { revealed: revealed.collect(), state: run.state, weights_sha256: run.weights_sha256 })
+}
+
+/// Confusion matrices of a job's result steps, in order of epochs.
+pub fn confusions(plan: &Schedule, revealed: &Revealed, names: &[String]) -> Result<Vec<(Confusion, Option<f64>)>> {
+    let mut out = Vec::new();
+    for (index, step) in plan.steps.iter().enumerate() {
+        if !matches!(step.phase, Phase::Result { .. }) {
+            continue;
+        }
+        let outputs = revealed.get(&index).with_context(|| format!("step {index} revealed nothing"))?;
+        let counts = outcome::confusion(outputs)?;
+        let auc = match outputs.contains_key("auc_balance") {
+            true => outcome::auc(outputs)?,
+            false => None,
+        };
+        out.push((Confusion::from_counts(counts, names.to_vec())?, auc));
+    }
+    Ok(out)
+}
+
+/// Trains in floating point with the same seed; mean loss of every epoch and quality at the end.
+pub fn float(
+    network: &Network,
+    spec: &TrainSpec,
+    holdings: &[&Holding],
+    preprocess: &Preprocess,
+    names: &[String],
+    mut progress: impl FnMut(usize),
+) -> Result<(Vec<f64>, Quality)> {
+    let matrix = |images: ndarray::Array4<u8>| -> Result<Array2<f32>> {
+        let rows = images.shape()[0];
+        let values = preprocess.to_float(images.view())?.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
+        Ok(Array2::from_shape_vec((rows, values.len() / rows.max(1)), values)?)
+    };
+    let (labels, images) = concatenated(holdings, |h| &h.train)?;
+    let images = matrix(images)?;
+    let data = float::Data { images: images.view(), labels: &labels };
+    let mut losses = Vec::new();
+    let model = float::train(network, spec, data, |report, _| {
+        losses.push(report.loss);
+        progress(losses.len());
+    })?;
+    let (labels, images) = concatenated(holdings, |h| &h.test)?;
+    let logits = model.logits(matrix(images)?.view())?;
+    let confusion = Confusion::new(&labels, &float::predictions(&logits), names)?;
+    let auc = match network.classes {
+        2 => auc(&float::scores(&logits), &labels).ok(),
+        _ => None,
+    };
+    Ok((losses, quality(&confusion, auc)))
+}

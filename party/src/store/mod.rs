@@ -1,0 +1,210 @@
+//! What a party keeps: shares of data sets, of images to predict, and of models. Files only;
+//! written under a temporary name, flushed, renamed; a checksum is checked when they are read.
+//!
+//! ```text
+//! home/staging/UPLOAD/                   chunks that are not committed; swept at start-up
+//! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
+//! home/uploads/UPLOAD/                   images to predict, until their job is done
+//! home/models/NAME.model                 shares of weights
+//! ```
+//! `file.rs` is the form of a file, `upload.rs` staging and commit, `table.rs` reading rows,
+//! `model.rs` models.
+
+mod file;
+mod model;
+mod table;
+mod upload;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use sha2::{Digest, Sha256};
+use trefoil_consortium::receipt::Schema;
+use trefoil_consortium::wire::Contribution;
+use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
+use trefoil_transport::Pin;
+
+pub(crate) use model::{Model, NewModel, StagedModel};
+pub(crate) use table::Tables;
+pub(crate) use upload::{Committed, Staging};
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The file system.
+    #[error("{path}: {source}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// A file that is damaged or of another version.
+    #[error("{path}: {detail}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        detail: String,
+    },
+    /// Something asked for that cannot be.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// Attaches a path to an error of the file system.
+fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    |source| StoreError::File { path: path.to_owned(), source }
+}
+
+/// One contribution and where it lies.
+#[derive(Clone, Debug)]
+struct Entry {
+    contribution: Contribution,
+    schema: Schema,
+    chunks: Vec<Chunk>,
+    folder: PathBuf,
+}
+
+/// One chunk file.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+struct Chunk {
+    rows: u32,
+    digest: [u8; 32],
+}
+
+/// The store under one home folder.
+#[derive(Debug)]
+pub(crate) struct Store {
+    home: PathBuf,
+    catalog: Mutex<Catalog>,
+}
+
+#[derive(Debug, Default)]
+struct Catalog {
+    /// By data set, in order of (hospital, number).
+    datasets: BTreeMap<String, BTreeMap<(Pin, u64), Entry>>,
+    /// Images to predict, by upload.
+    uploads: BTreeMap<String, Entry>,
+}
+
+impl Store {
+    /// Opens the store, removes what an earlier run left unfinished, and reads its catalog.
+    pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
+        let store = Store { home: home.to_owned(), catalog: Mutex::default() };
+        for folder in ["staging", "datasets", "uploads", "models"] {
+            file::make_folder(&home.join(folder))?;
+        }
+        for left in file::list(&home.join("staging"))? {
+            tracing::info!(path = %left.display(), "removed an upload that was never committed");
+            std::fs::remove_dir_all(&left).map_err(at(&left))?;
+        }
+        for left in file::list(&home.join("models"))? {
+            if left.extension().is_some_and(|ext| ext == "tmp") {
+                tracing::info!(path = %left.display(), "removed a model of an unfinished job");
+                std::fs::remove_file(&left).map_err(at(&left))?;
+            }
+        }
+        let mut catalog = Catalog::default();
+        for dataset in file::list(&home.join("datasets"))? {
+            let name = dataset.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let entries = catalog.datasets.entry(name).or_default();
+            for folder in file::list(&dataset)? {
+                let entry = upload::read_entry(&folder)?;
+                entries.insert((entry.contribution.hospital, entry.contribution.number), entry);
+            }
+        }
+        for folder in file::list(&home.join("uploads"))? {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            catalog.uploads.insert(name, upload::read_entry(&folder)?);
+        }
+        *store.lock() = catalog;
+        Ok(store)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a data set holds; an unknown one is empty.
+    pub(crate) fn dataset(&self, name: &str) -> Result<DatasetInfo, StoreError> {
+        check_name(name).map_err(StoreError::Refused)?;
+        let catalog = self.lock();
+        let entries: Vec<&Entry> = catalog.datasets.get(name).into_iter().flat_map(BTreeMap::values).collect();
+        Ok(info(&entries))
+    }
+
+    /// The lowest upload number of a hospital that is free.
+    pub(crate) fn next_number(&self, dataset: &str, hospital: Pin) -> u64 {
+        let catalog = self.lock();
+        let numbers = catalog.datasets.get(dataset).into_iter().flat_map(BTreeMap::keys);
+        numbers.filter(|(pin, _)| *pin == hospital).map(|(_, number)| number + 1).max().unwrap_or(1)
+    }
+
+    /// The schema that new contributions to a data set must have.
+    pub(crate) fn schema(&self, dataset: &str) -> Option<Schema> {
+        self.lock().datasets.get(dataset)?.values().next().map(|entry| entry.schema.clone())
+    }
+
+    /// The owner of images to predict, and their number.
+    pub(crate) fn upload(&self, upload: &str) -> Option<(Pin, u64)> {
+        self.lock().uploads.get(upload).map(|entry| (entry.contribution.hospital, entry.contribution.rows))
+    }
+
+    /// Removes images whose predictions are done.
+    pub(crate) fn remove_upload(&self, upload: &str) -> Result<(), StoreError> {
+        match self.lock().uploads.remove(upload) {
+            Some(entry) => std::fs::remove_dir_all(&entry.folder).map_err(at(&entry.folder)),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens the tables of a data set or of an upload, checking every chunk's checksum.
+    pub(crate) fn tables(&self, dataset: Option<&str>, upload: Option<&str>) -> Result<Tables, StoreError> {
+        let (entries, uploaded) = {
+            let catalog = self.lock();
+            let entries = dataset.and_then(|name| catalog.datasets.get(name));
+            let entries: Vec<Entry> = entries.into_iter().flat_map(BTreeMap::values).cloned().collect();
+            (entries, upload.and_then(|upload| catalog.uploads.get(upload)).cloned())
+        };
+        let mut tables = Tables::default();
+        for entry in entries.iter().chain(&uploaded) {
+            tables.append(entry)?;
+        }
+        Ok(tables)
+    }
+}
+
+fn info(entries: &[&Entry]) -> DatasetInfo {
+    let rows = |part: Part| {
+        entries.iter().map(|entry| &entry.contribution).filter(|c| c.part == part).map(|c| c.rows).sum::<u64>()
+    };
+    let mut hash = Sha256::new().chain_update(b"trefoil snapshot v1\0");
+    for entry in entries {
+        let contribution = &entry.contribution;
+        hash.update(entry.schema.hash());
+        hash.update(contribution.hospital.as_bytes());
+        hash.update(contribution.number.to_le_bytes());
+        hash.update([contribution.part as u8]);
+        hash.update(contribution.rows.to_le_bytes());
+        hash.update(contribution.digest);
+    }
+    DatasetInfo {
+        schema: entries.first().map(|entry| entry.schema.clone()),
+        train_rows: rows(Part::Train),
+        test_rows: rows(Part::Test),
+        snapshot: hash.finalize().into(),
+    }
+}
+
+/// A contribution's folder: hospitals first, then upload numbers.
+fn contribution_name(hospital: Pin, number: u64) -> String {
+    format!("{hospital}-{number:020}")
+}
+
+/// An upload's name.
+pub(crate) fn upload_name(upload: &[u8]) -> String {
+    hex(upload)
+}

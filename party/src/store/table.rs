@@ -1,0 +1,149 @@
+//! Tables of rows over committed chunks. All three parties order contributions alike, so a row's
+//! number means the same everywhere. Rows are read when a step needs them.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+use trefoil_consortium::receipt::CHUNK_BYTES_MAX;
+use trefoil_consortium::{Part, Words};
+use trefoil_models::schedule::{PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES};
+
+use super::upload::chunk_path;
+use super::{Entry, StoreError, at, file};
+
+/// Files that are open at the same time, at most; further ones are opened for each read.
+const OPEN_MAX: usize = 256;
+
+/// The tables that one job reads.
+#[derive(Debug, Default)]
+pub(crate) struct Tables {
+    files: Vec<Piece>,
+    tables: BTreeMap<&'static str, Table>,
+}
+
+#[derive(Debug)]
+struct Piece {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    row_words: usize,
+    rows: usize,
+    /// Where runs of rows lie, by their first row.
+    runs: Vec<Run>,
+}
+
+#[derive(Debug)]
+struct Run {
+    first: usize,
+    rows: usize,
+    file: usize,
+    offset: u64,
+}
+
+impl Tables {
+    /// Adds a contribution's rows at the end of its tables.
+    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), StoreError> {
+        let (images, labels) = match entry.contribution.part {
+            Part::Train => (TRAIN_IMAGES, Some(TRAIN_LABELS)),
+            Part::Test => (TEST_IMAGES, Some(TEST_LABELS)),
+            Part::Predict => (UPLOAD_IMAGES, None),
+        };
+        let image_words = entry.schema.image_words().unwrap_or(0);
+        let classes = entry.schema.classes as usize;
+        for (number, chunk) in entry.chunks.iter().enumerate() {
+            let path = chunk_path(&entry.folder, number);
+            let rows = chunk.rows as usize;
+            let expected = 8 * rows as u64 * (image_words + classes) as u64;
+            let (mut file, length) = file::open(&path, 2 * CHUNK_BYTES_MAX as u64)?;
+            if length != expected {
+                let detail = format!("expected {expected} bytes of shares, found {length}");
+                return Err(StoreError::Damaged { path, detail });
+            }
+            check_digest(&mut file, &path, length, &chunk.digest)?;
+            let index = self.files.len();
+            let mut add = |name, row_words, offset| {
+                let table: &mut Table = self.tables.entry(name).or_default();
+                table.row_words = row_words;
+                table.runs.push(Run { first: table.rows, rows, file: index, offset });
+                table.rows += rows;
+            };
+            add(images, image_words, file::HEADER_BYTES);
+            if let Some(labels) = labels {
+                add(labels, classes, file::HEADER_BYTES + 8 * (rows * image_words) as u64);
+            }
+            self.files.push(Piece { path, file: (index < OPEN_MAX).then_some(file) });
+        }
+        Ok(())
+    }
+
+    /// Words of a table's rows, and their number.
+    pub(crate) fn size(&self, table: &str) -> Option<(usize, usize)> {
+        self.tables.get(table).map(|table| (table.row_words, table.rows))
+    }
+
+    /// The named rows of a table, one after the other; padding rows are zeros.
+    pub(crate) fn gather(&mut self, table: &str, rows: &[u32]) -> Result<Vec<u64>, StoreError> {
+        let found = self.tables.get(table);
+        let found = found.ok_or_else(|| StoreError::Refused(format!("there are no rows of {table}")))?;
+        let mut out = Vec::with_capacity(rows.len() * found.row_words);
+        let mut buffer = vec![0; 8 * found.row_words];
+        for row in rows {
+            if *row == PADDING_ROW {
+                out.resize(out.len() + found.row_words, 0);
+                continue;
+            }
+            let row = *row as usize;
+            let run = found.runs.partition_point(|run| run.first <= row).checked_sub(1).map(|at| &found.runs[at]);
+            let run = run.filter(|run| row < run.first + run.rows);
+            let run = run.ok_or_else(|| {
+                StoreError::Refused(format!("{table} has {} rows, row {row} is not among them", found.rows))
+            })?;
+            let piece = &mut self.files[run.file];
+            let mut opened;
+            let file = match &mut piece.file {
+                Some(file) => file,
+                None => {
+                    opened = File::open(&piece.path).map_err(at(&piece.path))?;
+                    &mut opened
+                }
+            };
+            let offset = run.offset + (8 * found.row_words * (row - run.first)) as u64;
+            file.seek(SeekFrom::Start(offset))
+                .and_then(|_| file.read_exact(&mut buffer))
+                .map_err(at(&piece.path))?;
+            out.extend(Words::from_bytes(&buffer).unwrap_or_default());
+        }
+        Ok(out)
+    }
+}
+
+/// The receipt's digest once more: a chunk under another one's name would pass its own checksum.
+fn check_digest(
+    file: &mut File,
+    path: &std::path::Path,
+    length: u64,
+    digest: &[u8; 32],
+) -> Result<(), StoreError> {
+    file.seek(SeekFrom::Start(file::HEADER_BYTES)).map_err(at(path))?;
+    let mut hash = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    let mut left = length;
+    while left > 0 {
+        let part = left.min(buffer.len() as u64) as usize;
+        file.read_exact(&mut buffer[..part]).map_err(at(path))?;
+        hash.update(&buffer[..part]);
+        left -= part as u64;
+    }
+    if hash.finalize().as_slice() == digest {
+        Ok(())
+    } else {
+        let detail = "holds other shares than its receipt says".into();
+        Err(StoreError::Damaged { path: path.to_owned(), detail })
+    }
+}
