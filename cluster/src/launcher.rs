@@ -161,38 +161,37 @@ impl Cluster {
 
     /// Gives every node, and every member, its own view of the addresses.
     fn introduce(&mut self) -> Result<(), ClusterError> {
-        for name in NodeName::ALL {
-            let seen = self.seen_from(name.as_str())?;
-            self.node(name).greet(seen)?;
+        for dialler in NodeName::ALL {
+            let seen = |node: NodeName| {
+                if node == dialler {
+                    Ok(self.addresses.of(node))
+                } else {
+                    self.way(dialler.as_str(), node)
+                }
+            };
+            let seen = NodeAddresses {
+                p0: seen(NodeName::P0)?,
+                p1: seen(NodeName::P1)?,
+                p2: seen(NodeName::P2)?,
+                dealer: seen(NodeName::Dealer)?,
+            };
+            self.node(dialler).greet(seen)?;
         }
-        let names: Vec<String> = self.members().iter().map(|m| m.name.clone()).collect();
-        for (at, name) in names.iter().enumerate() {
-            let seen = self.seen_from(name)?;
-            self.homes.members[at].parties = seen.parties();
+        for at in 0..self.homes.members.len() {
+            let name = &self.homes.members[at].name;
+            let [p0, p1, p2] = NodeName::PARTIES.map(|party| self.way(name, party));
+            self.homes.members[at].parties = [p0?, p1?, p2?];
         }
         Ok(())
     }
 
-    /// The addresses that `dialler` uses: the relays' where the link is emulated,
-    /// its own address as it is.
-    fn seen_from(&self, dialler: &str) -> Result<NodeAddresses, ClusterError> {
-        let Some(relays) = &self.relays else {
-            return Ok(self.addresses);
-        };
-        let seen = |node: NodeName| -> Result<SocketAddr, ClusterError> {
-            let listener = self.addresses.of(node);
-            if node.as_str() == dialler {
-                Ok(listener)
-            } else {
-                Ok(relays.add(dialler, node.as_str(), listener)?)
-            }
-        };
-        Ok(NodeAddresses {
-            p0: seen(NodeName::P0)?,
-            p1: seen(NodeName::P1)?,
-            p2: seen(NodeName::P2)?,
-            dealer: seen(NodeName::Dealer)?,
-        })
+    /// The address that `dialler` uses for a node: a relay's where the link is emulated.
+    fn way(&self, dialler: &str, node: NodeName) -> Result<SocketAddr, ClusterError> {
+        let listener = self.addresses.of(node);
+        match &self.relays {
+            None => Ok(listener),
+            Some(relays) => Ok(relays.add(dialler, node.as_str(), listener)?),
+        }
     }
 
     /// The hospitals and the analyst, each with its identity and the parties'

@@ -162,6 +162,7 @@ fn behind_an_emulated_link_every_dialler_has_its_own_way_to_every_listener() {
     );
     assert!(began.elapsed() >= Duration::from_millis(40));
     let stats = cluster.relays().unwrap().stats();
+    assert_eq!(stats.len(), 4 * 3 + 4 * 6, "a lane in each direction");
     let lane = stats[&("hospital-1".to_owned(), "p1".to_owned())];
     assert_eq!((lane.forwarded, lane.forwarded_bytes), (1, 6));
 }

@@ -132,10 +132,15 @@ impl Following {
         }
     }
 
-    /// Says that this node has executed all steps, and waits for the word to keep the results.
-    pub async fn finished(&mut self, stats: NodeStats) -> Result<(), String> {
+    /// Says that this node has executed all steps, and waits for the word to keep the results: at
+    /// most `wall`, because the dealer is long done when the slowest party is.
+    pub async fn finished(&mut self, stats: NodeStats, wall: Duration) -> Result<(), String> {
         self.say(&Follow::Finished(stats)).await?;
-        match self.next_in_time("the conclusion").await? {
+        let lead = match tokio::time::timeout(wall, self.next()).await {
+            Ok(lead) => lead?,
+            Err(_) => return Err(format!("P0 did not send the conclusion within {} s", wall.as_secs())),
+        };
+        match lead {
             Lead::Conclude => Ok(()),
             other => Err(format!("P0 sent {other:?} where the conclusion belongs")),
         }

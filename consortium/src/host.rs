@@ -81,3 +81,37 @@ pub fn peak_memory_bytes() -> u64 {
     let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
+
+/// Calls `end` at the first Ctrl-C (or, on Unix, `SIGTERM`); at the second the process ends at once.
+pub fn on_interrupt(end: impl Fn() + Send + 'static) -> Result<(), String> {
+    let failed = |err: io::Error| format!("signals cannot be handled: {err}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let watch = move || {
+        runtime.block_on(async {
+            let mut interrupted = false;
+            while interrupt().await.is_ok() {
+                if interrupted {
+                    std::process::exit(130);
+                }
+                interrupted = true;
+                end();
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("signals".into());
+    thread.spawn(watch).map(drop).map_err(failed)
+}
+
+async fn interrupt() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            done = tokio::signal::ctrl_c() => done,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

@@ -9,32 +9,27 @@ use sha2::{Digest, Sha256};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::ring::elements;
 
-use crate::network::{Layer, LayerKind, Network};
+use crate::network::Network;
 use crate::schedule::{below, stream};
 
 /// Kaiming-uniform weights with `frac_bits` fraction bits, and zero biases, by carried name.
 ///
-/// Weights are uniform in `[-b, b]` with `b = sqrt(6 / fan_in)` before a ReLU and `sqrt(3 / fan_in)`
-/// elsewhere (He et al. 2015, gain `sqrt 2` and 1).
+/// Weights are uniform in `[-b, b]` with `b = sqrt(3 / fan_in)` (He et al. 2015, gain 1). Gain `sqrt 2`
+/// before a ReLU made the first steps of `lenet` and `minionn` overshoot: after one epoch of the
+/// embedded digits at rate 1/16 the float twin of `lenet` had 90.1 % with it and 92.6 % without.
 pub fn initial(network: &Network, seed: u64, frac_bits: u32) -> BTreeMap<String, Tensor> {
     let mut weights = BTreeMap::new();
-    for (index, layer) in network.layers.iter().enumerate() {
+    for layer in network.weighted() {
         let (Some(shape), Some(bias)) = (layer.weight_shape(), layer.bias_len()) else {
             continue;
         };
-        let factor = if feeds_relu(&network.layers[index + 1..]) { 6 } else { 3 };
-        let bound = ((factor << (2 * frac_bits)) / layer.fan_in() as u64).isqrt();
+        let bound = ((3 << (2 * frac_bits)) / layer.fan_in() as u64).isqrt();
         let mut rng = stream(seed, &layer.weight_name());
         let data = (0..elements(&shape)).map(|_| below(&mut rng, 2 * bound + 1).wrapping_sub(bound)).collect();
         weights.insert(layer.weight_name(), Tensor::new(shape, data));
         weights.insert(layer.bias_name(), Tensor::zeros(&[bias]));
     }
     weights
-}
-
-fn feeds_relu(after: &[Layer]) -> bool {
-    let passes = |kind: &LayerKind| matches!(kind, LayerKind::MaxPool(_) | LayerKind::AvgPool(_) | LayerKind::Flatten);
-    after.iter().find(|layer| !passes(&layer.kind)).is_some_and(|layer| layer.kind == LayerKind::Relu)
 }
 
 /// SHA-256 of a set of weights: for each name in byte order its length and bytes, the number of axes
@@ -64,10 +59,10 @@ mod tests {
         let weights = initial(&network, 7, 16);
         assert_eq!(sha256(&weights), sha256(&initial(&network, 7, 16)));
         assert_ne!(sha256(&weights), sha256(&initial(&network, 8, 16)));
-        // sqrt(6 / 25) * 2^16 = 32,105.6
+        // sqrt(3 / 25) * 2^16 = 22,702.1
         let conv = &weights["conv1.weight"];
         let largest = conv.data().iter().map(|w| (*w as i64).unsigned_abs()).max();
-        assert!(largest <= Some(32_105) && largest > Some(31_000), "{largest:?}");
+        assert!(largest <= Some(22_702) && largest > Some(22_000), "{largest:?}");
         assert!(weights["conv1.bias"].data().iter().all(|b| *b == 0));
     }
 

@@ -155,6 +155,29 @@ fn secure_training_with_polynomials_and_average_pools_equals_plain() {
     secure_equals_plain(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), &narrow);
 }
 
+/// Twenty whole steps of a shipped network, batch 8.
+fn twenty_steps(name: &str) {
+    let seed = seed();
+    let network = Network::builtin(name).expect("shipped");
+    let spec = TrainSpec { batch: 8, epochs: 20, learning_rate: 0.0625, momentum: 0.5, ..TrainSpec::default() };
+    let train = synthetic(&network, 8, 1.0, seed);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    let schedule = schedule(&train_job(&network, &spec, train.rows(), 0)).expect("valid");
+    assert_eq!(schedule.steps.len(), 20);
+    assert_secure_equals_plain(&schedule, &tables, None, seed);
+}
+
+#[test]
+fn twenty_secure_steps_of_lenet_equal_plain() {
+    twenty_steps("lenet");
+}
+
+#[test]
+fn twenty_secure_steps_of_xray_equal_plain() {
+    twenty_steps("xray");
+}
+
 /// One step from the same weights on the same batch: the difference of the weights is the gradient
 /// times the learning rate.
 fn gradients_agree(network: &Network, frac_bits: u8) {

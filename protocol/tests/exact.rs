@@ -574,3 +574,21 @@ fn build_errors_name_layer_operation_and_both_sides() {
     assert!(b.trunc(x, 63, Rounding::Floor).is_err());
     assert!(Builder::new("bad", 32).is_err());
 }
+
+#[test]
+fn an_overflowing_product_is_a_range_error_in_both_rings() {
+    for (ring, ok, bad) in [(64u8, 1u64 << 30, 1u64 << 31), (48, 1 << 22, 1 << 23)] {
+        let mut b = Builder::new("overflow", ring).unwrap();
+        let x = b.input("x", &[3], 8, 40).unwrap();
+        let y = b.mul(x, x).unwrap();
+        b.output("y", y, Sink::Reveal).unwrap();
+        let program = b.finish();
+        let run = |v: u64| {
+            let data = inputs(&[("x", &[3], vec![1, v, v * 2 - 1])]);
+            plain::run(&program, 0, &mut BTreeMap::new(), &data, None)
+        };
+        assert!(run(ok).is_ok(), "ring {ring}");
+        let error = run(bad * 2).unwrap_err().to_string();
+        assert!(error.contains("element 1"), "ring {ring}: {error}");
+    }
+}

@@ -291,7 +291,7 @@ fn one_input(
     build: impl Fn(&mut Builder, trefoil_protocol::program::Val) -> Vec<trefoil_protocol::program::Val>,
 ) -> Program {
     let mut b = Builder::new(name, 64).unwrap();
-    let x = b.input("x", &[N], 20, 60).unwrap();
+    let x = b.input("x", &[N], 30, 60).unwrap();
     for (i, out) in build(&mut b, x).into_iter().enumerate() {
         b.output(&format!("out{i}"), out, Sink::Carry).unwrap();
     }
@@ -305,7 +305,7 @@ fn programs() -> Vec<Program> {
             vec![b.trunc(x, 16, Rounding::Nearest).unwrap()]
         }),
         one_input("trunc two levels", |b, x| {
-            vec![b.trunc(x, 20, Rounding::Floor).unwrap()]
+            vec![b.trunc(x, 28, Rounding::Floor).unwrap()]
         }),
         one_input("trunc stochastic", |b, x| {
             vec![b.trunc(x, 16, Rounding::Stochastic).unwrap()]

@@ -98,11 +98,11 @@ impl<T: Clone> Lane<T> {
 
     fn offer_chunk(&mut self, now: Instant, chunk: &[u8], segment_bytes: usize, way: T) {
         let datagrams = chunk.len().div_ceil(segment_bytes) as u64;
-        if let Some((rate, rng)) = &mut self.loss {
-            if rng.random::<f64>() < *rate {
-                self.stats.dropped_loss += datagrams;
-                return;
-            }
+        if let Some((rate, rng)) = &mut self.loss
+            && rng.random::<f64>() < *rate
+        {
+            self.stats.dropped_loss += datagrams;
+            return;
         }
         let start = self.free_at.max(now);
         let backlog = (start - now).as_secs_f64() * self.shape.bytes_per_s;

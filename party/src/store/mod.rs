@@ -26,9 +26,9 @@ use trefoil_consortium::wire::Contribution;
 use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
 use trefoil_transport::Pin;
 
-pub(crate) use model::{Model, NewModel, StagedModel};
+pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use table::Tables;
-pub(crate) use upload::{Committed, Staging};
+pub(crate) use upload::Staging;
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]

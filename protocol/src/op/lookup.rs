@@ -8,7 +8,7 @@
 //! 4. Table bits are XORs of one-hot planes: local. They become ring elements by opened masks
 //!    (daBits, Rotaru and Wood 2019): `[y] = sum of 2^b (O_b + (1 - 2 O_b)[beta_b])`.
 //!
-//! Rounds: 1 + (p = 0: 0; p <= 24: 2; else 3) + 1. Exact for every x: the index wraps.
+//! Rounds: 1 + (p = 0: 0; p <= 4: 1; p <= 24: 2; else 3) + 1. Exact for every x: the index wraps.
 
 use std::sync::Arc;
 

@@ -173,7 +173,7 @@ pub fn plain(
         Op::Rescale | Op::Reshape => vec![ins[0].to_vec()],
         Op::Product(product) => {
             let out = product::plain(product, ins[0], ins[1]);
-            product::check_range(product, ins[0], ins[1])?;
+            product::check_range(product, ins[0], ins[1], &out, ring_bits)?;
             vec![out]
         }
         Op::Powers { degree } => powers::plain(*degree, ins[0], ring_bits)?,

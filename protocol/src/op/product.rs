@@ -164,9 +164,16 @@ pub fn lower(product: &Product, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr>
     vec![Repr::share(z)]
 }
 
-/// Whether the integers could overflow the 64-bit word: first by norms; if those do not decide,
-/// by the product of the operands without their low bits, whose error is bounded.
-pub fn check_range(product: &Product, x: &[u64], y: &[u64]) -> Result<(), super::OutOfRange> {
+/// Whether the integers stay below `2^(k-1)`: first by norms; if those do not decide, by the result,
+/// or, where that itself may have wrapped, by the product of the operands without their low bits,
+/// whose error is bounded.
+pub fn check_range(
+    product: &Product,
+    x: &[u64],
+    y: &[u64],
+    out: &[u64],
+    ring_bits: u8,
+) -> Result<(), super::OutOfRange> {
     let max = |v: &[u64]| {
         v.iter()
             .map(|e| (*e as i64).unsigned_abs())
@@ -175,8 +182,13 @@ pub fn check_range(product: &Product, x: &[u64], y: &[u64]) -> Result<(), super:
     };
     let (x_max, y_max) = (u128::from(max(x)), u128::from(max(y)));
     let terms = product.terms() as u128;
-    if x_max * y_max * terms < 1 << 62 {
+    let bound = x_max * y_max * terms;
+    let limit = 1u128 << (ring_bits - 1);
+    if bound < limit {
         return Ok(());
+    }
+    if bound < 1 << 63 {
+        return below(out, 0, 0, limit);
     }
     let bits = |v: u128| 128 - v.leading_zeros();
     let excess = (bits(x_max) + bits(y_max) + bits(terms)).saturating_sub(62);
@@ -186,15 +198,20 @@ pub fn check_range(product: &Product, x: &[u64], y: &[u64]) -> Result<(), super:
             .map(|e| ((*e as i64) >> by) as u64)
             .collect::<Vec<u64>>()
     };
-    let out = plain(product, &drop(x, drop_x), &drop(y, drop_y));
+    let scaled = plain(product, &drop(x, drop_x), &drop(y, drop_y));
     let error = terms * ((x_max << drop_y) + (y_max << drop_x));
-    let magnitude = |v: &u64| (u128::from((*v as i64).unsigned_abs()) << (drop_x + drop_y)) + error;
-    match out.iter().position(|v| magnitude(v) >= 1 << 63) {
+    below(&scaled, drop_x + drop_y, error, limit)
+}
+
+/// Whether `|v| 2^dropped + error` is below the limit for all elements.
+fn below(out: &[u64], dropped: u32, error: u128, limit: u128) -> Result<(), super::OutOfRange> {
+    let magnitude = |v: &u64| (u128::from((*v as i64).unsigned_abs()) << dropped) + error;
+    match out.iter().position(|v| magnitude(v) >= limit) {
         None => Ok(()),
         Some(index) => Err(super::OutOfRange {
             index,
-            magnitude_log2: bits(magnitude(&out[index])),
-            limit_log2: 63,
+            magnitude_log2: 128 - magnitude(&out[index]).leading_zeros(),
+            limit_log2: limit.trailing_zeros(),
         }),
     }
 }

@@ -53,15 +53,14 @@ pub struct Cost {
 impl Plan {
     /// Adds up the plan.
     pub fn cost(&self) -> Cost {
-        let mut cost = Cost::default();
-        cost.layers = self
-            .scopes
-            .iter()
-            .map(|name| LayerCost {
-                name: name.clone(),
-                ..LayerCost::default()
-            })
-            .collect();
+        let layer = |name: &String| LayerCost {
+            name: name.clone(),
+            ..LayerCost::default()
+        };
+        let mut cost = Cost {
+            layers: self.scopes.iter().map(layer).collect(),
+            ..Cost::default()
+        };
         let mut live = 0u64;
         for round in &self.rounds {
             for (instr, free) in &round.work {

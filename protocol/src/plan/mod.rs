@@ -429,6 +429,14 @@ impl Plan {
                 }
             }
         }
+        for output in &self.outputs {
+            if self.slot(output.share).class != Class::Share {
+                return Err(format!(
+                    "output {:?} is not a share of a secret",
+                    output.name
+                ));
+            }
+        }
         Ok(())
     }
 }

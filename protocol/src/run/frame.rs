@@ -118,9 +118,10 @@ pub fn segment_payload(
 pub fn pack_ring(out: &mut Vec<u8>, words: &[u64], width: u8) {
     let bytes = usize::from(width.div_ceil(8));
     if bytes == 8 {
-        out.reserve(words.len() * 8);
-        for word in words {
-            out.extend_from_slice(&word.to_le_bytes());
+        let at = out.len();
+        out.resize(at + words.len() * 8, 0);
+        for (chunk, word) in out[at..].chunks_exact_mut(8).zip(words) {
+            chunk.copy_from_slice(&word.to_le_bytes());
         }
         return;
     }

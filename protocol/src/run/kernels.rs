@@ -24,8 +24,8 @@ impl Operand<'_> {
         }
     }
 
-    fn ring(&self, block: usize, out: &mut [u64]) {
-        self.value.ring_block(block, self.prg, out);
+    fn ring<'a>(&'a self, block: usize, scratch: &'a mut [u64]) -> &'a [u64] {
+        self.value.ring_block(block, self.prg, scratch)
     }
 
     fn planes(&self, block: usize, first: usize, out: &mut [Plane]) {
@@ -73,8 +73,8 @@ pub(super) fn circuit(circuit: &Circuit, ins: &[Operand<'_>], one_share: bool, n
             let target = &mut registers[at..at + input.count()];
             match input {
                 CircuitInput::Ring { offset, lo, .. } => {
-                    operand.ring(block, &mut words[..len]);
-                    to_planes(&words[..len], *offset, u32::from(*lo), target);
+                    let words = operand.ring(block, &mut words[..len]);
+                    to_planes(words, *offset, u32::from(*lo), target);
                 }
                 CircuitInput::Bits { first, .. } => {
                     operand.planes(block, usize::from(*first), target)
@@ -156,11 +156,11 @@ pub(super) fn trunc_out(spec: TruncOut, ins: &[Operand<'_>], one: u64, n: usize)
     let [mut m, mut c, mut r, mut rho, mut gamma] = [[0; BLOCK]; 5];
     by_block(n, |block, out| {
         let len = out.len();
-        ins[0].ring(block, &mut m[..len]);
+        let m = ins[0].ring(block, &mut m[..len]);
         ins[1].plane_words(block, 0, &mut c[..len]);
-        ins[2].ring(block, &mut r[..len]);
-        ins[3].ring(block, &mut rho[..len]);
-        ins[4].ring(block, &mut gamma[..len]);
+        let r = ins[2].ring(block, &mut r[..len]);
+        let rho = ins[3].ring(block, &mut rho[..len]);
+        let gamma = ins[4].ring(block, &mut gamma[..len]);
         for e in 0..len {
             let (high, keep) = trunc.public(m[e]);
             let public = high.wrapping_sub(c[e]).wrapping_mul(one);
@@ -188,13 +188,14 @@ pub(super) fn bit_trunc_out(
     let mut dealt = [[0; BLOCK]; 7];
     by_block(n, |block, out| {
         let len = out.len();
-        ins[0].ring(block, &mut m[..len]);
+        let m = ins[0].ring(block, &mut m[..len]);
         ins[1].plane_words(block, c_plane, &mut c[..len]);
         ins[2].plane_words(block, b_plane, &mut b[..len]);
-        for (operand, words) in ins[3..].iter().zip(&mut dealt) {
-            operand.ring(block, &mut words[..len]);
-        }
-        let [r, rho, gamma, beta, beta_r, beta_rho, beta_gamma] = &dealt;
+        let mut buffers = dealt.iter_mut();
+        let [r, rho, gamma, beta, beta_r, beta_rho, beta_gamma] = std::array::from_fn(|i| {
+            let buffer = buffers.next().expect("seven buffers for seven operands");
+            ins[3 + i].ring(block, &mut buffer[..len])
+        });
         for e in 0..len {
             let (high, keep) = trunc.public(m[e]);
             let public = high.wrapping_sub(c[e]).wrapping_add(plus);
@@ -218,11 +219,11 @@ pub(super) fn bit_mul_out(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize)
     let [mut m, mut r, mut b, mut beta, mut beta_r] = [[0; BLOCK]; 5];
     by_block(n, |block, out| {
         let len = out.len();
-        ins[0].ring(block, &mut m[..len]);
-        ins[1].ring(block, &mut r[..len]);
+        let m = ins[0].ring(block, &mut m[..len]);
+        let r = ins[1].ring(block, &mut r[..len]);
         ins[2].plane_words(block, b_plane, &mut b[..len]);
-        ins[3].ring(block, &mut beta[..len]);
-        ins[4].ring(block, &mut beta_r[..len]);
+        let beta = ins[3].ring(block, &mut beta[..len]);
+        let beta_r = ins[4].ring(block, &mut beta_r[..len]);
         for e in 0..len {
             let x = m[e].wrapping_mul(one).wrapping_sub(r[e]);
             let masked = m[e].wrapping_mul(beta[e]).wrapping_sub(beta_r[e]);
@@ -237,7 +238,7 @@ pub(super) fn bit_to_ring(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize)
     by_block(n, |block, out| {
         let len = out.len();
         ins[0].plane_words(block, b_plane, &mut b[..len]);
-        ins[1].ring(block, &mut beta[..len]);
+        let beta = ins[1].ring(block, &mut beta[..len]);
         for e in 0..len {
             out[e] = (b[e] & one.wrapping_neg()).wrapping_add(signed(b[e], beta[e]));
         }
@@ -256,9 +257,11 @@ pub(super) fn power(degree: u8, ins: &[Operand<'_>], one: u64, n: usize) -> Valu
     }
     by_block(n, |block, out| {
         let len = out.len();
-        for (operand, words) in ins.iter().zip(&mut words) {
-            operand.ring(block, &mut words[..len]);
-        }
+        let words: Vec<&[u64]> = ins
+            .iter()
+            .zip(&mut words)
+            .map(|(operand, words)| operand.ring(block, &mut words[..len]))
+            .collect();
         for (e, out) in out.iter_mut().enumerate() {
             let x = words[0][e];
             let mut sum = x.wrapping_pow(degree as u32).wrapping_mul(one);
@@ -289,7 +292,7 @@ pub(super) fn lookup(
     let mut out = vec![[0u64; 8]; n.div_ceil(BLOCK) * bits];
     for (block, out) in out.chunks_mut(bits).enumerate() {
         let len = block_len(n, block);
-        ins[0].ring(block, &mut m[..len]);
+        let m = ins[0].ring(block, &mut m[..len]);
         if ins.len() == 3 {
             ins[1].plane_words(block, 0, &mut c[..len]);
         }

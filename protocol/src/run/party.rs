@@ -39,6 +39,8 @@ pub struct State {
     pub shares: BTreeMap<String, Tensor>,
     /// Openings and mask shares by name; for this session only.
     pub masked: BTreeMap<String, MaskedState>,
+    /// Hash of everything opened in the session so far.
+    pub opened: [u8; 32],
 }
 
 /// An opening kept within a session.
@@ -137,7 +139,7 @@ pub fn run_step(
         step,
         keys,
         values,
-        opened: Sha256::new(),
+        opened: Sha256::new().chain_update(state.opened),
     };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
@@ -425,15 +427,15 @@ impl Step<'_> {
         let (value, masks) = (self.operand(src), self.operand(mask));
         match slot.rep {
             Rep::Ring { width } => {
-                let (mut x, mut r) = ([0; BLOCK], [0; BLOCK]);
+                let [mut x, mut r, mut sum] = [[0u64; BLOCK]; 3];
                 for block in 0..slot.n.div_ceil(BLOCK) {
                     let len = block_len(slot.n, block);
-                    value.value.ring_block(block, value.prg, &mut x[..len]);
-                    masks.value.ring_block(block, masks.prg, &mut r[..len]);
-                    for (x, r) in x.iter_mut().zip(&r) {
-                        *x = x.wrapping_add(*r);
+                    let x = value.value.ring_block(block, value.prg, &mut x[..len]);
+                    let r = masks.value.ring_block(block, masks.prg, &mut r[..len]);
+                    for ((sum, x), r) in sum.iter_mut().zip(x).zip(r) {
+                        *sum = x.wrapping_add(*r);
                     }
-                    frame::pack_ring(out, &x[..len], width);
+                    frame::pack_ring(out, &sum[..len], width);
                 }
             }
             Rep::Bits { planes } => {
@@ -458,6 +460,7 @@ impl Step<'_> {
 
     fn finish(mut self, state: &mut State) -> Result<Vec<OutputShare>, StepError> {
         let opened = self.opened_so_far();
+        state.opened = self.opened.clone().finalize().into();
         let mut outputs = Vec::new();
         for (index, output) in self.plan.outputs.iter().enumerate() {
             match output.sink {
@@ -530,6 +533,11 @@ impl Step<'_> {
                 }
             }
         }
+        if let Rep::Ring { width } = slot.rep {
+            // Words are sums of three only modulo the ring: carries above it say more.
+            let mask = frame::low_mask(width);
+            words.iter_mut().for_each(|word| *word &= mask);
+        }
         OutputShare {
             name: output.name.clone(),
             share: Tensor::new(output.shape.clone(), words),
@@ -562,19 +570,16 @@ fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value {
             let size = usize::from(width.div_ceil(8));
             let mask = frame::low_mask(width);
             let mut out = vec![0u64; n];
-            let mut words = [0; BLOCK];
+            let mut words = [[0; BLOCK]; 3];
             for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                for part in parts {
-                    frame::unpack_ring(
-                        &part[block * BLOCK * size..],
-                        width,
-                        &mut words[..out.len()],
-                    );
-                    for (out, word) in out.iter_mut().zip(&words) {
-                        *out = out.wrapping_add(*word);
-                    }
+                for (part, words) in parts.iter().zip(&mut words) {
+                    let at = block * BLOCK * size;
+                    frame::unpack_ring(&part[at..], width, &mut words[..out.len()]);
                 }
-                out.iter_mut().for_each(|out| *out &= mask);
+                let [a, b, c] = &words;
+                for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
+                    *out = a.wrapping_add(*b).wrapping_add(*c) & mask;
+                }
             }
             Value::Ring(out)
         }

@@ -60,11 +60,11 @@ pub(super) fn block_len(n: usize, block: usize) -> usize {
 }
 
 impl Value {
-    /// Ring elements of a block.
-    pub fn ring_block(&self, block: usize, prg: &Prg, out: &mut [u64]) {
+    /// Ring elements of a block: a view of what is stored, or expanded into `scratch`.
+    pub fn ring_block<'a>(&'a self, block: usize, prg: &Prg, scratch: &'a mut [u64]) -> &'a [u64] {
         let start = block * BLOCK;
         match self {
-            Value::Ring(data) => out.copy_from_slice(&data[start..start + out.len()]),
+            Value::Ring(data) => &data[start..start + scratch.len()],
             Value::Stream(stream) => {
                 let Rep::Ring { width } = stream.rep else {
                     unreachable!("kernels read rings as rings");
@@ -73,10 +73,11 @@ impl Value {
                 match stream.corrected(chunk) {
                     Some(bytes) => {
                         let at = (start - chunk * CHUNK) * usize::from(width.div_ceil(8));
-                        frame::unpack_ring(&bytes[at..], width, out);
+                        frame::unpack_ring(&bytes[at..], width, scratch);
                     }
-                    None => prg.fill(stream.pos(), start as u64, out),
+                    None => prg.fill(stream.pos(), start as u64, scratch),
                 }
+                scratch
             }
             Value::Bits(_) => unreachable!("kernels read rings as rings"),
         }
@@ -128,7 +129,7 @@ impl Value {
                 scratch.clear();
                 scratch.resize(n, 0);
                 for (block, out) in scratch.chunks_mut(BLOCK).enumerate() {
-                    self.ring_block(block, prg, out);
+                    let _ = self.ring_block(block, prg, out);
                 }
                 scratch
             }

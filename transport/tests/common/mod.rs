@@ -81,7 +81,7 @@ pub fn settings() -> Settings {
 pub fn watchful() -> Settings {
     Settings {
         keep_alive_ms: 300,
-        idle_timeout_ms: 2_000,
+        idle_timeout_ms: 3_000,
         ..settings()
     }
 }

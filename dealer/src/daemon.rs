@@ -1,0 +1,297 @@
+//! The process: one runtime on its own thread, links from the three parties, orderly end.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::Instrument;
+use trefoil_consortium::identity;
+use trefoil_consortium::keys::KeyDesk;
+use trefoil_consortium::{ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host};
+use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
+
+use crate::session;
+
+/// Exchanges with one party at the same time.
+const STREAMS_PER_LINK: usize = 16;
+
+/// Why the dealer cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum DealerError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The consortium file.
+    #[error(transparent)]
+    Consortium(#[from] ConsortiumError),
+    /// Its key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its endpoint.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Something that does not fit.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// Everything that the tasks of the dealer share.
+pub(crate) struct Dealer {
+    pub(crate) consortium: ConsortiumFile,
+    pub(crate) core_hash: [u8; 32],
+    pub(crate) settings: Settings,
+    pub(crate) keys: KeyDesk,
+    pub(crate) coin_seed: Option<u64>,
+    /// One session at a time.
+    pub(crate) slot: tokio::sync::Mutex<()>,
+    pub(crate) running: Mutex<Option<AbortHandle>>,
+    links: [watch::Sender<Option<(u64, Link)>>; 3],
+}
+
+impl Dealer {
+    /// How long one answer of another node may take.
+    pub(crate) fn wait(&self) -> Duration {
+        Duration::from_millis(self.settings.round_timeout_ms)
+    }
+
+    /// How long links and keys may take.
+    pub(crate) fn short_wait(&self) -> Duration {
+        Duration::from_millis(self.settings.handshake_timeout_ms)
+    }
+
+    /// The link to a party; waits for it at most the connection's time-out.
+    pub(crate) async fn link(&self, party: PartyId) -> Result<(PartyId, Link), String> {
+        let wait = Duration::from_millis(self.settings.connect_timeout_ms);
+        let mut held = self.links[party.index()].subscribe();
+        let waiting = async {
+            let held = held.wait_for(Option::is_some).await;
+            // The sender lives as long as the dealer.
+            held.ok().and_then(|held| held.as_ref().map(|(_, link)| (party, link.clone())))
+        };
+        match tokio::time::timeout(wait, waiting).await {
+            Ok(Some(link)) => Ok(link),
+            _ => Err(format!("{party} has not connected to the dealer within {} ms", wait.as_millis())),
+        }
+    }
+
+    async fn hold(&self, party: PartyId, link: Link) {
+        let place = &self.links[party.index()];
+        let mut number = 0;
+        place.send_modify(|held| {
+            number = held.as_ref().map_or(0, |(number, _)| number + 1);
+            *held = Some((number, link.clone()));
+        });
+        tracing::info!(peer = %party, addr = %link.remote_addr(), "linked");
+        let reason = link.closed().await;
+        tracing::info!(peer = %party, %reason, "link closed");
+        place.send_if_modified(|held| {
+            let mine = held.as_ref().is_some_and(|(held, _)| *held == number);
+            if mine {
+                *held = None;
+            }
+            mine
+        });
+    }
+}
+
+/// What a daemon is told from outside.
+enum Command {
+    Stop(String),
+    Vanish,
+}
+
+/// Ends a daemon from another thread.
+#[derive(Clone)]
+pub struct Stopper(mpsc::UnboundedSender<Command>);
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
+impl Stopper {
+    /// Ends it in an orderly way: a running session hears the reason. Returns at once.
+    pub fn stop(&self, reason: &str) {
+        // An error means that it has ended.
+        let _ = self.0.send(Command::Stop(reason.into()));
+    }
+}
+
+/// A running dealer. Dropping it ends it in an orderly way.
+#[derive(Debug)]
+pub struct Daemon {
+    local_addr: SocketAddr,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts the dealer on a thread of its own.
+    pub fn start(config: &DealerConfig) -> Result<Daemon, DealerError> {
+        let consortium = ConsortiumFile::load(&config.consortium)?;
+        let identity = identity::load(&config.identity.certificate, &config.identity.key)?;
+        let pin = identity::pin(&identity)?;
+        if consortium.role(pin) != Some(Role::Node(Peer::Dealer)) {
+            return Err(DealerError::Setup(format!(
+                "{}: public key {pin} is not the dealer's in {}",
+                config.identity.certificate.display(),
+                config.consortium.display()
+            )));
+        }
+        if config.simulation_coin_seed.is_some() {
+            tracing::warn!("simulation_coin_seed is set: the coins of stochastic rounding are no secret");
+        }
+        let dealer = Arc::new(Dealer {
+            core_hash: consortium.core_hash(),
+            consortium,
+            settings: config.transport.clone(),
+            keys: KeyDesk::default(),
+            coin_seed: config.simulation_coin_seed,
+            slot: tokio::sync::Mutex::default(),
+            running: Mutex::default(),
+            links: std::array::from_fn(|_| watch::channel(None).0),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|err| DealerError::Setup(format!("the runtime cannot be started: {err}")))?;
+        let node = {
+            let _inside = runtime.enter();
+            Node::bind(&identity, config.listen, &config.transport)?
+        };
+        node.set_allowed(PartyId::ALL.map(|party| dealer.consortium.node(Peer::Party(party)).pin).into());
+        let local_addr = node.local_addr();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let span = tracing::info_span!("dealer");
+        let body = move || {
+            let _span = span.clone().entered();
+            tracing::info!(addr = %local_addr, "listening");
+            let how = runtime.block_on(serve(dealer, node, receiver).instrument(span.clone()));
+            tracing::info!("{how}");
+            runtime.shutdown_timeout(Duration::from_millis(200));
+        };
+        let thread = std::thread::Builder::new().name("dealer".into()).spawn(body);
+        let thread = thread.map_err(|err| DealerError::Setup(format!("a thread cannot be started: {err}")))?;
+        Ok(Daemon { local_addr, stopper: Stopper(commands), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Ends it from another thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(mut self) {
+        self.join();
+    }
+
+    /// Ends it as if its process were killed: nobody is told. For tests.
+    pub fn vanish(mut self) {
+        // An error means that it has ended.
+        let _ = self.stopper.0.send(Command::Vanish);
+        self.join();
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported there.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stopper.stop("this node is stopping");
+        self.join();
+    }
+}
+
+/// Runs the dealer as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
+/// [`trefoil_consortium::host`]; the dealer dials nobody and ignores the addresses.
+pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
+    host::init_logging(&config.log).map_err(anyhow::Error::msg)?;
+    let daemon = Daemon::start(&config)?;
+    let stopper = daemon.stopper();
+    host::on_interrupt({
+        let stopper = stopper.clone();
+        move || stopper.stop("this node was interrupted")
+    })
+    .map_err(anyhow::Error::msg)?;
+    if attached {
+        host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
+        host::read_peers().map_err(anyhow::Error::msg)?;
+        host::end_with_parent(move || stopper.stop("its parent has ended")).map_err(anyhow::Error::msg)?;
+    }
+    daemon.wait();
+    Ok(())
+}
+
+async fn serve(dealer: Arc<Dealer>, node: Node, mut commands: mpsc::UnboundedReceiver<Command>) -> String {
+    let span = tracing::Span::current();
+    loop {
+        let link = tokio::select! {
+            link = node.accept() => link,
+            command = commands.recv() => match command {
+                Some(Command::Vanish) => return "vanished".into(),
+                Some(Command::Stop(reason)) => return stop(&dealer, &node, &reason).await,
+                None => return stop(&dealer, &node, "this node is stopping").await,
+            },
+        };
+        let Some(link) = link else { return "the endpoint has closed".into() };
+        match dealer.consortium.role(link.peer()) {
+            Some(Role::Node(Peer::Party(party))) => {
+                tokio::spawn(serve_party(dealer.clone(), party, link).instrument(span.clone()));
+            }
+            _ => link.close("the dealer serves the three parties alone"),
+        }
+    }
+}
+
+async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
+    let reason = format!("dealer: {reason}");
+    let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(abort) = running {
+        abort.abort(&reason);
+    }
+    node.close(&reason).await;
+    format!("ended: {reason}")
+}
+
+/// Keeps a link to a party and answers what it opens, until it closes.
+async fn serve_party(dealer: Arc<Dealer>, party: PartyId, link: Link) {
+    let streams = async {
+        let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
+        while let Ok(permit) = permits.clone().acquire_owned().await {
+            let Ok((_, id, stream)) = link.accept().await else { return };
+            let dealer = dealer.clone();
+            let answering = async move {
+                if let Err(reason) = answer(&dealer, party, id, stream).await {
+                    tracing::warn!(peer = %party, %reason, "a party's stream ended early");
+                }
+                drop(permit);
+            };
+            tokio::spawn(answering.instrument(tracing::Span::current()));
+        }
+    };
+    tokio::join!(dealer.hold(party, link.clone()), streams);
+}
+
+async fn answer(dealer: &Arc<Dealer>, party: PartyId, id: [u8; 32], stream: MsgStream) -> Result<(), String> {
+    if id != [0; 32] {
+        dealer.keys.deliver(id, stream, dealer.short_wait()).await
+    } else if party == PartyId::P0 {
+        session::follow(dealer, stream).await
+    } else {
+        Err("only P0 proposes sessions".into())
+    }
+}

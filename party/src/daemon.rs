@@ -1,0 +1,373 @@
+//! The process: one runtime on its own thread, links to the peers, streams of members, orderly end.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::Instrument;
+use trefoil_consortium::identity::{self, Signer};
+use trefoil_consortium::keys::KeyDesk;
+use trefoil_consortium::{
+    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, MemberEntry, PartyConfig, Role, host,
+};
+use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
+
+use crate::jobs::{Job, Jobs};
+use crate::mesh::Mesh;
+use crate::store::{Store, StoreError};
+use crate::{follow, lead, members};
+
+/// Exchanges with one peer or member at the same time.
+const STREAMS_PER_LINK: usize = 32;
+/// Jobs on their way to the leader.
+const QUEUE_MAX: usize = 64;
+/// Uploads at the same time: each holds a chunk in memory.
+const UPLOADS_MAX: usize = 8;
+
+/// Why a party cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum PartyError {
+    /// Its configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The consortium file.
+    #[error(transparent)]
+    Consortium(#[from] ConsortiumError),
+    /// Its key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its endpoint.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Something that does not fit.
+    #[error("{0}")]
+    Setup(String),
+}
+
+/// Everything that the tasks of one party share.
+pub(crate) struct Party {
+    pub(crate) me: PartyId,
+    pub(crate) consortium: Arc<ConsortiumFile>,
+    pub(crate) core_hash: [u8; 32],
+    pub(crate) requesters: BTreeSet<String>,
+    pub(crate) settings: Settings,
+    pub(crate) signer: Signer,
+    pub(crate) mesh: Mesh,
+    pub(crate) store: Store,
+    pub(crate) jobs: Jobs,
+    pub(crate) keys: KeyDesk,
+    /// One session at a time.
+    pub(crate) slot: tokio::sync::Mutex<()>,
+    pub(crate) uploads: Semaphore,
+    /// P0's queue of jobs to lead.
+    pub(crate) queue: mpsc::Sender<Arc<Job>>,
+    /// The session that runs, to be ended with the process.
+    pub(crate) running: Mutex<Option<AbortHandle>>,
+}
+
+impl Party {
+    /// How long one answer of another node may take.
+    pub(crate) fn wait(&self) -> Duration {
+        Duration::from_millis(self.settings.round_timeout_ms)
+    }
+
+    /// How long links and keys may take.
+    pub(crate) fn short_wait(&self) -> Duration {
+        Duration::from_millis(self.settings.handshake_timeout_ms)
+    }
+
+    pub(crate) fn pin(&self, peer: Peer) -> trefoil_transport::Pin {
+        self.consortium.node(peer).pin
+    }
+}
+
+/// What a daemon is told from outside.
+enum Command {
+    Stop(String),
+    Vanish,
+}
+
+/// Ends a daemon from another thread.
+#[derive(Clone)]
+pub struct Stopper(mpsc::UnboundedSender<Command>);
+
+impl std::fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stopper")
+    }
+}
+
+impl Stopper {
+    /// Ends it in an orderly way: a running session hears the reason. Returns at once.
+    pub fn stop(&self, reason: &str) {
+        // An error means that it has ended.
+        let _ = self.0.send(Command::Stop(reason.into()));
+    }
+}
+
+/// A running party. Dropping it ends it in an orderly way.
+#[derive(Debug)]
+pub struct Daemon {
+    local_addr: SocketAddr,
+    addresses: watch::Sender<Option<Addresses>>,
+    stopper: Stopper,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts the party on a thread of its own. With `await_addresses` it dials nobody before
+    /// [`Daemon::set_addresses`].
+    pub fn start(config: &PartyConfig, await_addresses: bool) -> Result<Daemon, PartyError> {
+        let consortium = ConsortiumFile::load(&config.consortium)?;
+        let identity = identity::load(&config.identity.certificate, &config.identity.key)?;
+        let pin = identity::pin(&identity)?;
+        let me = match consortium.role(pin) {
+            Some(Role::Node(Peer::Party(me))) => me,
+            _ => {
+                return Err(PartyError::Setup(format!(
+                    "{}: public key {pin} belongs to none of the three parties in {}",
+                    config.identity.certificate.display(),
+                    config.consortium.display()
+                )));
+            }
+        };
+        for name in &config.policy.requesters {
+            if !consortium.members.iter().any(|member| member.name == *name) {
+                let file = config.consortium.display();
+                return Err(PartyError::Setup(format!("policy.requesters: {name:?} is no member in {file}")));
+            }
+        }
+        let store = Store::open(&config.home)?;
+        let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
+        let (queue, led) = mpsc::channel(QUEUE_MAX);
+        let party = Arc::new(Party {
+            me,
+            core_hash: consortium.core_hash(),
+            requesters: config.policy.requesters.iter().cloned().collect(),
+            settings: config.transport.clone(),
+            signer: Signer::new(&identity)?,
+            mesh: Mesh::new(me, &consortium),
+            consortium: Arc::new(consortium),
+            store,
+            jobs: Jobs::default(),
+            keys: KeyDesk::default(),
+            slot: tokio::sync::Mutex::default(),
+            uploads: Semaphore::new(UPLOADS_MAX),
+            queue,
+            running: Mutex::default(),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|err| PartyError::Setup(format!("the runtime cannot be started: {err}")))?;
+        let node = {
+            let _inside = runtime.enter();
+            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
+        };
+        let peers = [Peer::Dealer].into_iter().chain(me.others().map(Peer::Party));
+        let pins = peers.map(|peer| party.pin(peer)).chain(party.consortium.member_pins());
+        node.set_allowed(pins.collect());
+        let local_addr = node.local_addr();
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let overrides = addresses.subscribe();
+        let span = tracing::info_span!("party", me = %me);
+        let body = move || {
+            let _span = span.clone().entered();
+            tracing::info!(addr = %local_addr, "listening");
+            let how = runtime.block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
+            tracing::info!("{how}");
+            // File work that still runs must not hold up the end.
+            runtime.shutdown_timeout(Duration::from_millis(200));
+        };
+        let thread = std::thread::Builder::new().name(format!("party-{me}")).spawn(body);
+        let thread = thread.map_err(|err| PartyError::Setup(format!("a thread cannot be started: {err}")))?;
+        Ok(Daemon { local_addr, addresses, stopper: Stopper(commands), thread: Some(thread) })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Says where the others are; goes before configuration and consortium file.
+    pub fn set_addresses(&self, addresses: Addresses) {
+        self.addresses.send_replace(Some(addresses));
+    }
+
+    /// Ends it from another thread.
+    pub fn stopper(&self) -> Stopper {
+        self.stopper.clone()
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(mut self) {
+        self.join();
+    }
+
+    /// Ends it as if its process were killed: nobody is told. For tests.
+    pub fn vanish(mut self) {
+        // An error means that it has ended.
+        let _ = self.stopper.0.send(Command::Vanish);
+        self.join();
+    }
+
+    fn join(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported there.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        self.stopper.stop("this node is stopping");
+        self.join();
+    }
+}
+
+/// Runs a party as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
+/// [`trefoil_consortium::host`].
+pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
+    host::init_logging(&config.log).map_err(anyhow::Error::msg)?;
+    let daemon = Daemon::start(&config, attached)?;
+    let stopper = daemon.stopper();
+    host::on_interrupt({
+        let stopper = stopper.clone();
+        move || stopper.stop("this node was interrupted")
+    })
+    .map_err(anyhow::Error::msg)?;
+    if attached {
+        host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
+        let peers = host::read_peers().map_err(anyhow::Error::msg)?;
+        daemon.set_addresses(peers.addresses.or(&config.peers));
+        host::end_with_parent(move || stopper.stop("its parent has ended")).map_err(anyhow::Error::msg)?;
+    }
+    daemon.wait();
+    Ok(())
+}
+
+async fn serve(
+    party: Arc<Party>,
+    node: Arc<Node>,
+    addresses: watch::Receiver<Option<Addresses>>,
+    mut led: mpsc::Receiver<Arc<Job>>,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) -> String {
+    let span = tracing::Span::current();
+    for peer in party.mesh.dialled() {
+        let (party, node, addresses) = (party.clone(), node.clone(), addresses.clone());
+        let dialling = async move {
+            let serve = |link| hold_peer(party.clone(), peer, link);
+            party.mesh.dial(peer, &node, &party.consortium, addresses, &party.settings, serve).await;
+        };
+        tokio::spawn(dialling.instrument(span.clone()));
+    }
+    let leading = {
+        let party = party.clone();
+        async move {
+            while let Some(job) = led.recv().await {
+                lead::lead(&party, job).await;
+            }
+        }
+    };
+    tokio::spawn(leading.instrument(span.clone()));
+    loop {
+        let link = tokio::select! {
+            link = node.accept() => link,
+            command = commands.recv() => match command {
+                Some(Command::Vanish) => return "vanished".into(),
+                Some(Command::Stop(reason)) => return stop(&party, &node, &reason).await,
+                None => return stop(&party, &node, "this node is stopping").await,
+            },
+        };
+        let Some(link) = link else { return "the endpoint has closed".into() };
+        match party.consortium.role(link.peer()) {
+            Some(Role::Node(peer)) => {
+                tokio::spawn(hold_peer(party.clone(), peer, link).instrument(span.clone()));
+            }
+            Some(Role::Member(member)) => {
+                let member = Arc::new(member);
+                tokio::spawn(serve_member(party.clone(), member, link).instrument(span.clone()));
+            }
+            None => link.close("this public key belongs to no member"),
+        }
+    }
+}
+
+async fn stop(party: &Party, node: &Node, reason: &str) -> String {
+    let reason = format!("{}: {reason}", party.me);
+    let running = party.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(abort) = running {
+        abort.abort(&reason);
+    }
+    party.jobs.fail_all(&reason);
+    // Lets the tasks that tell members and P0 run once before the links go.
+    tokio::task::yield_now().await;
+    node.close(&reason).await;
+    format!("ended: {reason}")
+}
+
+/// Keeps a link to another node and answers what it opens, until it closes.
+async fn hold_peer(party: Arc<Party>, peer: Peer, link: Link) {
+    let streams = {
+        let party = party.clone();
+        let answer = move |session, stream| {
+            let party = party.clone();
+            async move { serve_peer(&party, peer, session, stream).await }
+        };
+        answer_streams(link.clone(), answer)
+    };
+    tokio::join!(party.mesh.hold(peer, link), streams);
+}
+
+async fn serve_member(party: Arc<Party>, member: Arc<MemberEntry>, link: Link) {
+    tracing::info!(member = %member.name, addr = %link.remote_addr(), "connected");
+    let answer = move |_, stream| {
+        let (party, member) = (party.clone(), member.clone());
+        async move {
+            if let Err(reason) = members::answer(&party, &member, stream).await {
+                tracing::info!(member = %member.name, %reason, "a request ended early");
+            }
+        }
+    };
+    answer_streams(link, answer).await;
+}
+
+/// Answers control streams until the link closes, some at a time.
+async fn answer_streams<F>(link: Link, answer: impl Fn([u8; 32], MsgStream) -> F)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
+    let span = tracing::Span::current();
+    while let Ok(permit) = permits.clone().acquire_owned().await {
+        let Ok((_, session, stream)) = link.accept().await else { return };
+        let answering = answer(session, stream);
+        let answering = async move {
+            answering.await;
+            drop(permit);
+        };
+        tokio::spawn(answering.instrument(span.clone()));
+    }
+}
+
+async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {
+    let done = if session != [0; 32] {
+        party.keys.deliver(session, stream, party.short_wait()).await
+    } else if peer == Peer::Party(PartyId::P0) {
+        follow::follow(party, stream).await
+    } else {
+        Err("only P0 proposes sessions".into())
+    };
+    if let Err(reason) = done {
+        tracing::warn!(%peer, %reason, "a peer's stream ended early");
+    }
+}

@@ -1,0 +1,148 @@
+//! The links to the other nodes: of two parties the higher dials, parties dial the dealer. A link
+//! that breaks is made again; who is at the other end is the certificate's word alone.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use trefoil_consortium::{Addresses, ConsortiumFile};
+use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_transport::{Link, Node, Pin, Settings};
+
+/// First wait before a broken link is dialled again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// Longest wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// Links to the three other nodes of a party.
+pub(crate) struct Mesh {
+    places: [Place; 3],
+}
+
+struct Place {
+    peer: Peer,
+    pin: Pin,
+    dials: bool,
+    link: watch::Sender<Option<(u64, Link)>>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Mesh {
+    pub(crate) fn new(me: PartyId, consortium: &ConsortiumFile) -> Mesh {
+        let [a, b] = me.others();
+        let places = [Peer::Party(a), Peer::Party(b), Peer::Dealer].map(|peer| Place {
+            peer,
+            pin: consortium.node(peer).pin,
+            dials: match peer {
+                Peer::Party(party) => party < me,
+                Peer::Dealer => true,
+            },
+            link: watch::channel(None).0,
+            trouble: Mutex::default(),
+        });
+        Mesh { places }
+    }
+
+    fn place(&self, peer: Peer) -> Option<&Place> {
+        self.places.iter().find(|place| place.peer == peer)
+    }
+
+    /// The peers that this party dials.
+    pub(crate) fn dialled(&self) -> impl Iterator<Item = Peer> + '_ {
+        self.places.iter().filter(|place| place.dials).map(|place| place.peer)
+    }
+
+    /// Puts a link in its place until it closes.
+    pub(crate) async fn hold(&self, peer: Peer, link: Link) {
+        let Some(place) = self.place(peer) else { return };
+        let mut number = 0;
+        place.link.send_modify(|held| {
+            number = held.as_ref().map_or(0, |(number, _)| number + 1);
+            *held = Some((number, link.clone()));
+        });
+        tracing::info!(%peer, addr = %link.remote_addr(), "linked");
+        let reason = link.closed().await;
+        tracing::info!(%peer, %reason, "link closed");
+        place.note(reason);
+        place.link.send_if_modified(|held| {
+            let mine = held.as_ref().is_some_and(|(held, _)| *held == number);
+            if mine {
+                *held = None;
+            }
+            mine
+        });
+    }
+
+    /// The link to a peer; waits for it at most the connection's time-out.
+    pub(crate) async fn wait(&self, peer: Peer, wait: Duration) -> Result<Link, String> {
+        let Some(place) = self.place(peer) else { return Err(format!("this node has no link to {peer}")) };
+        let mut held = place.link.subscribe();
+        let waiting = async {
+            let held = held.wait_for(Option::is_some).await;
+            // The sender lives as long as the mesh.
+            held.ok().and_then(|held| held.as_ref().map(|(_, link)| link.clone()))
+        };
+        if let Ok(Some(link)) = tokio::time::timeout(wait, waiting).await {
+            return Ok(link);
+        }
+        let trouble = place.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = trouble.unwrap_or_else(|| match place.dials {
+            true => "no connection yet".into(),
+            false => format!("{peer} has not connected to this node"),
+        });
+        Err(format!("{peer} is not connected after {} ms: {trouble}", wait.as_millis()))
+    }
+
+    /// Dials a peer for ever; `serve` takes every new link and returns when it has closed.
+    pub(crate) async fn dial<F: Future<Output = ()>>(
+        &self,
+        peer: Peer,
+        node: &Node,
+        consortium: &Arc<ConsortiumFile>,
+        mut addresses: watch::Receiver<Option<Addresses>>,
+        settings: &Settings,
+        serve: impl Fn(Link) -> F,
+    ) {
+        let Some(place) = self.place(peer) else { return };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let overrides = match addresses.wait_for(Option::is_some).await {
+                Ok(overrides) => overrides.clone().unwrap_or_default(),
+                Err(_) => return,
+            };
+            let address = overrides.resolve(peer, consortium);
+            let found = tokio::time::timeout(
+                Duration::from_millis(settings.connect_timeout_ms),
+                tokio::net::lookup_host(&address),
+            );
+            let found = match found.await {
+                Ok(Ok(mut found)) => found.next().ok_or_else(|| format!("{address} has no address")),
+                Ok(Err(err)) => Err(format!("{address}: {err}")),
+                Err(_) => Err(format!("{address} was not found in time")),
+            };
+            let connected = match found {
+                Ok(addr) => node.connect(addr, place.pin).await.map_err(|err| err.to_string()),
+                Err(reason) => Err(reason),
+            };
+            match connected {
+                Ok(link) => {
+                    pause = FIRST_PAUSE;
+                    serve(link).await;
+                }
+                Err(reason) => place.note(reason),
+            }
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(LONGEST_PAUSE);
+        }
+    }
+}
+
+impl Place {
+    fn note(&self, reason: String) {
+        let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if trouble.as_ref() != Some(&reason) {
+            tracing::warn!(peer = %self.peer, %reason, "not connected");
+            *trouble = Some(reason);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! A confirmed session at one party: keys, streams, the protocol thread, and what is kept.
+//!
+//! Keys are drawn from the operating system, travel once, and are in memory only: a crash destroys
+//! them, so nothing can be rewound.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use trefoil_consortium::keys::{KeyTray, send_key};
+use trefoil_consortium::wire::{Event, Progress};
+use trefoil_consortium::{NodeStats, SessionId, host, random_bytes};
+use trefoil_models::{JobKind, Phase};
+use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_protocol::prg::Prg;
+use trefoil_protocol::ring::Tensor;
+use trefoil_protocol::run::{PartyKeys, State, run_step};
+use trefoil_protocol::transport::NetError;
+use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
+
+use crate::daemon::Party;
+use crate::jobs::Job;
+use crate::members::on_files;
+use crate::prepare::Prepared;
+use crate::store::{NewModel, StagedModel};
+
+/// Links to the three other nodes.
+pub(crate) struct Links {
+    parties: [(PartyId, Link); 2],
+    dealer: Link,
+}
+
+impl Links {
+    /// The link to a peer. This party's own place holds the dealer's, which nobody asks for.
+    pub(crate) fn of(&self, peer: Peer) -> &Link {
+        let party = self.parties.iter().find(|(party, _)| Peer::Party(*party) == peer);
+        party.map_or(&self.dealer, |(_, link)| link)
+    }
+}
+
+/// All links, or which is missing.
+pub(crate) async fn links(party: &Party) -> Result<Links, String> {
+    let wait = Duration::from_millis(party.settings.connect_timeout_ms);
+    let [a, b] = party.me.others();
+    let (link_a, link_b, dealer) = tokio::try_join!(
+        party.mesh.wait(Peer::Party(a), wait),
+        party.mesh.wait(Peer::Party(b), wait),
+        party.mesh.wait(Peer::Dealer, wait),
+    )?;
+    Ok(Links { parties: [(a, link_a), (b, link_b)], dealer })
+}
+
+/// A session that all four nodes have confirmed.
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) job: Arc<Job>,
+    pub(crate) prepared: Prepared,
+    pub(crate) links: Links,
+    pub(crate) tray: KeyTray,
+}
+
+/// A session that ran to its end here.
+pub(crate) struct Outcome {
+    pub(crate) stats: NodeStats,
+    pub(crate) model: Option<StagedModel>,
+}
+
+/// Ends the running session, telling the peers.
+pub(crate) fn abort(party: &Party, reason: &str) {
+    let running = party.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(abort) = running {
+        abort.abort(reason);
+    }
+}
+
+/// Ends the session with its future, whatever ends that: a dropped future must not leave a
+/// protocol thread behind that waits for its peers.
+struct Guard<'a> {
+    party: &'a Party,
+    abort: AbortHandle,
+    done: bool,
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        *self.party.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        if !self.done {
+            // Of no effect where the session has failed already.
+            self.abort.abort(&format!("{} has left the session", self.party.me));
+        }
+    }
+}
+
+/// Runs a session to its end.
+pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome, String> {
+    let Session { id, job, prepared, links, mut tray } = session;
+    let hello = prepared.derived.hello(id);
+    let wall = Duration::from_secs(job.description.limits.wall_time_s);
+    let keys = exchange_keys(party, id, &links, &mut tray).await?;
+    drop(tray);
+    let Links { parties, dealer } = links;
+    let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
+    let (net, material, abort) = started.map_err(|err| err.to_string())?;
+    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+    let mut guard = Guard { party, abort: abort.clone(), done: false };
+    let steps = prepared.derived.schedule.steps.len() as u64;
+    job.say(Event::Started { session: id, steps, ring_bits: prepared.derived.ring_bits });
+
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let me = party.me;
+    let span = tracing::info_span!("session", session = %trefoil_consortium::hex(&id[..8]));
+    let work = Work { party: party.clone(), id, job, prepared, keys, net, material, abort: abort.clone() };
+    let body = move || {
+        let _span = span.entered();
+        // An error means that nobody waits any more; the result is dropped then.
+        let _ = sender.send(work.execute());
+    };
+    let thread = std::thread::Builder::new().name(format!("protocol-{me}")).spawn(body);
+    thread.map_err(|err| format!("{me}: a thread cannot be started: {err}"))?;
+    let outcome = match tokio::time::timeout(wall, receiver).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(_)) => Err(format!("{me}: the protocol thread failed")),
+        Err(_) => Err(format!("{me}: the job's wall time of {} s is over", wall.as_secs())),
+    };
+    if let Err(reason) = &outcome {
+        abort.abort(reason);
+    }
+    guard.done = outcome.is_ok();
+    outcome
+}
+
+/// Sends this party's key to the dealer, and exchanges those of the sharings of zero.
+async fn exchange_keys(
+    party: &Party,
+    session: SessionId,
+    links: &Links,
+    tray: &mut KeyTray,
+) -> Result<PartyKeys, String> {
+    let wait = party.short_wait();
+    let me = party.me;
+    let dealer: [u8; 16] = random_bytes()?;
+    let mut pairwise: [Option<[u8; 16]>; 3] = [None; 3];
+    for higher in me.others().into_iter().filter(|other| *other > me) {
+        pairwise[higher.index()] = Some(random_bytes()?);
+    }
+    let lower: Vec<_> = me.others().into_iter().filter(|other| *other < me).map(Peer::Party).collect();
+    let lower: Vec<_> = lower.into_iter().map(|peer| (peer, party.pin(peer))).collect();
+    let send_pairwise = async {
+        for higher in me.others() {
+            if let Some(key) = pairwise[higher.index()] {
+                let peer = Peer::Party(higher);
+                send_key(peer, links.of(peer), session, key, wait).await?;
+            }
+        }
+        Ok(())
+    };
+    let (_, (), received) = tokio::try_join!(
+        send_key(Peer::Dealer, links.of(Peer::Dealer), session, dealer, wait),
+        send_pairwise,
+        tray.take(&lower, wait),
+    )?;
+    for (peer, pin) in lower {
+        if let Peer::Party(other) = peer {
+            pairwise[other.index()] = received.get(&pin).copied();
+        }
+    }
+    Ok(PartyKeys { dealer: Prg::new(dealer), pairwise: pairwise.map(|key| key.map(Prg::new)) })
+}
+
+/// Everything that the protocol thread works with.
+struct Work {
+    party: Arc<Party>,
+    id: SessionId,
+    job: Arc<Job>,
+    prepared: Prepared,
+    keys: PartyKeys,
+    net: SessionNet,
+    material: MaterialReceiver,
+    abort: AbortHandle,
+}
+
+impl Work {
+    /// All steps, then the model's file.
+    fn execute(mut self) -> Result<Outcome, String> {
+        let start = Instant::now();
+        let me = self.party.me;
+        let shares = std::mem::take(&mut self.prepared.initial);
+        let mut state = State { shares, ..State::default() };
+        if let Err(reason) = self.steps(&mut state) {
+            // The others hear the first reason, whoever had it.
+            let reason = match self.abort.failure() {
+                Some(NetError::Aborted { by, reason }) if by != me.to_string() => format!("ended by {by}: {reason}"),
+                _ => format!("{me}: {reason}"),
+            };
+            self.abort.abort(&reason);
+            return Err(reason);
+        }
+        let model = self.stage(&mut state).map_err(|reason| format!("{me}: {reason}"))?;
+        let counted = self.net.stats();
+        let stats = NodeStats {
+            seconds: start.elapsed().as_secs_f64(),
+            rounds: counted.rounds,
+            steps: self.prepared.derived.schedule.steps.len() as u64,
+            sent_bytes: counted.sent_bytes,
+            received_bytes: counted.received_bytes,
+            peak_memory_bytes: host::peak_memory_bytes(),
+        };
+        Ok(Outcome { stats, model })
+    }
+
+    fn steps(&mut self, state: &mut State) -> Result<(), String> {
+        let Work { party, job, prepared, keys, net, material, .. } = self;
+        let Prepared { derived, tables, .. } = prepared;
+        let steps = &derived.schedule.steps;
+        let mut before = net.stats();
+        for (index, step) in steps.iter().enumerate() {
+            let start = Instant::now();
+            let _span = tracing::debug_span!("step", step = index).entered();
+            let mut inputs = BTreeMap::new();
+            for input in &step.inputs {
+                let data = tables.gather(&input.table, &input.rows).map_err(|err| err.to_string())?;
+                inputs.insert(input.name.clone(), Tensor::new(vec![data.len()], data));
+            }
+            let plan = derived.plans.get(step.program).ok_or("a step names a program that does not exist")?;
+            let outputs = run_step(plan, party.me, index as u64, keys, state, &inputs, net, material);
+            for output in outputs.map_err(|err| err.to_string())? {
+                job.say(Event::Output { step: index as u64, share: output.into() });
+            }
+            let now = net.stats();
+            let seconds = start.elapsed().as_secs_f64();
+            tracing::debug!(seconds, "step done");
+            job.say(Event::Progress(progress(step.phase, index, steps.len(), seconds, &before, &now)));
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// Writes the model that the job keeps, beside its name.
+    fn stage(&self, state: &mut State) -> Result<Option<StagedModel>, String> {
+        let JobKind::Train { save_as, .. } = &self.job.description.kind else { return Ok(None) };
+        let mut shares = Vec::new();
+        for name in &self.prepared.derived.schedule.save {
+            let share = state.shares.remove(name);
+            shares.push((name.clone(), share.ok_or_else(|| format!("the job left no {name} to keep"))?));
+        }
+        let model = NewModel {
+            name: save_as,
+            source: self.id,
+            job: self.job.id,
+            owner: self.job.description.requester,
+            ring_bits: self.prepared.derived.ring_bits,
+            frac_bits: self.prepared.derived.frac_bits,
+            shares,
+        };
+        self.party.store.stage_model(model).map(Some).map_err(|err| err.to_string())
+    }
+}
+
+fn progress(
+    phase: Phase,
+    step: usize,
+    steps: usize,
+    seconds: f64,
+    before: &SessionStats,
+    now: &SessionStats,
+) -> Progress {
+    let (phase, epoch, batch, batches) = match phase {
+        Phase::Setup => ("setup", 0, 0, 1),
+        Phase::Train { epoch, batch, of } => ("train", epoch, batch, of),
+        Phase::Evaluate { epoch, batch, of } => ("evaluate", epoch, batch, of),
+        Phase::Auc { block, of } => ("auc", 0, block, of),
+        Phase::Predict { batch, of } => ("predict", 0, batch, of),
+        Phase::Result { epoch } => ("result", epoch, 0, 1),
+        Phase::RevealWeights => ("reveal_weights", 0, 0, 1),
+    };
+    let sum = |stats: &SessionStats| stats.sent_bytes.iter().sum::<u64>();
+    Progress {
+        step: step as u64,
+        steps: steps as u64,
+        phase: phase.into(),
+        epoch: epoch as u64,
+        batch: batch as u64,
+        batches: batches as u64,
+        seconds,
+        rounds: now.rounds - before.rounds,
+        sent_bytes: sum(now) - sum(before),
+        dealer_bytes: now.received_bytes[3] - before.received_bytes[3],
+    }
+}
+
+/// Keeps what a finished session leaves: the model, and no images whose predictions are done.
+pub(crate) async fn keep(party: &Arc<Party>, job: &Arc<Job>, model: Option<StagedModel>) -> Result<(), String> {
+    let (party, upload) = (party.clone(), job.description.upload().map(str::to_owned));
+    on_files(move || {
+        if let Some(model) = model {
+            model.keep()?;
+        }
+        upload.map_or(Ok(()), |upload| party.store.remove_upload(&upload))
+    })
+    .await
+}

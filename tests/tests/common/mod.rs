@@ -1,0 +1,47 @@
+//! Helpers of the end-to-end tests: the tool as a process, synthetic experiments.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// The `trefoil` tool.
+pub fn trefoil() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_trefoil-under-test"))
+}
+
+/// Runs the tool; stdout, stderr and whether it succeeded.
+pub fn run(command: &mut Command) -> (bool, String, String) {
+    let Output { status, stdout, stderr } = command.output().expect("the tool starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (status.success(), text(stdout), text(stderr))
+}
+
+/// A folder of two classes of grey 28x28 pictures that differ in where they are bright, split into
+/// train and test.
+pub fn pictures(folder: &Path, train: usize, test: usize) -> PathBuf {
+    let root = folder.join("pictures");
+    for (split, count) in [("train", train), ("test", test)] {
+        for (class, bright_left) in [("left", true), ("right", false)] {
+            let place = root.join(split).join(class);
+            std::fs::create_dir_all(&place).expect("a temporary folder");
+            for i in 0..count / 2 {
+                let pixel = |x: u32, y: u32| {
+                    let noise = (x * 31 + y * 17 + i as u32 * 101) % 97;
+                    let bright = (x < 14) == bright_left;
+                    image::Luma([(noise + if bright { 120 } else { 0 }) as u8])
+                };
+                let picture = image::GrayImage::from_fn(28, 28, pixel);
+                picture.save(place.join(format!("{i:04}.png"))).expect("a picture is written");
+            }
+        }
+    }
+    root
+}
+
+/// Writes an experiment file.
+pub fn experiment(folder: &TempDir, name: &str, text: &str) -> PathBuf {
+    let path = folder.path().join(name);
+    std::fs::write(&path, text).expect("an experiment is written");
+    path
+}
