@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
+use trefoil_consortium::{DealerConfig, PartyConfig};
 
 use crate::{plan, simulate};
 
@@ -113,8 +114,10 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Plan(args) => plan::run(&args),
-        Command::Party(args) => trefoil_party::main(&args.config, args.attached),
-        Command::Dealer(args) => trefoil_dealer::main(&args.config, args.attached),
+        Command::Party(args) => trefoil_party::run(PartyConfig::load(&args.config)?, args.attached),
+        Command::Dealer(args) => {
+            trefoil_dealer::run(DealerConfig::load(&args.config)?, args.attached)
+        }
     }
 }
 

@@ -385,7 +385,19 @@ impl Remote {
     /// Follows a job to its end. Revealed results are put together as soon as the shares of all
     /// three parties are here.
     pub async fn watch(&self, job: JobId, on_event: &mut dyn FnMut(Event)) -> Result<JobResult, RemoteError> {
-        let [mut a, mut b, mut c] = self.open_all(&Ask::Watch(job)).await?;
+        self.watch_each([job; 3], on_event).await
+    }
+
+    /// As [`Remote::watch`], after [`Remote::submit_each`].
+    #[doc(hidden)]
+    pub async fn watch_each(
+        &self,
+        jobs: [JobId; 3],
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<JobResult, RemoteError> {
+        let asks = jobs.map(Ask::Watch);
+        let [a, b, c] = PartyId::ALL.map(|party| self.open(party, &asks[party.index()]));
+        let (mut a, mut b, mut c) = tokio::try_join!(a, b, c)?;
         let mut gather = Gather::default();
         while !gather.complete() {
             let [open_a, open_b, open_c] = PartyId::ALL.map(|party| gather.stats[party.index()].is_none());

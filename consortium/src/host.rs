@@ -23,12 +23,26 @@ pub struct Listening {
     pub listening: SocketAddr,
 }
 
+impl Listening {
+    /// Reads the line.
+    pub fn parse(line: &str) -> Result<Listening, String> {
+        serde_json::from_str(line).map_err(|err| format!("{line:?} says no address: {err}"))
+    }
+}
+
 /// The one line that an attached node reads.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Peers {
     /// Where the nodes are.
     pub addresses: Addresses,
+}
+
+impl Peers {
+    /// The line that a parent writes.
+    pub fn line(&self) -> String {
+        serde_json::to_string(self).expect("texts have a JSON form")
+    }
 }
 
 /// Logs to standard error; `RUST_LOG` goes before `filter`. Only the first call counts.

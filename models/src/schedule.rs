@@ -5,6 +5,7 @@
 //! prediction pad it with rows of zero shares, whose zero labels count nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -79,6 +80,23 @@ pub enum Phase {
     },
     /// Reveals the weights.
     RevealWeights,
+}
+
+impl fmt::Display for Phase {
+    /// As people count: from 1.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Phase::Setup => f.write_str("set-up"),
+            Phase::Train { epoch, batch, of } => write!(f, "train epoch {}, batch {} of {of}", epoch + 1, batch + 1),
+            Phase::Evaluate { epoch, batch, of } => {
+                write!(f, "evaluate after epoch {}, batch {} of {of}", epoch + 1, batch + 1)
+            }
+            Phase::Auc { block, of } => write!(f, "AUC, block {} of {of}", block + 1),
+            Phase::Predict { batch, of } => write!(f, "predict, batch {} of {of}", batch + 1),
+            Phase::Result { epoch } => write!(f, "result after epoch {}", epoch + 1),
+            Phase::RevealWeights => f.write_str("reveal weights"),
+        }
+    }
 }
 
 /// Rows of a table that a program's input is made of.

@@ -2,11 +2,12 @@
 //!
 //! It is what secure training is compared with, not a part of it: nothing here runs on shares. The
 //! learning rate and the momentum are the real numbers, not the ratios that the Programs apply. The
-//! layers are in [`mod@layers`].
+//! layers are in `float/layers.rs`.
 
 mod layers;
 
 use std::collections::BTreeMap;
+use std::thread;
 
 use ndarray::{Array1, Array2, ArrayView2, Axis};
 use trefoil_protocol::Tensor;
@@ -19,6 +20,11 @@ use crate::{ModelError, weights};
 
 /// Rows in one forward pass outside training.
 const CHUNK_ROWS: usize = 128;
+/// Parts of a batch, each computed by a thread of its own and added in order: their number does not
+/// depend on the machine, so that the sums do not either.
+const PARTS: usize = 4;
+/// Rows below which a batch is not worth splitting.
+const MIN_PART_ROWS: usize = 8;
 
 /// Images (one row each, channel after channel) and their classes.
 #[derive(Clone, Copy, Debug)]
@@ -123,10 +129,18 @@ impl Model {
     pub fn logits(&self, images: ArrayView2<'_, f32>) -> Result<Array2<f32>, ModelError> {
         self.check(&images)?;
         let mut logits = Array2::zeros((images.nrows(), self.network.classes));
-        let chunks = images.axis_chunks_iter(Axis(0), CHUNK_ROWS);
-        for (chunk, mut out) in chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS)) {
-            out.assign(&layers::forward(&self.network, &self.parameters, chunk.to_owned()).0);
-        }
+        let part = part_rows(images.nrows());
+        thread::scope(|scope| {
+            let parts = images.axis_chunks_iter(Axis(0), part).zip(logits.axis_chunks_iter_mut(Axis(0), part));
+            for (images, mut logits) in parts {
+                scope.spawn(move || {
+                    let chunks = images.axis_chunks_iter(Axis(0), CHUNK_ROWS);
+                    for (chunk, mut out) in chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS)) {
+                        out.assign(&layers::forward(&self.network, &self.parameters, chunk.to_owned()).0);
+                    }
+                });
+            }
+        });
         Ok(logits)
     }
 
@@ -134,9 +148,37 @@ impl Model {
     pub fn gradients(&self, data: Data<'_>) -> Result<Gradients, ModelError> {
         self.check(&data.images)?;
         check_labels(&data, self.network.classes)?;
-        let (logits, tape) = layers::forward(&self.network, &self.parameters, data.images.to_owned());
-        let (loss, dz) = cross_entropy(&logits, data.labels);
-        Ok(Gradients { loss, layers: layers::backward(&self.network, &self.parameters, &tape, dz) })
+        let rows = data.labels.len();
+        let part = part_rows(rows);
+        let parts: Vec<Gradients> = thread::scope(|scope| {
+            let parts = data.images.axis_chunks_iter(Axis(0), part).zip(data.labels.chunks(part));
+            let threads: Vec<_> = parts
+                .map(|(images, labels)| scope.spawn(move || self.part_gradients(images, labels, rows)))
+                .collect();
+            threads.into_iter().map(|thread| thread.join().expect("shapes and labels are checked")).collect()
+        });
+        let mut sum = Gradients { loss: 0.0, layers: vec![None; self.parameters.len()] };
+        for part in parts {
+            sum.loss += part.loss;
+            for (sum, part) in sum.layers.iter_mut().zip(part.layers) {
+                match (sum.as_mut(), part) {
+                    (Some(sum), Some(part)) => {
+                        sum.weight += &part.weight;
+                        sum.bias += &part.bias;
+                    }
+                    (None, part) => *sum = part,
+                    (Some(_), None) => {}
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// What some rows of a batch of `rows` contribute to its mean.
+    fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
+        let (logits, tape) = layers::forward(&self.network, &self.parameters, images.to_owned());
+        let (loss, dz) = cross_entropy(&logits, labels, rows);
+        Gradients { loss, layers: layers::backward(&self.network, &self.parameters, &tape, dz) }
     }
 
     /// One step: `v = mu v + g`, `w = w - rate v`.
@@ -165,9 +207,13 @@ fn check_labels(data: &Data<'_>, classes: usize) -> Result<(), ModelError> {
     Err(ModelError::Table { table: "labels".into(), problem })
 }
 
-/// Mean cross-entropy of softmax, and its gradient by the logits.
-fn cross_entropy(logits: &Array2<f32>, labels: &[u8]) -> (f64, Array2<f32>) {
-    let rows = logits.nrows().max(1) as f32;
+fn part_rows(rows: usize) -> usize {
+    rows.div_ceil(PARTS).max(MIN_PART_ROWS)
+}
+
+/// Cross-entropy of softmax and its gradient by the logits, both divided by `rows`.
+fn cross_entropy(logits: &Array2<f32>, labels: &[u8], rows: usize) -> (f64, Array2<f32>) {
+    let rows = rows as f32;
     let mut gradient = logits.clone();
     let mut loss = 0.0;
     for (mut row, label) in gradient.rows_mut().into_iter().zip(labels) {

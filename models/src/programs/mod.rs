@@ -2,9 +2,9 @@
 //!
 //! Scales, with f fraction bits: weights, biases and activations have f; a linear layer gives 2f, its
 //! bias is scaled up to that; pools work at whatever scale they are given, and a truncation happens
-//! where the next product needs f (fused into ReLU where there is one). Logits stay at 2f. Forward is
-//! in [`mod@forward`], backward in [`mod@backward`], the update in [`mod@update`], evaluation and AUC
-//! in [`mod@evaluation`]. How an operation is made secure is not known here.
+//! where the next product needs f (fused into ReLU where there is one). Logits stay at 2f. Forward,
+//! backward, update, evaluation and AUC have a file each. How an operation is made secure is not
+//! known here.
 
 mod backward;
 mod evaluation;

@@ -1,0 +1,227 @@
+//! A consortium on loopback with fresh keys and stores.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use trefoil_client::remote::{Part, Remote, RemoteError, Upload};
+use trefoil_consortium::config::{IdentityFiles, Policy};
+use trefoil_consortium::{
+    Addresses, ConsortiumFile, Core, DatasetInfo, DealerConfig, Member, MemberEntry, MemberRole, PartyConfig, identity,
+};
+use trefoil_models::{JobKind, TrainSpec, plain_run};
+use trefoil_protocol::party::PartyId;
+use trefoil_protocol::ring::Tensor;
+use trefoil_protocol::run::memory::test_key;
+use trefoil_transport::{Identity, Pin, Settings};
+
+/// A network that trains in no time.
+pub const NETWORK: &str = r#"
+name = "tiny"
+input = [1, 4, 4]
+classes = 3
+
+[[layer]]
+kind = "dense"
+units = 8
+
+[[layer]]
+kind = "relu"
+
+[[layer]]
+kind = "dense"
+"#;
+
+/// All randomness of a test's data, printed so that a failure can be repeated.
+pub fn seed() -> u64 {
+    let seed = match std::env::var("TREFOIL_TEST_SEED") {
+        Ok(text) => text.parse().expect("TREFOIL_TEST_SEED is a number"),
+        Err(_) => u64::from_le_bytes(trefoil_consortium::random_bytes().unwrap()),
+    };
+    println!("TREFOIL_TEST_SEED={seed}");
+    seed >> 8
+}
+
+fn number(seed: u64, at: usize) -> u64 {
+    let key = test_key(seed, &format!("number {at}"));
+    u64::from_le_bytes(key[..8].try_into().unwrap())
+}
+
+/// Images of values in [0, 1) with 16 fraction bits.
+pub fn images(seed: u64, rows: usize) -> Tensor {
+    Tensor::new(vec![rows, 16], (0..rows * 16).map(|at| number(seed, at) & 0xffff).collect())
+}
+
+/// One-hot labels of three classes.
+pub fn labels(seed: u64, rows: usize) -> Tensor {
+    let mut labels = Tensor::zeros(&[rows, 3]);
+    for row in 0..rows {
+        labels.data_mut()[3 * row + (number(seed, 1_000_000 + row) % 3) as usize] = 1;
+    }
+    labels
+}
+
+pub fn upload(dataset: &str, part: Part, images: &Tensor, labels: Option<&Tensor>) -> Upload {
+    Upload {
+        dataset: dataset.into(),
+        part,
+        images: images.clone(),
+        labels: labels.cloned(),
+        shape: vec![1, 4, 4],
+    }
+}
+
+/// A table in the clear, of tensors one after the other.
+pub fn table<'a>(parts: impl Iterator<Item = &'a Tensor>) -> plain_run::Table {
+    let mut table = plain_run::Table { row_words: 0, words: Vec::new() };
+    for part in parts {
+        table.row_words = part.shape()[1];
+        table.words.extend_from_slice(part.data());
+    }
+    table
+}
+
+/// A small training job: batch 8, one epoch, everything revealed.
+pub fn train(info: &DatasetInfo, save_as: &str) -> JobKind {
+    JobKind::Train {
+        network: NETWORK.into(),
+        spec: TrainSpec { batch: 8, epochs: 1, momentum: 0.5, ..TrainSpec::default() },
+        dataset: info.reference("shapes"),
+        evaluate_each_epoch: true,
+        save_as: save_as.into(),
+        reveal_weights: true,
+    }
+}
+
+/// Short enough for a test, long enough for a loaded machine.
+pub fn settings() -> Settings {
+    Settings { keep_alive_ms: 500, idle_timeout_ms: 3_000, ..Settings::default() }
+}
+
+pub struct World {
+    folder: tempfile::TempDir,
+    pub consortium: ConsortiumFile,
+    identities: BTreeMap<String, Identity>,
+    pub parties: [Option<trefoil_party::Daemon>; 3],
+    pub dealer: Option<trefoil_dealer::Daemon>,
+    runtime: Arc<tokio::runtime::Runtime>,
+}
+
+fn files(folder: &Path) -> IdentityFiles {
+    IdentityFiles { certificate: folder.join("cert.der"), key: folder.join("key.der") }
+}
+
+impl World {
+    pub fn start(seed: u64) -> World {
+        let _ = seed;
+        if std::env::var("RUST_LOG").is_ok() {
+            trefoil_consortium::host::init_logging("info").unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut identities = BTreeMap::new();
+        for name in ["p0", "p1", "p2", "centre", "st-anna", "st-bernd", "analyst", "stranger"] {
+            let made = identity::generate(name).unwrap();
+            let home = folder.path().join(name);
+            std::fs::create_dir(&home).unwrap();
+            let files = files(&home);
+            identity::save(&made, &files.certificate, &files.key).unwrap();
+            identities.insert(name.to_owned(), made);
+        }
+        let pin = |name: &str| identity::pin(&identities[name]).unwrap();
+        let node = |name: &str| Member { name: name.into(), pin: pin(name), address: "127.0.0.1:1".into() };
+        let member = |name: &str, role| MemberEntry { name: name.into(), role, pin: pin(name) };
+        let consortium = ConsortiumFile {
+            core: Core {
+                name: "test".into(),
+                ring_bits: 64,
+                parties: [node("p0"), node("p1"), node("p2")],
+                dealer: node("centre"),
+            },
+            members: vec![
+                member("st-anna", MemberRole::Hospital),
+                member("st-bernd", MemberRole::Hospital),
+                member("analyst", MemberRole::Analyst),
+            ],
+        };
+        std::fs::write(folder.path().join("consortium.toml"), consortium.to_toml()).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let mut world = World {
+            folder,
+            consortium,
+            identities,
+            parties: [None, None, None],
+            dealer: None,
+            runtime: Arc::new(runtime),
+        };
+        world.restart();
+        world
+    }
+
+    /// Ends all nodes and starts them again on their stores.
+    pub fn restart(&mut self) {
+        self.parties = [None, None, None];
+        self.dealer = None;
+        let listen: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let dealer = DealerConfig {
+            listen,
+            consortium: self.consortium_path(),
+            log: "info".into(),
+            identity: files(&self.folder.path().join("centre")),
+            transport: settings(),
+            simulation_coin_seed: None,
+        };
+        let dealer = trefoil_dealer::Daemon::start(&dealer).unwrap();
+        let parties = PartyId::ALL.map(|party| {
+            let home = self.folder.path().join(format!("p{}", party.index()));
+            let config = PartyConfig {
+                listen,
+                home: home.join("home"),
+                consortium: self.consortium_path(),
+                log: "info".into(),
+                identity: files(&home),
+                peers: Addresses::default(),
+                policy: Policy { requesters: vec!["st-anna".into(), "st-bernd".into()] },
+                transport: settings(),
+            };
+            trefoil_party::Daemon::start(&config, true).unwrap()
+        });
+        let addresses = Addresses::of(parties.each_ref().map(|party| party.local_addr()), dealer.local_addr());
+        parties.iter().for_each(|party| party.set_addresses(addresses.clone()));
+        self.parties = parties.map(Some);
+        self.dealer = Some(dealer);
+    }
+
+    fn consortium_path(&self) -> PathBuf {
+        self.folder.path().join("consortium.toml")
+    }
+
+    pub fn runtime(&self) -> Arc<tokio::runtime::Runtime> {
+        self.runtime.clone()
+    }
+
+    pub fn run<T>(&self, doing: impl Future<Output = T>) -> T {
+        self.runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(120), doing).await.expect("the test hangs") })
+    }
+
+    pub fn member(&self, name: &str) -> (&Identity, Pin) {
+        let identity = &self.identities[name];
+        (identity, identity::pin(identity).unwrap())
+    }
+
+    pub async fn connect(&self, name: &str) -> Result<Remote, RemoteError> {
+        let addresses =
+            self.parties.each_ref().map(|party| party.as_ref().expect("the party runs").local_addr());
+        Remote::connect(self.member(name).0, &self.consortium, Some(addresses), &settings()).await
+    }
+
+    /// Staged uploads at all parties together.
+    pub fn staged(&self) -> usize {
+        let folder = |party: PartyId| self.folder.path().join(format!("p{}/home/staging", party.index()));
+        PartyId::ALL.into_iter().map(|party| std::fs::read_dir(folder(party)).unwrap().count()).sum()
+    }
+}
