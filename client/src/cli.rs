@@ -56,6 +56,10 @@ pub struct SimulateArgs {
     /// Number of epochs.
     #[arg(long)]
     pub epochs: Option<usize>,
+    /// Run only the plaintext fixed-point reference and the floating-point twin: no nodes, no
+    /// shares. For choosing hyper-parameters on public data.
+    #[arg(long, conflicts_with_all = ["json", "home", "link"])]
+    pub plain_only: bool,
     /// Keep the nodes' folders (keys, logs, shares) here instead of a temporary folder.
     #[arg(long, value_name = "DIR")]
     pub home: Option<PathBuf>,

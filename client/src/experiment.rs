@@ -94,9 +94,15 @@ impl Experiment {
         let experiment: Experiment =
             toml::from_str(text).with_context(|| format!("{place}: not an experiment file"))?;
         if !(1..=64).contains(&experiment.data.hospitals) {
-            bail!("{place}: data.hospitals is {}; 1 to 64 are possible", experiment.data.hospitals);
+            bail!(
+                "{place}: data.hospitals is {}; 1 to 64 are possible",
+                experiment.data.hospitals
+            );
         }
-        experiment.training.check().with_context(|| format!("{place}: [training]"))?;
+        experiment
+            .training
+            .check()
+            .with_context(|| format!("{place}: [training]"))?;
         Ok(experiment)
     }
 
@@ -108,7 +114,10 @@ impl Experiment {
                 let text = std::fs::read_to_string(path)
                     .with_context(|| format!("cannot read the experiment {}", path.display()))?;
                 let mut experiment = Experiment::parse(&text, &path.display().to_string())?;
-                let beside = path.parent().unwrap_or(Path::new(".")).join(&experiment.network);
+                let beside = path
+                    .parent()
+                    .unwrap_or(Path::new("."))
+                    .join(&experiment.network);
                 if beside.is_file() {
                     experiment.network = beside.display().to_string();
                 }
@@ -145,7 +154,13 @@ impl Experiment {
         let predict = self.predict.images.min(splits.test.len());
         let mut experiment = self;
         experiment.predict.images = predict;
-        Ok(Loaded { experiment, network, splits, preprocess, warnings })
+        Ok(Loaded {
+            experiment,
+            network,
+            splits,
+            preprocess,
+            warnings,
+        })
     }
 }
 
@@ -157,7 +172,10 @@ pub fn read_network(name: &str) -> Result<Network> {
     let path = PathBuf::from(name);
     let text = std::fs::read_to_string(&path).with_context(|| {
         let shipped: Vec<&str> = Network::shipped().collect();
-        format!("{name:?} is neither a network file nor a shipped network ({})", shipped.join(", "))
+        format!(
+            "{name:?} is neither a network file nor a shipped network ({})",
+            shipped.join(", ")
+        )
     })?;
     Network::parse(&text).with_context(|| format!("{}: not a network", path.display()))
 }
@@ -168,7 +186,10 @@ fn first(data: &Dataset, rows: Option<usize>, split: &str) -> Result<Dataset> {
         Some(rows) if (1..=data.len()).contains(&rows) => {
             Ok(data::subset(data, &(0..rows).collect::<Vec<_>>())?)
         }
-        Some(rows) => bail!("data.{split}_rows is {rows}; the data has {} such rows", data.len()),
+        Some(rows) => bail!(
+            "data.{split}_rows is {rows}; the data has {} such rows",
+            data.len()
+        ),
     }
 }
 
@@ -188,7 +209,10 @@ mod tests {
     #[test]
     fn an_unknown_key_is_an_error_that_names_file_line_and_key() {
         let text = "network = \"mlp\"\nepoch = 3\n[data]\nsource = \"digits\"\n";
-        let error = format!("{:#}", Experiment::parse(text, "my.toml").expect_err("unknown key"));
+        let error = format!(
+            "{:#}",
+            Experiment::parse(text, "my.toml").expect_err("unknown key")
+        );
         for part in ["my.toml", "line 2", "epoch"] {
             assert!(error.contains(part), "{error}");
         }
@@ -197,7 +221,10 @@ mod tests {
     #[test]
     fn a_network_that_does_not_fit_the_data_is_refused_with_both_shapes() {
         let text = "network = \"xray\"\n[data]\nsource = \"digits\"\n";
-        let error = Experiment::parse(text, "my.toml").expect("parses").load(None).expect_err("two classes");
+        let error = Experiment::parse(text, "my.toml")
+            .expect("parses")
+            .load(None)
+            .expect_err("two classes");
         let error = format!("{error:#}");
         assert!(error.contains("10") && error.contains('2'), "{error}");
     }

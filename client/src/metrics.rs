@@ -93,7 +93,10 @@ impl Confusion {
     /// A matrix counted elsewhere: a row for each true class, a column for each predicted one.
     pub fn from_counts(counts: Array2<u64>, names: Vec<String>) -> Result<Confusion, MetricsError> {
         let classes = names.len();
-        if let Some(found) = [counts.nrows(), counts.ncols()].into_iter().find(|n| *n != classes) {
+        if let Some(found) = [counts.nrows(), counts.ncols()]
+            .into_iter()
+            .find(|n| *n != classes)
+        {
             return Err(MetricsError::Length {
                 what: "rows and columns of the confusion matrix",
                 expected: classes,

@@ -61,9 +61,16 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         ring_bits: args.ring_bits,
         ..TrainSpec::default()
     };
-    let work = if args.train { Work::Train } else { Work::Predict(args.output) };
+    let work = if args.train {
+        Work::Train
+    } else {
+        Work::Predict(args.output)
+    };
     if args.text {
-        let format = Format { frac_bits: spec.frac_bits, ring_bits: spec.ring_bits };
+        let format = Format {
+            frac_bits: spec.frac_bits,
+            ring_bits: spec.ring_bits,
+        };
         let program = match work {
             Work::Train => programs::train(&network, &spec, spec.learning_rate),
             _ => programs::predict(&network, format, spec.batch, args.output),
@@ -106,7 +113,8 @@ fn estimate(cost: &Cost, link: Link) -> f64 {
         Link::Emulated { rtt_ms, mbit_per_s } => (rtt_ms / 1e3, mbit_per_s * 1e6 / 8.0),
     };
     let (macs_per_s, words_per_s) = speeds();
-    let compute = cost.multiply_adds as f64 / macs_per_s + cost.prg_words_per_party as f64 / words_per_s;
+    let compute =
+        cost.multiply_adds as f64 / macs_per_s + cost.prg_words_per_party as f64 / words_per_s;
     // Each party sends half of its bytes on each of its two links; one way is half a round trip.
     let bytes = cost.bytes_sent_per_party as f64 / 2.0 / bytes_per_s;
     let dealt = cost.dealer_bytes as f64 / 3.0 / bytes_per_s;
@@ -126,7 +134,15 @@ fn speeds() -> (f64, f64) {
     let macs = 4.0 * (n * n * n) as f64 / start.elapsed().as_secs_f64();
     let mut words = vec![0u64; 1 << 18];
     let start = Instant::now();
-    Prg::new([0; 16]).fill(Pos { step: 0, id: 0, domain: Domain::Ring }, 0, &mut words);
+    Prg::new([0; 16]).fill(
+        Pos {
+            step: 0,
+            id: 0,
+            domain: Domain::Ring,
+        },
+        0,
+        &mut words,
+    );
     (macs, words.len() as f64 / start.elapsed().as_secs_f64())
 }
 
@@ -141,7 +157,10 @@ pub fn bytes(n: u64) -> String {
 }
 
 fn print(report: &Report, link: Link) {
-    println!("{} {}, {} image(s) a step", report.network, report.work, report.batch);
+    println!(
+        "{} {}, {} image(s) a step",
+        report.network, report.work, report.batch
+    );
     println!(
         "{:<16} {:>7} {:>14} {:>12} {:>16} {:>12}",
         "layer", "rounds", "sent a party", "dealt", "multiply-adds", "comparisons"
@@ -168,8 +187,17 @@ fn print(report: &Report, link: Link) {
     );
     println!("layers share rounds: the total is not their sum");
     if let Some(setup) = report.setup_bytes_sent_per_party {
-        println!("opening the weights, once in a session: {} sent a party", bytes(setup));
+        println!(
+            "opening the weights, once in a session: {} sent a party",
+            bytes(setup)
+        );
     }
-    println!("peak memory of tensors at a party: {}", bytes(report.peak_memory_bytes));
-    println!("estimated time on {link}: {:.3} s", report.estimated_seconds);
+    println!(
+        "peak memory of tensors at a party: {}",
+        bytes(report.peak_memory_bytes)
+    );
+    println!(
+        "estimated time on {link}: {:.3} s",
+        report.estimated_seconds
+    );
 }

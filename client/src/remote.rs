@@ -8,10 +8,12 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
-use trefoil_consortium::receipt::{Schema, SignedReceipt, StagedReceipt, UploadId, check_receipts, chunk_rows};
+use trefoil_consortium::receipt::{
+    Schema, SignedReceipt, StagedReceipt, UploadId, check_receipts, chunk_rows,
+};
 use trefoil_consortium::wire::{
-    self, Answer, Ask, CHUNK_MAX_BYTES, CONTROL_MAX_BYTES, CONTROL_VERSION, Chunk, Commit, EVENT_MAX_BYTES, Request,
-    Share, UploadBegin,
+    self, Answer, Ask, CHUNK_MAX_BYTES, CONTROL_MAX_BYTES, CONTROL_VERSION, Chunk, Commit,
+    EVENT_MAX_BYTES, Request, Share, UploadBegin,
 };
 use trefoil_consortium::{ConsortiumFile, JobDescription, SessionId, hex, random_bytes};
 pub use trefoil_consortium::{DatasetInfo, JobId, NodeStats, Part, wire::Progress};
@@ -127,7 +129,13 @@ pub struct Upload {
 
 impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Upload {{ {} {} {:?} }}", self.dataset, self.part, self.images.shape())
+        write!(
+            f,
+            "Upload {{ {} {} {:?} }}",
+            self.dataset,
+            self.part,
+            self.images.shape()
+        )
     }
 }
 
@@ -219,9 +227,17 @@ impl Remote {
         let connect = |party: PartyId| {
             let pin = consortium.node(Peer::Party(party)).pin;
             let connecting = node.connect(addresses[party.index()], pin);
-            async move { connecting.await.map_err(|source| RemoteError::Link { party, source }) }
+            async move {
+                connecting
+                    .await
+                    .map_err(|source| RemoteError::Link { party, source })
+            }
         };
-        let (a, b, c) = tokio::try_join!(connect(PartyId::P0), connect(PartyId::P1), connect(PartyId::P2))?;
+        let (a, b, c) = tokio::try_join!(
+            connect(PartyId::P0),
+            connect(PartyId::P1),
+            connect(PartyId::P2)
+        )?;
         Ok(Remote {
             node,
             links: [a, b, c],
@@ -243,25 +259,38 @@ impl Remote {
 
     /// Shares rows with the parties: chunks with fresh seeds, staged at each party, committed only
     /// with the receipts of all three. `progress` hears how many rows are staged.
-    pub async fn upload(&self, upload: Upload, progress: &mut dyn FnMut(usize)) -> Result<Receipt, RemoteError> {
+    pub async fn upload(
+        &self,
+        upload: Upload,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Receipt, RemoteError> {
         let (schema, rows) = check_upload(&upload)?;
         let chunks = chunk_rows(rows, &schema).ok_or_else(|| RemoteError::Input {
             field: "images",
-            detail: format!("{rows} rows of shape {:?} are too few or too many for one upload", upload.shape),
+            detail: format!(
+                "{rows} rows of shape {:?} are too few or too many for one upload",
+                upload.shape
+            ),
         })?;
         let _one_at_a_time = self.uploading.lock().await;
         let id: UploadId = random_bytes().map_err(RemoteError::Random)?;
         let predict = upload.part == Part::Predict;
         let begin = UploadBegin {
             upload: id,
-            dataset: if predict { String::new() } else { upload.dataset.clone() },
+            dataset: if predict {
+                String::new()
+            } else {
+                upload.dataset.clone()
+            },
             part: upload.part,
             schema: schema.clone(),
             rows: rows as u64,
         };
         let mut streams = self.open_all(&Ask::Upload(begin.clone())).await?;
         let mut number = 1;
-        let ready = self.receive_all(&mut streams, "the upload", CONTROL_MAX_BYTES, 0).await?;
+        let ready = self
+            .receive_all(&mut streams, "the upload", CONTROL_MAX_BYTES, 0)
+            .await?;
         for (party, answer) in PartyId::ALL.into_iter().zip(ready) {
             match answer {
                 Answer::Ready { next_number } => number = number.max(next_number),
@@ -290,12 +319,17 @@ impl Remote {
             let mut messages = images.map(Some);
             let messages = PartyId::ALL.map(|party| Chunk {
                 chunk: chunk as u32,
-                images: messages[party.index()].take().unwrap_or(Share::Seed([0; 16])),
+                images: messages[party.index()]
+                    .take()
+                    .unwrap_or(Share::Seed([0; 16])),
                 labels: labels[party.index()].take(),
             });
             let bytes = 8 * range.len() * schema.row_words().unwrap_or(0);
-            self.send_all(&mut streams, &messages, "a chunk", bytes as u64).await?;
-            let staged = self.receive_all(&mut streams, "a chunk", CONTROL_MAX_BYTES, bytes as u64).await?;
+            self.send_all(&mut streams, &messages, "a chunk", bytes as u64)
+                .await?;
+            let staged = self
+                .receive_all(&mut streams, "a chunk", CONTROL_MAX_BYTES, bytes as u64)
+                .await?;
             for (party, answer) in PartyId::ALL.into_iter().zip(staged) {
                 match answer {
                     Answer::Staged(receipt) => receipts[party.index()].push(receipt),
@@ -306,21 +340,33 @@ impl Remote {
             progress(done);
         }
         // The parties check them too; a wrong one is found before anybody commits.
-        let digest = check_receipts(&self.consortium, &about, &chunks, &receipts)
-            .map_err(|detail| RemoteError::Disagree { what: "the upload's receipts".into(), detail })?;
+        let digest =
+            check_receipts(&self.consortium, &about, &chunks, &receipts).map_err(|detail| {
+                RemoteError::Disagree {
+                    what: "the upload's receipts".into(),
+                    detail,
+                }
+            })?;
         let commit = Commit { number, receipts };
         let commits = [commit.clone(), commit.clone(), commit];
-        self.send_all(&mut streams, &commits, "the commit", 0).await?;
-        for (party, answer) in
-            PartyId::ALL.into_iter().zip(self.receive_all(&mut streams, "the commit", CONTROL_MAX_BYTES, 0).await?)
-        {
+        self.send_all(&mut streams, &commits, "the commit", 0)
+            .await?;
+        for (party, answer) in PartyId::ALL.into_iter().zip(
+            self.receive_all(&mut streams, "the commit", CONTROL_MAX_BYTES, 0)
+                .await?,
+        ) {
             match answer {
                 Answer::Committed { digest: theirs } if theirs == digest => {}
                 other => return Err(unexpected(party, "the commit", other)),
             }
         }
         finish_all(streams).await;
-        Ok(Receipt { upload: hex(&id), rows, number, digest })
+        Ok(Receipt {
+            upload: hex(&id),
+            rows,
+            number,
+            digest,
+        })
     }
 
     /// What a data set holds: asked from all three parties, who must agree.
@@ -328,9 +374,10 @@ impl Remote {
         let what = format!("data set {name}");
         let mut streams = self.open_all(&Ask::Dataset(name.into())).await?;
         let mut infos = Vec::new();
-        for (party, answer) in
-            PartyId::ALL.into_iter().zip(self.receive_all(&mut streams, &what, CONTROL_MAX_BYTES, 0).await?)
-        {
+        for (party, answer) in PartyId::ALL.into_iter().zip(
+            self.receive_all(&mut streams, &what, CONTROL_MAX_BYTES, 0)
+                .await?,
+        ) {
             match answer {
                 Answer::Dataset(info) => infos.push(info),
                 other => return Err(unexpected(party, &what, other)),
@@ -347,7 +394,10 @@ impl Remote {
                 )
             };
             let detail: Vec<String> = PartyId::ALL.into_iter().zip(&infos).map(say).collect();
-            return Err(RemoteError::Disagree { what, detail: detail.join("; ") });
+            return Err(RemoteError::Disagree {
+                what,
+                detail: detail.join("; "),
+            });
         }
         Ok(infos.swap_remove(0))
     }
@@ -373,7 +423,13 @@ impl Remote {
                 Err(err) => {
                     for party in PartyId::ALL {
                         // What a party has not got, it cannot give back.
-                        let _ = self.ask_one(party, &Ask::Withdraw(jobs[party.index()].id()), "the withdrawal").await;
+                        let _ = self
+                            .ask_one(
+                                party,
+                                &Ask::Withdraw(jobs[party.index()].id()),
+                                "the withdrawal",
+                            )
+                            .await;
                     }
                     return Err(err);
                 }
@@ -384,7 +440,11 @@ impl Remote {
 
     /// Follows a job to its end. Revealed results are put together as soon as the shares of all
     /// three parties are here.
-    pub async fn watch(&self, job: JobId, on_event: &mut dyn FnMut(Event)) -> Result<JobResult, RemoteError> {
+    pub async fn watch(
+        &self,
+        job: JobId,
+        on_event: &mut dyn FnMut(Event),
+    ) -> Result<JobResult, RemoteError> {
         self.watch_each([job; 3], on_event).await
     }
 
@@ -400,14 +460,17 @@ impl Remote {
         let (mut a, mut b, mut c) = tokio::try_join!(a, b, c)?;
         let mut gather = Gather::default();
         while !gather.complete() {
-            let [open_a, open_b, open_c] = PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
+            let [open_a, open_b, open_c] =
+                PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
             let (party, message) = tokio::select! {
                 message = a.recv::<Watched>(EVENT_MAX_BYTES), if open_a => (PartyId::P0, message),
                 message = b.recv::<Watched>(EVENT_MAX_BYTES), if open_b => (PartyId::P1, message),
                 message = c.recv::<Watched>(EVENT_MAX_BYTES), if open_c => (PartyId::P2, message),
             };
             let message = message.map_err(|source| RemoteError::Link { party, source })?;
-            match message.unwrap_or(Watched::Failed("it ended the report without a result".into())) {
+            match message.unwrap_or(Watched::Failed(
+                "it ended the report without a result".into(),
+            )) {
                 Watched::Failed(reason) => return Err(RemoteError::Job { party, reason }),
                 event => gather.take(party, event, on_event)?,
             }
@@ -425,7 +488,12 @@ impl Remote {
         let link = &self.links[party.index()];
         let opening = async {
             let mut stream = link.open(StreamKind::Control, [0; 32]).await?;
-            stream.send(&Request { version: CONTROL_VERSION, ask: ask.clone() }).await?;
+            stream
+                .send(&Request {
+                    version: CONTROL_VERSION,
+                    ask: ask.clone(),
+                })
+                .await?;
             Ok(stream)
         };
         self.within(party, "a request", 0, opening).await
@@ -433,7 +501,8 @@ impl Remote {
 
     async fn ask_one(&self, party: PartyId, ask: &Ask, what: &str) -> Result<Answer, RemoteError> {
         let mut stream = self.open(party, ask).await?;
-        self.receive(party, &mut stream, what, CONTROL_MAX_BYTES, 0).await
+        self.receive(party, &mut stream, what, CONTROL_MAX_BYTES, 0)
+            .await
     }
 
     async fn send_all<T: serde::Serialize>(
@@ -476,13 +545,23 @@ impl Remote {
         max: usize,
         bytes: u64,
     ) -> Result<Answer, RemoteError> {
-        let answer = self.within(party, what, bytes, stream.recv::<Answer>(max)).await?;
+        let answer = self
+            .within(party, what, bytes, stream.recv::<Answer>(max))
+            .await?;
         match answer {
-            Some(Answer::Refused(reason)) => Err(RemoteError::Refused { party, what: what.into(), reason }),
+            Some(Answer::Refused(reason)) => Err(RemoteError::Refused {
+                party,
+                what: what.into(),
+                reason,
+            }),
             Some(answer) => Ok(answer),
             None => {
                 let detail = "the end of the stream".into();
-                Err(RemoteError::Unexpected { party, what: what.into(), detail })
+                Err(RemoteError::Unexpected {
+                    party,
+                    what: what.into(),
+                    detail,
+                })
             }
         }
     }
@@ -498,7 +577,11 @@ impl Remote {
         let waited_ms = self.settings.round_timeout_ms + 1_000 * bytes / SLOWEST_BYTES_PER_S;
         match tokio::time::timeout(Duration::from_millis(waited_ms), doing).await {
             Ok(result) => result.map_err(|source| RemoteError::Link { party, source }),
-            Err(_) => Err(RemoteError::Timeout { party, what: what.into(), waited_ms }),
+            Err(_) => Err(RemoteError::Timeout {
+                party,
+                what: what.into(),
+                waited_ms,
+            }),
         }
     }
 }
@@ -529,14 +612,20 @@ impl Gather {
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(), RemoteError> {
         match event {
-            wire::Event::Started { session, steps, ring_bits } => {
+            wire::Event::Started {
+                session,
+                steps,
+                ring_bits,
+            } => {
                 self.started += 1;
                 self.ring_bits = ring_bits;
                 if self.started == PartyId::ALL.len() {
                     on_event(Event::Started { session, steps });
                 }
             }
-            wire::Event::Progress(progress) if party == PartyId::P0 => on_event(Event::Progress(progress)),
+            wire::Event::Progress(progress) if party == PartyId::P0 => {
+                on_event(Event::Progress(progress))
+            }
             wire::Event::Progress(_) => {}
             wire::Event::Output { step, share } => self.output(party, step, share, on_event)?,
             wire::Event::Done { stats, dealer } => {
@@ -555,24 +644,39 @@ impl Gather {
         share: wire::WireOutput,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(), RemoteError> {
-        let unexpected = |detail| RemoteError::Unexpected { party, what: "the job's results".into(), detail };
+        let unexpected = |detail| RemoteError::Unexpected {
+            party,
+            what: "the job's results".into(),
+            detail,
+        };
         let share = share.into_share().map_err(unexpected)?;
-        let known = self.pending.iter().position(|(at, name, _)| *at == step && *name == share.name);
+        let known = self
+            .pending
+            .iter()
+            .position(|(at, name, _)| *at == step && *name == share.name);
         let at = known.unwrap_or(self.pending.len());
         if known.is_none() {
             if self.pending.len() >= PENDING_OUTPUTS_MAX {
-                return Err(unexpected(format!("more than {PENDING_OUTPUTS_MAX} results that other parties lack")));
+                return Err(unexpected(format!(
+                    "more than {PENDING_OUTPUTS_MAX} results that other parties lack"
+                )));
             }
-            self.pending.push((step, share.name.clone(), [None, None, None]));
+            self.pending
+                .push((step, share.name.clone(), [None, None, None]));
         }
         self.pending[at].2[party.index()] = Some(share);
         if self.pending[at].2.iter().any(Option::is_none) {
             return Ok(());
         }
         let (step, name, shares) = self.pending.swap_remove(at);
-        let [Some(a), Some(b), Some(c)] = shares else { return Ok(()) };
-        let tensor = reconstruct(&[a, b, c], self.ring_bits)
-            .map_err(|detail| RemoteError::Disagree { what: format!("result {name:?} of step {step}"), detail })?;
+        let [Some(a), Some(b), Some(c)] = shares else {
+            return Ok(());
+        };
+        let tensor =
+            reconstruct(&[a, b, c], self.ring_bits).map_err(|detail| RemoteError::Disagree {
+                what: format!("result {name:?} of step {step}"),
+                detail,
+            })?;
         let step = usize::try_from(step).map_err(|err| unexpected(err.to_string()))?;
         let revealed = Revealed { step, name, tensor };
         on_event(Event::Output(revealed.clone()));
@@ -588,7 +692,10 @@ impl Gather {
                 .map(|party| party.to_string())
                 .collect();
             let detail = format!("no share from {}", missing.join(" and "));
-            return Err(RemoteError::Disagree { what: format!("result {name:?} of step {step}"), detail });
+            return Err(RemoteError::Disagree {
+                what: format!("result {name:?} of step {step}"),
+                detail,
+            });
         }
         self.outputs.sort_by_key(|output| output.step);
         Ok(JobResult {
@@ -609,13 +716,24 @@ async fn resolve(
     let found = match tokio::time::timeout(waited, tokio::net::lookup_host(&address)).await {
         Ok(Ok(mut found)) => found.next().ok_or_else(|| "has no address".to_owned()),
         Ok(Err(err)) => Err(err.to_string()),
-        Err(_) => Err(format!("was not found within {} ms", settings.connect_timeout_ms)),
+        Err(_) => Err(format!(
+            "was not found within {} ms",
+            settings.connect_timeout_ms
+        )),
     };
-    found.map_err(|detail| RemoteError::Address { party, address, detail })
+    found.map_err(|detail| RemoteError::Address {
+        party,
+        address,
+        detail,
+    })
 }
 
 fn unexpected(party: PartyId, what: &str, answer: Answer) -> RemoteError {
-    RemoteError::Unexpected { party, what: what.into(), detail: format!("{answer:?}") }
+    RemoteError::Unexpected {
+        party,
+        what: what.into(),
+        detail: format!("{answer:?}"),
+    }
 }
 
 async fn finish_all(streams: [MsgStream; 3]) {
@@ -628,18 +746,38 @@ async fn finish_all(streams: [MsgStream; 3]) {
 fn check_upload(upload: &Upload) -> Result<(Schema, usize), RemoteError> {
     let input = |field, detail| RemoteError::Input { field, detail };
     let side = |side: &usize| u32::try_from(*side).map_err(|err| input("shape", err.to_string()));
-    let shape = upload.shape.iter().map(side).collect::<Result<Vec<u32>, _>>()?;
+    let shape = upload
+        .shape
+        .iter()
+        .map(side)
+        .collect::<Result<Vec<u32>, _>>()?;
     let &[rows, words] = upload.images.shape() else {
-        return Err(input("images", format!("expected shape [rows, words], found {:?}", upload.images.shape())));
+        return Err(input(
+            "images",
+            format!(
+                "expected shape [rows, words], found {:?}",
+                upload.images.shape()
+            ),
+        ));
     };
     let classes = match (&upload.labels, upload.part) {
         (None, Part::Predict) => 0,
-        (Some(_), Part::Predict) => return Err(input("labels", "images to predict have no labels".into())),
-        (None, part) => return Err(input("labels", format!("rows of the {part} part need labels"))),
+        (Some(_), Part::Predict) => {
+            return Err(input("labels", "images to predict have no labels".into()));
+        }
+        (None, part) => {
+            return Err(input(
+                "labels",
+                format!("rows of the {part} part need labels"),
+            ));
+        }
         (Some(labels), _) => match labels.shape() {
             &[labelled, classes] if labelled == rows => classes,
             other => {
-                return Err(input("labels", format!("expected shape [{rows}, classes], found {other:?}")));
+                return Err(input(
+                    "labels",
+                    format!("expected shape [{rows}, classes], found {other:?}"),
+                ));
             }
         },
     };
@@ -647,7 +785,10 @@ fn check_upload(upload: &Upload) -> Result<(Schema, usize), RemoteError> {
     let schema = Schema { shape, classes };
     match schema.image_words() {
         Some(expected) if expected == words => Ok((schema, rows)),
-        _ => Err(input("shape", format!("{:?} does not fit images of {words} words", upload.shape))),
+        _ => Err(input(
+            "shape",
+            format!("{:?} does not fit images of {words} words", upload.shape),
+        )),
     }
 }
 
@@ -657,8 +798,16 @@ fn split(
     full_to: PartyId,
 ) -> Result<[Share; 3], RemoteError> {
     let words = tensor.len() / tensor.shape()[0].max(1);
-    let seeds = [random_bytes().map_err(RemoteError::Random)?, random_bytes().map_err(RemoteError::Random)?];
-    Ok(share(&tensor.data()[rows.start * words..rows.end * words], seeds, full_to).map(Share::from))
+    let seeds = [
+        random_bytes().map_err(RemoteError::Random)?,
+        random_bytes().map_err(RemoteError::Random)?,
+    ];
+    Ok(share(
+        &tensor.data()[rows.start * words..rows.end * words],
+        seeds,
+        full_to,
+    )
+    .map(Share::from))
 }
 
 // A chunk's bound at the parties covers what is sent here.

@@ -34,7 +34,8 @@ impl Words {
     /// Words from little-endian bytes; `None` where the length is not a multiple of eight.
     pub fn from_bytes(bytes: &[u8]) -> Option<Vec<u64>> {
         let (words, rest) = bytes.as_chunks::<8>();
-        rest.is_empty().then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
+        rest.is_empty()
+            .then(|| words.iter().map(|word| u64::from_le_bytes(*word)).collect())
     }
 }
 
@@ -61,9 +62,12 @@ impl<'de> Deserialize<'de> for Words {
             }
 
             fn visit_bytes<E: Error>(self, bytes: &[u8]) -> Result<Words, E> {
-                Words::from_bytes(bytes)
-                    .map(Words)
-                    .ok_or_else(|| E::custom(format!("{} bytes are no whole number of words", bytes.len())))
+                Words::from_bytes(bytes).map(Words).ok_or_else(|| {
+                    E::custom(format!(
+                        "{} bytes are no whole number of words",
+                        bytes.len()
+                    ))
+                })
             }
         }
         deserializer.deserialize_bytes(Run)

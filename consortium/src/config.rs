@@ -36,11 +36,19 @@ pub enum ConfigError {
 }
 
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
-    let file = |source| ConfigError::File { path: path.to_owned(), source };
+    let file = |source| ConfigError::File {
+        path: path.to_owned(),
+        source,
+    };
     let len = std::fs::metadata(path).map_err(file)?.len();
-    let parse = |detail: String| ConfigError::Parse { path: path.to_owned(), detail };
+    let parse = |detail: String| ConfigError::Parse {
+        path: path.to_owned(),
+        detail,
+    };
     if len > FILE_MAX_BYTES {
-        return Err(parse(format!("{len} bytes are too long for a configuration")));
+        return Err(parse(format!(
+            "{len} bytes are too long for a configuration"
+        )));
     }
     let text = std::fs::read_to_string(path).map_err(file)?;
     toml::from_str(&text).map_err(|err| parse(err.to_string()))
@@ -83,7 +91,9 @@ impl Addresses {
 
     /// Where a peer is: here, or in the consortium file.
     pub fn resolve(&self, peer: Peer, consortium: &ConsortiumFile) -> String {
-        self.get(peer).unwrap_or(&consortium.node(peer).address).to_owned()
+        self.get(peer)
+            .unwrap_or(&consortium.node(peer).address)
+            .to_owned()
     }
 
     /// These addresses, and `other`'s where these have none.
@@ -99,7 +109,12 @@ impl Addresses {
     /// The four addresses, in order.
     pub fn of(parties: [SocketAddr; 3], dealer: SocketAddr) -> Addresses {
         let [p0, p1, p2] = parties.map(|addr| Some(addr.to_string()));
-        Addresses { p0, p1, p2, dealer: Some(dealer.to_string()) }
+        Addresses {
+            p0,
+            p1,
+            p2,
+            dealer: Some(dealer.to_string()),
+        }
     }
 }
 
@@ -166,7 +181,10 @@ fn default_log() -> String {
 /// The key of the rounding coins under [`DealerConfig::simulation_coin_seed`].
 pub fn simulation_coin_key(seed: u64) -> [u8; 16] {
     use sha2::{Digest, Sha256};
-    let hash = Sha256::new().chain_update(b"trefoil simulated coins v1\0").chain_update(seed.to_le_bytes()).finalize();
+    let hash = Sha256::new()
+        .chain_update(b"trefoil simulated coins v1\0")
+        .chain_update(seed.to_le_bytes())
+        .finalize();
     let mut key = [0; 16];
     key.copy_from_slice(&hash[..16]);
     key
@@ -180,9 +198,10 @@ fn anchor(file: &Path, path: &mut PathBuf) {
 }
 
 fn check_settings(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
-    settings
-        .check()
-        .map_err(|err| ConfigError::Parse { path: path.to_owned(), detail: format!("[transport]: {err}") })
+    settings.check().map_err(|err| ConfigError::Parse {
+        path: path.to_owned(),
+        detail: format!("[transport]: {err}"),
+    })
 }
 
 impl PartyConfig {

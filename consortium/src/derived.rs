@@ -26,7 +26,12 @@ pub struct Derived {
 
 impl fmt::Debug for Derived {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Derived {{ programs: {}, steps: {} }}", self.plans.len(), self.schedule.steps.len())
+        write!(
+            f,
+            "Derived {{ programs: {}, steps: {} }}",
+            self.plans.len(),
+            self.schedule.steps.len()
+        )
     }
 }
 
@@ -36,9 +41,19 @@ impl Derived {
     pub fn new(job: &JobDescription) -> Result<Derived, String> {
         let (ring_bits, frac_bits) = job.format();
         let schedule = schedule(&job.kind).map_err(|err| err.to_string())?;
-        let hashes = schedule.programs.iter().map(|program| program.hash()).collect();
+        let hashes = schedule
+            .programs
+            .iter()
+            .map(|program| program.hash())
+            .collect();
         let plans = schedule.programs.iter().map(Plan::new).collect();
-        Ok(Derived { schedule, plans, hashes, ring_bits, frac_bits })
+        Ok(Derived {
+            schedule,
+            plans,
+            hashes,
+            ring_bits,
+            frac_bits,
+        })
     }
 
     /// What this node says at the start of every stream of the session.

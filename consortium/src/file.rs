@@ -107,7 +107,12 @@ impl ConsortiumFile {
     /// Reads and checks the file.
     pub fn load(path: &Path) -> Result<ConsortiumFile, ConsortiumError> {
         let file: ConsortiumFile = read_toml(path)?;
-        file.check().map_err(|(field, detail)| ConsortiumError::Content { path: path.to_owned(), field, detail })?;
+        file.check()
+            .map_err(|(field, detail)| ConsortiumError::Content {
+                path: path.to_owned(),
+                field,
+                detail,
+            })?;
         Ok(file)
     }
 
@@ -124,13 +129,22 @@ impl ConsortiumFile {
             return fail("core.ring_bits".into(), detail);
         }
         if self.members.len() > MEMBERS_MAX {
-            return fail("members".into(), format!("at most {MEMBERS_MAX} are possible"));
+            return fail(
+                "members".into(),
+                format!("at most {MEMBERS_MAX} are possible"),
+            );
         }
-        let nodes = self.core.parties.iter().enumerate().map(|(at, node)| (format!("core.parties[{at}]"), node));
+        let nodes = self
+            .core
+            .parties
+            .iter()
+            .enumerate()
+            .map(|(at, node)| (format!("core.parties[{at}]"), node));
         let nodes = nodes.chain([("core.dealer".to_owned(), &self.core.dealer)]);
         let nodes = nodes.map(|(field, node)| (field, &node.name, node.pin));
         let members = self.members.iter().enumerate();
-        let members = members.map(|(at, member)| (format!("members[{at}]"), &member.name, member.pin));
+        let members =
+            members.map(|(at, member)| (format!("members[{at}]"), &member.name, member.pin));
         let (mut names, mut pins) = (BTreeSet::new(), BTreeSet::new());
         for (field, name, pin) in nodes.chain(members) {
             if let Err(detail) = check_name(name) {
@@ -140,7 +154,10 @@ impl ConsortiumFile {
                 return fail(format!("{field}.name"), format!("{name:?} is used twice"));
             }
             if !pins.insert(pin) {
-                return fail(format!("{field}.pin"), format!("the key of {name:?} belongs to another entry too"));
+                return fail(
+                    format!("{field}.pin"),
+                    format!("the key of {name:?} belongs to another entry too"),
+                );
             }
         }
         Ok(())
@@ -173,9 +190,21 @@ impl ConsortiumFile {
 
     /// Who holds the key pinned as `pin`.
     pub fn role(&self, pin: Pin) -> Option<Role> {
-        let peers = PartyId::ALL.map(Peer::Party).into_iter().chain([Peer::Dealer]);
-        let node = peers.into_iter().find(|peer| self.node(*peer).pin == pin).map(Role::Node);
-        node.or_else(|| self.members.iter().find(|member| member.pin == pin).cloned().map(Role::Member))
+        let peers = PartyId::ALL
+            .map(Peer::Party)
+            .into_iter()
+            .chain([Peer::Dealer]);
+        let node = peers
+            .into_iter()
+            .find(|peer| self.node(*peer).pin == pin)
+            .map(Role::Node);
+        node.or_else(|| {
+            self.members
+                .iter()
+                .find(|member| member.pin == pin)
+                .cloned()
+                .map(Role::Member)
+        })
     }
 
     /// All members' pins.
@@ -202,7 +231,11 @@ pub(crate) mod tests {
                 parties: [node("north", 0, 1), node("west", 1, 2), node("east", 2, 3)],
                 dealer: node("centre", 3, 4),
             },
-            members: vec![MemberEntry { name: "st-anna".into(), role: MemberRole::Hospital, pin: pin(9) }],
+            members: vec![MemberEntry {
+                name: "st-anna".into(),
+                role: MemberRole::Hospital,
+                pin: pin(9),
+            }],
         }
     }
 
@@ -213,9 +246,17 @@ pub(crate) mod tests {
         std::fs::write(&path, example().to_toml()).unwrap();
         let file = ConsortiumFile::load(&path).unwrap();
         assert_eq!(file, example());
-        assert_eq!(file.role(Pin::from_bytes([1; 32])), Some(Role::Node(Peer::Party(PartyId::P1))));
-        assert_eq!(file.role(Pin::from_bytes([3; 32])), Some(Role::Node(Peer::Dealer)));
-        assert!(matches!(file.role(Pin::from_bytes([9; 32])), Some(Role::Member(m)) if m.name == "st-anna"));
+        assert_eq!(
+            file.role(Pin::from_bytes([1; 32])),
+            Some(Role::Node(Peer::Party(PartyId::P1)))
+        );
+        assert_eq!(
+            file.role(Pin::from_bytes([3; 32])),
+            Some(Role::Node(Peer::Dealer))
+        );
+        assert!(
+            matches!(file.role(Pin::from_bytes([9; 32])), Some(Role::Member(m)) if m.name == "st-anna")
+        );
         assert_eq!(file.role(Pin::from_bytes([8; 32])), None);
     }
 

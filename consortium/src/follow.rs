@@ -8,7 +8,9 @@ use std::time::Duration;
 use trefoil_transport::{MsgStream, TransportError};
 
 use crate::session::{SessionId, session_id};
-use crate::wire::{Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Lead, NodeStats, Proposal, clip_reason};
+use crate::wire::{
+    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Lead, NodeStats, Proposal, clip_reason,
+};
 use crate::{Hex, JobId, SOFTWARE};
 
 /// One proposal of P0 and the way from it to the session's end.
@@ -29,13 +31,17 @@ fn says(err: &TransportError) -> String {
 
 impl Following {
     /// Reads the proposal that a stream of P0 begins with; every later wait is bounded by `wait`.
-    pub async fn receive(mut stream: MsgStream, wait: Duration) -> Result<(Following, Proposal), String> {
-        let proposal = match tokio::time::timeout(wait, stream.recv::<Proposal>(CONTROL_MAX_BYTES)).await {
-            Ok(Ok(Some(proposal))) => proposal,
-            Ok(Ok(None)) => return Err("P0 opened a stream and proposed nothing".into()),
-            Ok(Err(err)) => return Err(says(&err)),
-            Err(_) => return Err("P0 opened a stream and proposed nothing in time".into()),
-        };
+    pub async fn receive(
+        mut stream: MsgStream,
+        wait: Duration,
+    ) -> Result<(Following, Proposal), String> {
+        let proposal =
+            match tokio::time::timeout(wait, stream.recv::<Proposal>(CONTROL_MAX_BYTES)).await {
+                Ok(Ok(Some(proposal))) => proposal,
+                Ok(Ok(None)) => return Err("P0 opened a stream and proposed nothing".into()),
+                Ok(Err(err)) => return Err(says(&err)),
+                Err(_) => return Err("P0 opened a stream and proposed nothing in time".into()),
+            };
         let mut following = Following { stream, wait };
         if proposal.version != CONTROL_VERSION {
             let reason = format!(
@@ -85,7 +91,10 @@ impl Following {
         let wait = self.wait;
         match tokio::time::timeout(wait, self.next()).await {
             Ok(lead) => lead,
-            Err(_) => Err(format!("P0 did not send {what} within {} ms", wait.as_millis())),
+            Err(_) => Err(format!(
+                "P0 did not send {what} within {} ms",
+                wait.as_millis()
+            )),
         }
     }
 
@@ -110,7 +119,11 @@ impl Following {
         }
         let expected = session_id(core_hash, job, attempt, &nonces);
         if session != expected {
-            return Err(format!("P0 confirmed session {}, here it is {}", Hex(&session), Hex(&expected)));
+            return Err(format!(
+                "P0 confirmed session {}, here it is {}",
+                Hex(&session),
+                Hex(&expected)
+            ));
         }
         Ok(session)
     }
@@ -138,7 +151,12 @@ impl Following {
         self.say(&Follow::Finished(stats)).await?;
         let lead = match tokio::time::timeout(wall, self.next()).await {
             Ok(lead) => lead?,
-            Err(_) => return Err(format!("P0 did not send the conclusion within {} s", wall.as_secs())),
+            Err(_) => {
+                return Err(format!(
+                    "P0 did not send the conclusion within {} s",
+                    wall.as_secs()
+                ));
+            }
         };
         match lead {
             Lead::Conclude => Ok(()),

@@ -48,11 +48,16 @@ impl Peers {
 /// Logs to standard error; `RUST_LOG` goes before `filter`. Only the first call counts.
 pub fn init_logging(filter: &str) -> Result<(), String> {
     let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => EnvFilter::try_new(text).map_err(|err| format!("RUST_LOG: {err}")),
+        Ok(text) if !text.is_empty() => {
+            EnvFilter::try_new(text).map_err(|err| format!("RUST_LOG: {err}"))
+        }
         _ => EnvFilter::try_new(filter).map_err(|err| format!("log = {filter:?}: {err}")),
     }?;
     // An error means that the process logs already.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .try_init();
     Ok(())
 }
 
@@ -60,7 +65,9 @@ pub fn init_logging(filter: &str) -> Result<(), String> {
 pub fn announce(listening: SocketAddr) -> Result<(), String> {
     let line = serde_json::to_string(&Listening { listening }).map_err(|err| err.to_string())?;
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|err| format!("standard output: {err}"))
+    writeln!(out, "{line}")
+        .and_then(|()| out.flush())
+        .map_err(|err| format!("standard output: {err}"))
 }
 
 /// Reads the parent's line from standard input.
@@ -85,21 +92,33 @@ pub fn end_with_parent(end: impl FnOnce() + Send + 'static) -> Result<(), String
         std::process::exit(1);
     };
     let thread = std::thread::Builder::new().name("parent".into());
-    thread.spawn(watch).map(drop).map_err(|err| format!("a thread cannot be started: {err}"))
+    thread
+        .spawn(watch)
+        .map(drop)
+        .map_err(|err| format!("a thread cannot be started: {err}"))
 }
 
 /// The process's largest resident memory so far; 0 where the platform does not say.
 pub fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|rest| rest.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    let kib = line.and_then(|rest| {
+        rest.trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     kib.unwrap_or(0) * 1024
 }
 
 /// Calls `end` at the first Ctrl-C (or, on Unix, `SIGTERM`); at the second the process ends at once.
 pub fn on_interrupt(end: impl Fn() + Send + 'static) -> Result<(), String> {
     let failed = |err: io::Error| format!("signals cannot be handled: {err}");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(failed)?;
     let watch = move || {
         runtime.block_on(async {
             let mut interrupted = false;

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{
-    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+    ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair,
+    UnparsedPublicKey,
 };
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,8 +20,8 @@ use trefoil_transport::{Identity, Pin};
 const FILE_MAX_BYTES: u64 = 64 << 10;
 /// DER of a P-256 SubjectPublicKeyInfo up to the point itself.
 const SPKI_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86, 0x48, 0xce,
-    0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 /// An uncompressed point on P-256.
 const POINT_BYTES: usize = 65;
@@ -69,7 +70,10 @@ pub enum IdentityError {
 }
 
 fn file_error(path: &Path) -> impl FnOnce(io::Error) -> IdentityError + '_ {
-    |source| IdentityError::File { path: path.to_owned(), source }
+    |source| IdentityError::File {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// A new key pair with a self-signed certificate for `name`.
@@ -77,14 +81,21 @@ pub fn generate(name: &str) -> Result<Identity, IdentityError> {
     let failed = |err: rcgen::Error| IdentityError::Make(err.to_string());
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(failed)?;
     let mut params = rcgen::CertificateParams::new(vec![]).map_err(failed)?;
-    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params
+        .distinguished_name
+        .push(rcgen::DnType::CommonName, name);
     let certificate = params.self_signed(&key).map_err(failed)?;
-    Ok(Identity { cert_der: certificate.der().to_vec(), key_der: key.serialize_der() })
+    Ok(Identity {
+        cert_der: certificate.der().to_vec(),
+        key_der: key.serialize_der(),
+    })
 }
 
 /// The pin by which others know this identity.
 pub fn pin(identity: &Identity) -> Result<Pin, IdentityError> {
-    identity.pin().map_err(|err| IdentityError::Make(err.to_string()))
+    identity
+        .pin()
+        .map_err(|err| IdentityError::Make(err.to_string()))
 }
 
 /// Writes certificate and private key (DER); the key with mode 0600, never over an existing file.
@@ -104,17 +115,33 @@ pub fn save(identity: &Identity, certificate: &Path, key: &Path) -> Result<(), I
 pub fn load(certificate: &Path, key: &Path) -> Result<Identity, IdentityError> {
     #[cfg(unix)]
     {
-        let mode = std::os::unix::fs::MetadataExt::mode(&fs::metadata(key).map_err(file_error(key))?) & 0o777;
+        let mode =
+            std::os::unix::fs::MetadataExt::mode(&fs::metadata(key).map_err(file_error(key))?)
+                & 0o777;
         if mode & 0o077 != 0 {
-            return Err(IdentityError::Exposed { path: key.to_owned(), mode });
+            return Err(IdentityError::Exposed {
+                path: key.to_owned(),
+                mode,
+            });
         }
     }
-    let identity = Identity { cert_der: read(certificate)?, key_der: read(key)? };
-    let content = |path: &Path, detail: String| IdentityError::Content { path: path.to_owned(), detail };
-    let pin = identity.pin().map_err(|err| content(certificate, err.to_string()))?;
+    let identity = Identity {
+        cert_der: read(certificate)?,
+        key_der: read(key)?,
+    };
+    let content = |path: &Path, detail: String| IdentityError::Content {
+        path: path.to_owned(),
+        detail,
+    };
+    let pin = identity
+        .pin()
+        .map_err(|err| content(certificate, err.to_string()))?;
     let signer = Signer::new(&identity).map_err(|err| content(key, err.to_string()))?;
     if signer.pin() != pin {
-        return Err(content(key, format!("is not the private key of {}", certificate.display())));
+        return Err(content(
+            key,
+            format!("is not the private key of {}", certificate.display()),
+        ));
     }
     Ok(identity)
 }
@@ -123,7 +150,10 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
     let len = fs::metadata(path).map_err(file_error(path))?.len();
     if len > FILE_MAX_BYTES {
         let detail = format!("{len} bytes are too long for a key or certificate");
-        return Err(IdentityError::Content { path: path.to_owned(), detail });
+        return Err(IdentityError::Content {
+            path: path.to_owned(),
+            detail,
+        });
     }
     fs::read(path).map_err(file_error(path))
 }
@@ -131,7 +161,13 @@ fn read(path: &Path) -> Result<Vec<u8>, IdentityError> {
 /// The pin of a public point.
 fn pin_of_point(point: &[u8]) -> Option<Pin> {
     (point.len() == POINT_BYTES).then(|| {
-        Pin::from_bytes(Sha256::new().chain_update(SPKI_PREFIX).chain_update(point).finalize().into())
+        Pin::from_bytes(
+            Sha256::new()
+                .chain_update(SPKI_PREFIX)
+                .chain_update(point)
+                .finalize()
+                .into(),
+        )
     })
 }
 
@@ -172,16 +208,22 @@ impl Signer {
 
     /// Signs `message`.
     pub fn sign(&self, message: &[u8]) -> Result<Signature, IdentityError> {
-        let signature =
-            self.key.sign(&SystemRandom::new(), message).map_err(|err| IdentityError::Sign(err.to_string()))?;
-        Ok(Signature { point: self.key.public_key().as_ref().to_vec(), signature: signature.as_ref().to_vec() })
+        let signature = self
+            .key
+            .sign(&SystemRandom::new(), message)
+            .map_err(|err| IdentityError::Sign(err.to_string()))?;
+        Ok(Signature {
+            point: self.key.public_key().as_ref().to_vec(),
+            signature: signature.as_ref().to_vec(),
+        })
     }
 }
 
 impl Signature {
     /// Checks that the holder of the key pinned as `signer` signed `message`.
     pub fn verify(&self, signer: Pin, message: &[u8]) -> Result<(), IdentityError> {
-        let known = pin_of_point(&self.point) == Some(signer) && self.signature.len() <= SIGNATURE_MAX_BYTES;
+        let known = pin_of_point(&self.point) == Some(signer)
+            && self.signature.len() <= SIGNATURE_MAX_BYTES;
         let key = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point);
         if known && key.verify(message, &self.signature).is_ok() {
             Ok(())
@@ -198,10 +240,16 @@ mod tests {
     #[test]
     fn an_identity_is_read_back_and_its_signature_holds_for_its_pin_only() {
         let folder = tempfile::tempdir().unwrap();
-        let (certificate, key) = (folder.path().join("cert.der"), folder.path().join("key.der"));
+        let (certificate, key) = (
+            folder.path().join("cert.der"),
+            folder.path().join("key.der"),
+        );
         let made = generate("st-anna").unwrap();
         save(&made, &certificate, &key).unwrap();
-        assert!(save(&made, &certificate, &key).is_err(), "an existing key is not overwritten");
+        assert!(
+            save(&made, &certificate, &key).is_err(),
+            "an existing key is not overwritten"
+        );
         let read = load(&certificate, &key).unwrap();
         let signer = Signer::new(&read).unwrap();
         assert_eq!(signer.pin(), pin(&made).unwrap());
@@ -218,11 +266,17 @@ mod tests {
     fn a_key_that_others_can_read_and_a_key_of_another_certificate_are_refused() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let (certificate, key) = (folder.path().join("cert.der"), folder.path().join("key.der"));
+        let (certificate, key) = (
+            folder.path().join("cert.der"),
+            folder.path().join("key.der"),
+        );
         save(&generate("a").unwrap(), &certificate, &key).unwrap();
         fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).unwrap();
         let err = load(&certificate, &key).unwrap_err().to_string();
-        assert!(err.contains("chmod 600") && err.contains("key.der"), "{err}");
+        assert!(
+            err.contains("chmod 600") && err.contains("key.der"),
+            "{err}"
+        );
 
         fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&certificate, generate("b").unwrap().cert_der).unwrap();

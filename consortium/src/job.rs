@@ -46,7 +46,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { wall_time_s: 24 * 3600 }
+        Limits {
+            wall_time_s: 24 * 3600,
+        }
     }
 }
 
@@ -72,7 +74,10 @@ pub struct JobDescription {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum JobError {
     /// Of another version.
-    #[error("the job has format version {found}, this node reads {JOB_VERSION} ({})", crate::SOFTWARE)]
+    #[error(
+        "the job has format version {found}, this node reads {JOB_VERSION} ({})",
+        crate::SOFTWARE
+    )]
     Version {
         /// Its version.
         found: u32,
@@ -96,7 +101,9 @@ pub enum JobError {
 /// Checks that a text can name something in files and messages.
 pub fn check_name(name: &str) -> Result<(), String> {
     let fits = (1..=NAME_MAX_BYTES).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
         && !name.starts_with('.');
     if fits {
         return Ok(());
@@ -130,22 +137,34 @@ impl JobDescription {
 
     /// The job hash.
     pub fn id(&self) -> JobId {
-        JobId(Sha256::new().chain_update(b"trefoil job v1\0").chain_update(self.to_bytes()).finalize().into())
+        JobId(
+            Sha256::new()
+                .chain_update(b"trefoil job v1\0")
+                .chain_update(self.to_bytes())
+                .finalize()
+                .into(),
+        )
     }
 
     /// Checks version, names and limits. What the computation itself allows is the schedule's word.
     pub fn check(&self) -> Result<(), JobError> {
         if self.version != JOB_VERSION {
-            return Err(JobError::Version { found: self.version });
+            return Err(JobError::Version {
+                found: self.version,
+            });
         }
         let found = self.to_bytes().len();
         if found > JOB_MAX_BYTES {
             return Err(JobError::TooLong { found });
         }
-        let name = |field, name: &str| check_name(name).map_err(|detail| JobError::Field { field, detail });
+        let name = |field, name: &str| {
+            check_name(name).map_err(|detail| JobError::Field { field, detail })
+        };
         name("name", &self.name)?;
         match &self.kind {
-            JobKind::Train { dataset, save_as, .. } => {
+            JobKind::Train {
+                dataset, save_as, ..
+            } => {
                 name("dataset.name", &dataset.name)?;
                 name("save_as", save_as)?;
             }
@@ -159,8 +178,14 @@ impl JobDescription {
             }
         }
         if !(1..=WALL_TIME_MAX_S).contains(&self.limits.wall_time_s) {
-            let detail = format!("1 to {WALL_TIME_MAX_S} are possible, found {}", self.limits.wall_time_s);
-            return Err(JobError::Field { field: "limits.wall_time_s", detail });
+            let detail = format!(
+                "1 to {WALL_TIME_MAX_S} are possible, found {}",
+                self.limits.wall_time_s
+            );
+            return Err(JobError::Field {
+                field: "limits.wall_time_s",
+                detail,
+            });
         }
         Ok(())
     }
@@ -193,9 +218,16 @@ impl JobDescription {
     pub fn format(&self) -> (u8, u8) {
         match &self.kind {
             JobKind::Train { spec, .. } => (spec.ring_bits, spec.frac_bits),
-            JobKind::Evaluate { ring_bits, frac_bits, .. } | JobKind::Predict { ring_bits, frac_bits, .. } => {
-                (*ring_bits, *frac_bits)
+            JobKind::Evaluate {
+                ring_bits,
+                frac_bits,
+                ..
             }
+            | JobKind::Predict {
+                ring_bits,
+                frac_bits,
+                ..
+            } => (*ring_bits, *frac_bits),
         }
     }
 
@@ -207,8 +239,12 @@ impl JobDescription {
             let _ = writeln!(text, "  {label:<10} {words}");
         };
         let network = |toml: &str| {
-            let name = toml.lines().find_map(|line| line.trim().strip_prefix("name")?.trim().strip_prefix('='));
-            name.map_or("a network".into(), |name| format!("network {}", name.trim().trim_matches('"')))
+            let name = toml
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("name")?.trim().strip_prefix('='));
+            name.map_or("a network".into(), |name| {
+                format!("network {}", name.trim().trim_matches('"'))
+            })
         };
         let snapshot = |dataset: &DatasetRef| {
             format!(
@@ -220,34 +256,98 @@ impl JobDescription {
             )
         };
         match &self.kind {
-            JobKind::Train { network: toml, spec, dataset, evaluate_each_epoch, save_as, reveal_weights } => {
-                line("computes", format!("training of {} on {}", network(toml), snapshot(dataset)));
+            JobKind::Train {
+                network: toml,
+                spec,
+                dataset,
+                evaluate_each_epoch,
+                save_as,
+                reveal_weights,
+            } => {
+                line(
+                    "computes",
+                    format!("training of {} on {}", network(toml), snapshot(dataset)),
+                );
                 line(
                     "with",
                     format!(
                         "batch {}, {} epochs, learning rate {}, momentum {}, seed {}, {:?} rounding",
-                        spec.batch, spec.epochs, spec.learning_rate, spec.momentum, spec.seed, spec.rounding
+                        spec.batch,
+                        spec.epochs,
+                        spec.learning_rate,
+                        spec.momentum,
+                        spec.seed,
+                        spec.rounding
                     ),
                 );
-                line("keeps", format!("shares of the weights at the three parties, as {save_as}"));
+                line(
+                    "keeps",
+                    format!("shares of the weights at the three parties, as {save_as}"),
+                );
                 if *evaluate_each_epoch {
-                    line("reveals", format!("to {requester}: the confusion matrix on the test split, every epoch"));
+                    line(
+                        "reveals",
+                        format!(
+                            "to {requester}: the confusion matrix on the test split, every epoch"
+                        ),
+                    );
                 }
                 if *reveal_weights {
-                    line("REVEALS", format!("to {requester}: THE TRAINED WEIGHTS, which are no secret any more"));
+                    line(
+                        "REVEALS",
+                        format!(
+                            "to {requester}: THE TRAINED WEIGHTS, which are no secret any more"
+                        ),
+                    );
                 }
                 if !evaluate_each_epoch && !reveal_weights {
                     line("reveals", "nothing".into());
                 }
             }
-            JobKind::Evaluate { model, network: toml, dataset, auc, .. } => {
-                line("computes", format!("evaluation of model {model} ({}) on {}", network(toml), snapshot(dataset)));
-                let auc = if *auc { " and the area under the ROC curve" } else { "" };
-                line("reveals", format!("to {requester}: the confusion matrix on the test split{auc}"));
+            JobKind::Evaluate {
+                model,
+                network: toml,
+                dataset,
+                auc,
+                ..
+            } => {
+                line(
+                    "computes",
+                    format!(
+                        "evaluation of model {model} ({}) on {}",
+                        network(toml),
+                        snapshot(dataset)
+                    ),
+                );
+                let auc = if *auc {
+                    " and the area under the ROC curve"
+                } else {
+                    ""
+                };
+                line(
+                    "reveals",
+                    format!("to {requester}: the confusion matrix on the test split{auc}"),
+                );
             }
-            JobKind::Predict { model, network: toml, rows, upload, output, .. } => {
-                line("computes", format!("predictions of model {model} ({}) for {rows} images", network(toml)));
-                line("reads", format!("upload {upload}, which only {requester} may use"));
+            JobKind::Predict {
+                model,
+                network: toml,
+                rows,
+                upload,
+                output,
+                ..
+            } => {
+                line(
+                    "computes",
+                    format!(
+                        "predictions of model {model} ({}) for {rows} images",
+                        network(toml)
+                    ),
+                );
+                line(
+                    "reads",
+                    format!("upload {upload}, which only {requester} may use"),
+                );
                 let what = match output {
                     PredictOutput::Class => "the most probable class of each image, nothing else",
                     PredictOutput::Logits => "the last layer's outputs for each image",
@@ -270,7 +370,12 @@ mod tests {
         let kind = JobKind::Train {
             network: "name = \"mlp\"".into(),
             spec: TrainSpec::default(),
-            dataset: DatasetRef { name: "digits".into(), train_rows: 10, test_rows: 2, snapshot: [7; 32] },
+            dataset: DatasetRef {
+                name: "digits".into(),
+                train_rows: 10,
+                test_rows: 2,
+                snapshot: [7; 32],
+            },
             evaluate_each_epoch: true,
             save_as: "digits-mlp".into(),
             reveal_weights: true,
@@ -288,7 +393,10 @@ mod tests {
         }
         assert_ne!(job.id(), other.id());
         let words = job.describe("st-anna");
-        assert!(words.contains("to st-anna: THE TRAINED WEIGHTS") && words.contains("network mlp"), "{words}");
+        assert!(
+            words.contains("to st-anna: THE TRAINED WEIGHTS") && words.contains("network mlp"),
+            "{words}"
+        );
         assert!(!other.describe("st-anna").contains("WEIGHTS"));
         let read: JobDescription = postcard::from_bytes(&job.to_bytes()).unwrap();
         assert_eq!(read, job);

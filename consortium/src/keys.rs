@@ -47,19 +47,43 @@ impl KeyDesk {
     /// From now on this session's keys are taken.
     pub fn open(&self, session: SessionId) -> KeyTray {
         let (sender, keys) = mpsc::channel(KEYS_MAX);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(session, sender);
-        KeyTray { trays: self.0.clone(), session, keys }
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(session, sender);
+        KeyTray {
+            trays: self.0.clone(),
+            session,
+            keys,
+        }
     }
 
     /// Reads the key from a control stream that names `session`, if this node waits for it.
-    pub async fn deliver(&self, session: SessionId, mut stream: MsgStream, wait: Duration) -> Result<(), String> {
-        let tray = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&session).cloned();
+    pub async fn deliver(
+        &self,
+        session: SessionId,
+        mut stream: MsgStream,
+        wait: Duration,
+    ) -> Result<(), String> {
+        let tray = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&session)
+            .cloned();
         let tray = tray.ok_or("a key for a session that is not known or over")?;
         let receiving = async {
-            let key = stream.recv::<SessionKey>(KEY_MAX_BYTES).await.map_err(|err| err.to_string())?;
+            let key = stream
+                .recv::<SessionKey>(KEY_MAX_BYTES)
+                .await
+                .map_err(|err| err.to_string())?;
             let SessionKey(key) = key.ok_or("a key stream without a key")?;
-            tray.try_send((stream.link().peer(), key)).map_err(|_| "more keys than nodes")?;
-            stream.send(&KeyReceived).await.map_err(|err| err.to_string())
+            tray.try_send((stream.link().peer(), key))
+                .map_err(|_| "more keys than nodes")?;
+            stream
+                .send(&KeyReceived)
+                .await
+                .map_err(|err| err.to_string())
         };
         match tokio::time::timeout(wait, receiving).await {
             Ok(result) => result,
@@ -70,7 +94,11 @@ impl KeyDesk {
 
 impl KeyTray {
     /// Waits for exactly one key from each of `peers`.
-    pub async fn take(&mut self, peers: &[(Peer, Pin)], wait: Duration) -> Result<BTreeMap<Pin, [u8; 16]>, String> {
+    pub async fn take(
+        &mut self,
+        peers: &[(Peer, Pin)],
+        wait: Duration,
+    ) -> Result<BTreeMap<Pin, [u8; 16]>, String> {
         let mut keys = BTreeMap::new();
         let gathering = async {
             while keys.len() < peers.len() {
@@ -95,7 +123,11 @@ impl KeyTray {
                     .filter(|(_, pin)| !keys.contains_key(pin))
                     .map(|(peer, _)| peer.to_string())
                     .collect();
-                Err(format!("no session key from {} within {} ms", missing.join(", "), wait.as_millis()))
+                Err(format!(
+                    "no session key from {} within {} ms",
+                    missing.join(", "),
+                    wait.as_millis()
+                ))
             }
         }
     }
@@ -103,7 +135,10 @@ impl KeyTray {
 
 impl Drop for KeyTray {
     fn drop(&mut self) {
-        self.trays.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.session);
+        self.trays
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&self.session);
     }
 }
 
@@ -124,6 +159,9 @@ pub async fn send_key(
         Ok(Ok(Some(KeyReceived))) => Ok(()),
         Ok(Ok(None)) => Err(format!("{peer} did not take the session key")),
         Ok(Err(err)) => Err(format!("{peer}: {err}")),
-        Err(_) => Err(format!("{peer} did not take the session key within {} ms", wait.as_millis())),
+        Err(_) => Err(format!(
+            "{peer} did not take the session key within {} ms",
+            wait.as_millis()
+        )),
     }
 }

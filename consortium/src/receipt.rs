@@ -30,8 +30,12 @@ pub struct Schema {
 impl Schema {
     /// Words of one image; `None` where the shape is empty or absurd.
     pub fn image_words(&self) -> Option<usize> {
-        let words = self.shape.iter().try_fold(1usize, |words, side| words.checked_mul(*side as usize))?;
-        (!self.shape.is_empty() && self.shape.len() <= 4 && (1..=1 << 24).contains(&words)).then_some(words)
+        let words = self
+            .shape
+            .iter()
+            .try_fold(1usize, |words, side| words.checked_mul(*side as usize))?;
+        (!self.shape.is_empty() && self.shape.len() <= 4 && (1..=1 << 24).contains(&words))
+            .then_some(words)
     }
 
     /// Words of one row: image and label.
@@ -48,7 +52,9 @@ impl Schema {
     pub fn hash(&self) -> [u8; 32] {
         let mut hash = Sha256::new().chain_update(b"trefoil schema v1\0");
         hash.update((self.shape.len() as u64).to_le_bytes());
-        self.shape.iter().for_each(|side| hash.update(side.to_le_bytes()));
+        self.shape
+            .iter()
+            .for_each(|side| hash.update(side.to_le_bytes()));
         hash.update(self.classes.to_le_bytes());
         hash.finalize().into()
     }
@@ -84,19 +90,28 @@ pub struct SignedReceipt {
 impl StagedReceipt {
     fn message(&self) -> Vec<u8> {
         let mut message = b"trefoil staged receipt v1\0".to_vec();
-        message.extend(postcard::to_stdvec(self).expect("strings, numbers and byte arrays have a postcard form"));
+        message.extend(
+            postcard::to_stdvec(self)
+                .expect("strings, numbers and byte arrays have a postcard form"),
+        );
         message
     }
 
     /// Signs the receipt with the party's key.
     pub fn sign(self, signer: &Signer) -> Result<SignedReceipt, IdentityError> {
         let signature = signer.sign(&self.message())?;
-        Ok(SignedReceipt { receipt: self, signature })
+        Ok(SignedReceipt {
+            receipt: self,
+            signature,
+        })
     }
 
     /// Whether the two speak of the same chunk; what each party holds differs.
     pub fn same_chunk(&self, other: &StagedReceipt) -> bool {
-        let with_digest = StagedReceipt { digest: self.digest, ..other.clone() };
+        let with_digest = StagedReceipt {
+            digest: self.digest,
+            ..other.clone()
+        };
         *self == with_digest
     }
 }
@@ -116,20 +131,38 @@ pub fn check_receipts(
     chunk_rows: &[u32],
     receipts: &[Vec<SignedReceipt>; 3],
 ) -> Result<[u8; 32], String> {
-    let mut hash = Sha256::new().chain_update(b"trefoil upload v1\0").chain_update(expected.upload);
+    let mut hash = Sha256::new()
+        .chain_update(b"trefoil upload v1\0")
+        .chain_update(expected.upload);
     for (chunk, rows) in chunk_rows.iter().enumerate() {
         for party in PartyId::ALL {
-            let missing = || format!("{party}: no receipt for chunk {chunk} of {}", chunk_rows.len());
+            let missing = || {
+                format!(
+                    "{party}: no receipt for chunk {chunk} of {}",
+                    chunk_rows.len()
+                )
+            };
             let signed = receipts[party.index()].get(chunk).ok_or_else(missing)?;
-            let about = StagedReceipt { chunk: chunk as u32, rows: *rows, ..expected.clone() };
+            let about = StagedReceipt {
+                chunk: chunk as u32,
+                rows: *rows,
+                ..expected.clone()
+            };
             if !signed.receipt.same_chunk(&about) {
-                return Err(format!("{party}: the receipt for chunk {chunk} speaks of something else"));
+                return Err(format!(
+                    "{party}: the receipt for chunk {chunk} speaks of something else"
+                ));
             }
-            signed.verify(consortium.node(Peer::Party(party)).pin).map_err(|err| format!("{party}: {err}"))?;
+            signed
+                .verify(consortium.node(Peer::Party(party)).pin)
+                .map_err(|err| format!("{party}: {err}"))?;
             hash.update(signed.receipt.digest);
         }
     }
-    if let Some(party) = PartyId::ALL.into_iter().find(|party| receipts[party.index()].len() != chunk_rows.len()) {
+    if let Some(party) = PartyId::ALL
+        .into_iter()
+        .find(|party| receipts[party.index()].len() != chunk_rows.len())
+    {
         return Err(format!(
             "{party}: {} receipts for {} chunks",
             receipts[party.index()].len(),
@@ -146,5 +179,9 @@ pub fn chunk_rows(rows: usize, schema: &Schema) -> Option<Vec<u32>> {
     if rows == 0 || chunks > CHUNKS_MAX {
         return None;
     }
-    Some((0..chunks).map(|chunk| full.min(rows - chunk * full) as u32).collect())
+    Some(
+        (0..chunks)
+            .map(|chunk| full.min(rows - chunk * full) as u32)
+            .collect(),
+    )
 }

@@ -32,13 +32,22 @@ pub fn fresh_nonce() -> Result<Nonce, String> {
 }
 
 /// The id: every node has put a nonce in, so no single node's lost disk can repeat one.
-pub fn session_id(core_hash: &[u8; 32], job: &JobId, attempt: u32, nonces: &[Nonce; 4]) -> SessionId {
+pub fn session_id(
+    core_hash: &[u8; 32],
+    job: &JobId,
+    attempt: u32,
+    nonces: &[Nonce; 4],
+) -> SessionId {
     let hash = Sha256::new()
         .chain_update(b"trefoil session v1\0")
         .chain_update(core_hash)
         .chain_update(job.0)
         .chain_update(attempt.to_le_bytes());
-    nonces.iter().fold(hash, |hash, nonce| hash.chain_update(nonce)).finalize().into()
+    nonces
+        .iter()
+        .fold(hash, |hash, nonce| hash.chain_update(nonce))
+        .finalize()
+        .into()
 }
 
 #[cfg(test)]

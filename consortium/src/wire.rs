@@ -7,10 +7,10 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
 use trefoil_protocol::share::CompressedShare;
+use trefoil_protocol::transport::NetError;
 use trefoil_transport::Pin;
 
 use crate::receipt::{Schema, SignedReceipt, UploadId};
@@ -260,7 +260,12 @@ impl From<OutputShare> for WireOutput {
     fn from(output: OutputShare) -> WireOutput {
         WireOutput {
             name: output.name,
-            shape: output.share.shape().iter().map(|side| *side as u64).collect(),
+            shape: output
+                .share
+                .shape()
+                .iter()
+                .map(|side| *side as u64)
+                .collect(),
             words: Words(output.share.into_data()),
             xor: output.xor,
             opened: output.opened,
@@ -271,8 +276,16 @@ impl From<OutputShare> for WireOutput {
 impl WireOutput {
     /// The share; an error where shape and words do not fit.
     pub fn into_share(self) -> Result<OutputShare, String> {
-        let shape: Option<Vec<usize>> = self.shape.iter().map(|side| usize::try_from(*side).ok()).collect();
-        let len = |shape: &[usize]| shape.iter().try_fold(1usize, |len, side| len.checked_mul(*side));
+        let shape: Option<Vec<usize>> = self
+            .shape
+            .iter()
+            .map(|side| usize::try_from(*side).ok())
+            .collect();
+        let len = |shape: &[usize]| {
+            shape
+                .iter()
+                .try_fold(1usize, |len, side| len.checked_mul(*side))
+        };
         match shape {
             Some(shape) if len(&shape) == Some(self.words.0.len()) => Ok(OutputShare {
                 name: self.name,
@@ -280,7 +293,12 @@ impl WireOutput {
                 xor: self.xor,
                 opened: self.opened,
             }),
-            _ => Err(format!("output {:?}: {} words in shape {:?}", self.name, self.words.0.len(), self.shape)),
+            _ => Err(format!(
+                "output {:?}: {} words in shape {:?}",
+                self.name,
+                self.words.0.len(),
+                self.shape
+            )),
         }
     }
 }
@@ -406,14 +424,28 @@ pub struct Contribution {
 
 /// At most [`REASON_MAX_CHARS`] of a reason, without control characters.
 pub fn clip_reason(reason: &str) -> String {
-    reason.chars().take(REASON_MAX_CHARS).map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+    reason
+        .chars()
+        .take(REASON_MAX_CHARS)
+        .map(|c| if c.is_control() && c != '\n' { ' ' } else { c })
+        .collect()
 }
 
-/// P0's index and the others' order in a session's nonces.
-pub fn nonce_index(peer: trefoil_protocol::party::Peer) -> usize {
-    match peer {
-        trefoil_protocol::party::Peer::Party(party) => party.index(),
-        trefoil_protocol::party::Peer::Dealer => PartyId::ALL.len(),
+/// A reason with the name of the node that gave it, once.
+pub fn attributed(node: impl fmt::Display, reason: &str) -> String {
+    let node = node.to_string();
+    if reason.starts_with(&node) {
+        reason.into()
+    } else {
+        format!("{node}: {reason}")
+    }
+}
+
+/// Why a node's part of a session failed: in the words of whoever ended it, where somebody did.
+pub fn session_failure(me: impl fmt::Display, failure: Option<NetError>, own: &str) -> String {
+    match failure {
+        Some(NetError::Aborted { by, reason }) => attributed(by, &reason),
+        _ => attributed(me, own),
     }
 }
 

@@ -6,16 +6,28 @@ use trefoil_consortium::{ConsortiumFile, DealerConfig, PartyConfig};
 use trefoil_transport::Settings;
 
 fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../configs")
+        .join(name)
 }
 
 #[test]
 fn the_shipped_examples_are_read_and_show_the_defaults() {
     let party = PartyConfig::load(&shipped("party.toml")).unwrap();
     let spin_us = party.transport.spin_us;
-    assert_eq!(party.transport, Settings { spin_us, ..Settings::default() });
+    assert_eq!(
+        party.transport,
+        Settings {
+            spin_us,
+            ..Settings::default()
+        }
+    );
     assert_eq!(party.policy.requesters, ["st-anna"]);
-    assert!(party.home.ends_with("configs/party-home"), "{:?} is beside its file", party.home);
+    assert!(
+        party.home.ends_with("configs/party-home"),
+        "{:?} is beside its file",
+        party.home
+    );
 
     let dealer = DealerConfig::load(&shipped("dealer.toml")).unwrap();
     assert_eq!(dealer.simulation_coin_seed, None);
@@ -32,7 +44,12 @@ fn a_configuration_is_read_as_it_is_written() {
     let mut party = PartyConfig::load(&shipped("party.toml")).unwrap();
     std::fs::write(&path, party.to_toml()).unwrap();
     // Paths were anchored at the first file and stay relative to the second.
-    for place in [&mut party.home, &mut party.consortium, &mut party.identity.certificate, &mut party.identity.key] {
+    for place in [
+        &mut party.home,
+        &mut party.consortium,
+        &mut party.identity.certificate,
+        &mut party.identity.key,
+    ] {
         *place = folder.path().join(&place);
     }
     assert_eq!(PartyConfig::load(&path).unwrap(), party);
@@ -41,7 +58,11 @@ fn a_configuration_is_read_as_it_is_written() {
 fn error_of(name: &str, change: impl Fn(String) -> String) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
-    std::fs::write(&path, change(std::fs::read_to_string(shipped(name)).unwrap())).unwrap();
+    std::fs::write(
+        &path,
+        change(std::fs::read_to_string(shipped(name)).unwrap()),
+    )
+    .unwrap();
     let err = match name {
         "party.toml" => PartyConfig::load(&path).unwrap_err().to_string(),
         "dealer.toml" => DealerConfig::load(&path).unwrap_err().to_string(),
@@ -53,26 +74,52 @@ fn error_of(name: &str, change: impl Fn(String) -> String) -> String {
 
 #[test]
 fn an_unknown_key_is_refused_with_file_line_and_key() {
-    let err = error_of("party.toml", |text| text.replace("round_timeout_ms", "round_timeuot_ms"));
-    assert!(err.contains("round_timeuot_ms") && err.contains("line 28"), "{err}");
-    let err = error_of("dealer.toml", |text| text.replace("consortium =", "consortum ="));
+    let err = error_of("party.toml", |text| {
+        text.replace("round_timeout_ms", "round_timeuot_ms")
+    });
+    assert!(
+        err.contains("round_timeuot_ms") && err.contains("line 25"),
+        "{err}"
+    );
+    let err = error_of("dealer.toml", |text| {
+        text.replace("consortium =", "consortum =")
+    });
     assert!(err.contains("consortum") && err.contains("line 4"), "{err}");
-    let err = error_of("consortium.toml", |text| text.replace("role = \"analyst\"", "role = \"boss\""));
+    let err = error_of("consortium.toml", |text| {
+        text.replace("role = \"analyst\"", "role = \"boss\"")
+    });
     assert!(err.contains("boss") && err.contains("line "), "{err}");
 }
 
 #[test]
 fn a_value_out_of_its_range_and_a_pin_that_is_none_are_named() {
-    let err = error_of("party.toml", |text| text.replace("datagram_bytes = 1_452", "datagram_bytes = 9_000"));
+    let err = error_of("party.toml", |text| {
+        text.replace("datagram_bytes = 1_452", "datagram_bytes = 9_000")
+    });
     assert!(err.contains("datagram_bytes = 9000"), "{err}");
-    let err = error_of("consortium.toml", |text| text.replace("0000000000000000000000000000000000000000000000000000000000000004", "12"));
-    assert!(err.contains("64 hexadecimal digits") && err.contains("line"), "{err}");
-    let err = error_of("consortium.toml", |text| text.replace("ring_bits = 64", "ring_bits = 32"));
-    assert!(err.contains("core.ring_bits") && err.contains("32"), "{err}");
+    let err = error_of("consortium.toml", |text| {
+        text.replace(
+            "0000000000000000000000000000000000000000000000000000000000000004",
+            "12",
+        )
+    });
+    assert!(
+        err.contains("64 hexadecimal digits") && err.contains("line"),
+        "{err}"
+    );
+    let err = error_of("consortium.toml", |text| {
+        text.replace("ring_bits = 64", "ring_bits = 32")
+    });
+    assert!(
+        err.contains("core.ring_bits") && err.contains("32"),
+        "{err}"
+    );
 }
 
 #[test]
 fn a_missing_file_is_named() {
-    let err = PartyConfig::load(Path::new("nowhere/party.toml")).unwrap_err().to_string();
+    let err = PartyConfig::load(Path::new("nowhere/party.toml"))
+        .unwrap_err()
+        .to_string();
     assert!(err.contains("nowhere/party.toml"), "{err}");
 }

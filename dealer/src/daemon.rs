@@ -9,7 +9,9 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
-use trefoil_consortium::{ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host};
+use trefoil_consortium::{
+    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host,
+};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
 
@@ -69,11 +71,15 @@ impl Dealer {
         let waiting = async {
             let held = held.wait_for(Option::is_some).await;
             // The sender lives as long as the dealer.
-            held.ok().and_then(|held| held.as_ref().map(|(_, link)| (party, link.clone())))
+            held.ok()
+                .and_then(|held| held.as_ref().map(|(_, link)| (party, link.clone())))
         };
         match tokio::time::timeout(wait, waiting).await {
             Ok(Some(link)) => Ok(link),
-            _ => Err(format!("{party} has not connected to the dealer within {} ms", wait.as_millis())),
+            _ => Err(format!(
+                "{party} has not connected to the dealer within {} ms",
+                wait.as_millis()
+            )),
         }
     }
 
@@ -143,7 +149,9 @@ impl Daemon {
             )));
         }
         if config.simulation_coin_seed.is_some() {
-            tracing::warn!("simulation_coin_seed is set: the coins of stochastic rounding are no secret");
+            tracing::warn!(
+                "simulation_coin_seed is set: the coins of stochastic rounding are no secret"
+            );
         }
         let dealer = Arc::new(Dealer {
             core_hash: consortium.core_hash(),
@@ -163,7 +171,11 @@ impl Daemon {
             let _inside = runtime.enter();
             Node::bind(&identity, config.listen, &config.transport)?
         };
-        node.set_allowed(PartyId::ALL.map(|party| dealer.consortium.node(Peer::Party(party)).pin).into());
+        node.set_allowed(
+            PartyId::ALL
+                .map(|party| dealer.consortium.node(Peer::Party(party)).pin)
+                .into(),
+        );
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let span = tracing::info_span!("dealer");
@@ -174,9 +186,16 @@ impl Daemon {
             tracing::info!("{how}");
             runtime.shutdown_timeout(Duration::from_millis(200));
         };
-        let thread = std::thread::Builder::new().name("dealer".into()).spawn(body);
-        let thread = thread.map_err(|err| DealerError::Setup(format!("a thread cannot be started: {err}")))?;
-        Ok(Daemon { local_addr, stopper: Stopper(commands), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("dealer".into())
+            .spawn(body);
+        let thread = thread
+            .map_err(|err| DealerError::Setup(format!("a thread cannot be started: {err}")))?;
+        Ok(Daemon {
+            local_addr,
+            stopper: Stopper(commands),
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens.
@@ -230,13 +249,18 @@ pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
     if attached {
         host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
         host::read_peers().map_err(anyhow::Error::msg)?;
-        host::end_with_parent(move || stopper.stop("its parent has ended")).map_err(anyhow::Error::msg)?;
+        host::end_with_parent(move || stopper.stop("its parent has ended"))
+            .map_err(anyhow::Error::msg)?;
     }
     daemon.wait();
     Ok(())
 }
 
-async fn serve(dealer: Arc<Dealer>, node: Node, mut commands: mpsc::UnboundedReceiver<Command>) -> String {
+async fn serve(
+    dealer: Arc<Dealer>,
+    node: Node,
+    mut commands: mpsc::UnboundedReceiver<Command>,
+) -> String {
     let span = tracing::Span::current();
     loop {
         let link = tokio::select! {
@@ -244,10 +268,12 @@ async fn serve(dealer: Arc<Dealer>, node: Node, mut commands: mpsc::UnboundedRec
             command = commands.recv() => match command {
                 Some(Command::Vanish) => return "vanished".into(),
                 Some(Command::Stop(reason)) => return stop(&dealer, &node, &reason).await,
-                None => return stop(&dealer, &node, "this node is stopping").await,
+                None => return "nobody can stop this node any more".into(),
             },
         };
-        let Some(link) = link else { return "the endpoint has closed".into() };
+        let Some(link) = link else {
+            return "the endpoint has closed".into();
+        };
         match dealer.consortium.role(link.peer()) {
             Some(Role::Node(Peer::Party(party))) => {
                 tokio::spawn(serve_party(dealer.clone(), party, link).instrument(span.clone()));
@@ -259,7 +285,11 @@ async fn serve(dealer: Arc<Dealer>, node: Node, mut commands: mpsc::UnboundedRec
 
 async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
     let reason = format!("dealer: {reason}");
-    let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let running = dealer
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     if let Some(abort) = running {
         abort.abort(&reason);
     }
@@ -272,7 +302,9 @@ async fn serve_party(dealer: Arc<Dealer>, party: PartyId, link: Link) {
     let streams = async {
         let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
         while let Ok(permit) = permits.clone().acquire_owned().await {
-            let Ok((_, id, stream)) = link.accept().await else { return };
+            let Ok((_, id, stream)) = link.accept().await else {
+                return;
+            };
             let dealer = dealer.clone();
             let answering = async move {
                 if let Err(reason) = answer(&dealer, party, id, stream).await {
@@ -286,7 +318,12 @@ async fn serve_party(dealer: Arc<Dealer>, party: PartyId, link: Link) {
     tokio::join!(dealer.hold(party, link.clone()), streams);
 }
 
-async fn answer(dealer: &Arc<Dealer>, party: PartyId, id: [u8; 32], stream: MsgStream) -> Result<(), String> {
+async fn answer(
+    dealer: &Arc<Dealer>,
+    party: PartyId,
+    id: [u8; 32],
+    stream: MsgStream,
+) -> Result<(), String> {
     if id != [0; 32] {
         dealer.keys.deliver(id, stream, dealer.short_wait()).await
     } else if party == PartyId::P0 {

@@ -4,17 +4,18 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use tracing::Instrument;
 use trefoil_consortium::config::simulation_coin_key;
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::keys::KeyTray;
-use trefoil_consortium::wire::{Acceptance, Proposal};
-use trefoil_consortium::{Derived, NodeStats, SOFTWARE, SessionId, fresh_nonce, host, random_bytes};
+use trefoil_consortium::wire::{Acceptance, Proposal, session_failure};
+use trefoil_consortium::{
+    Derived, NodeStats, SOFTWARE, SessionId, fresh_nonce, host, random_bytes,
+};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
-use trefoil_protocol::transport::NetError;
 use trefoil_transport::{AbortHandle, DealerNet, Link, MsgStream};
-use tracing::Instrument;
 
 use crate::daemon::Dealer;
 
@@ -50,7 +51,11 @@ enum Failure {
     Failed(String),
 }
 
-async fn take_part(dealer: &Arc<Dealer>, proposal: &Proposal, following: &mut Following) -> Result<(), Failure> {
+async fn take_part(
+    dealer: &Arc<Dealer>,
+    proposal: &Proposal,
+    following: &mut Following,
+) -> Result<(), Failure> {
     let refused = Failure::Refused;
     let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), dealer.slot.lock()).await else {
         return Err(refused("the dealer is busy with another session".into()));
@@ -59,13 +64,18 @@ async fn take_part(dealer: &Arc<Dealer>, proposal: &Proposal, following: &mut Fo
     job.check().map_err(|err| refused(err.to_string()))?;
     let ring_bits = dealer.consortium.core.ring_bits;
     if job.format().0 != ring_bits {
-        let reason = format!("the consortium's ring has {ring_bits} bits, the job's {}", job.format().0);
+        let reason = format!(
+            "the consortium's ring has {ring_bits} bits, the job's {}",
+            job.format().0
+        );
         return Err(refused(reason));
     }
     let id = job.id();
     let wall = Duration::from_secs(job.limits.wall_time_s);
     let derived = tokio::task::spawn_blocking(move || Derived::new(&job)).await;
-    let derived = derived.map_err(|err| refused(format!("the dealer failed: {err}")))?.map_err(refused)?;
+    let derived = derived
+        .map_err(|err| refused(format!("the dealer failed: {err}")))?
+        .map_err(refused)?;
     let links = {
         let [a, b, c] = PartyId::ALL.map(|party| dealer.link(party));
         let (a, b, c) = tokio::try_join!(a, b, c).map_err(refused)?;
@@ -111,7 +121,11 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self.dealer.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .dealer
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort.abort("the dealer has left the session");
@@ -127,24 +141,43 @@ async fn run(
     mut tray: KeyTray,
     wall: Duration,
 ) -> Result<NodeStats, String> {
-    let peers = PartyId::ALL.map(Peer::Party).map(|peer| (peer, dealer.consortium.node(peer).pin));
-    let keys = tray.take(&peers, dealer.short_wait()).await.map_err(|reason| format!("dealer: {reason}"))?;
+    let peers = PartyId::ALL
+        .map(Peer::Party)
+        .map(|peer| (peer, dealer.consortium.node(peer).pin));
+    let keys = tray
+        .take(&peers, dealer.short_wait())
+        .await
+        .map_err(|reason| format!("dealer: {reason}"))?;
     drop(tray);
     let mut parties = Vec::new();
     for (peer, pin) in &peers {
-        let key = keys.get(pin).ok_or_else(|| format!("dealer: no session key from {peer}"))?;
+        let key = keys
+            .get(pin)
+            .ok_or_else(|| format!("dealer: no session key from {peer}"))?;
         parties.push(Prg::new(*key));
     }
-    let parties: [Prg; 3] = parties.try_into().map_err(|_| "dealer: three parties have three keys".to_owned())?;
+    let parties: [Prg; 3] = parties
+        .try_into()
+        .map_err(|_| "dealer: three parties have three keys".to_owned())?;
     let coins = match dealer.coin_seed {
         Some(seed) => simulation_coin_key(seed),
         None => random_bytes()?,
     };
-    let keys = DealerKeys { parties, coins: Some(Prg::new(coins)) };
+    let keys = DealerKeys {
+        parties,
+        coins: Some(Prg::new(coins)),
+    };
     let started = DealerNet::start(session, derived.hello(session), links, &dealer.settings).await;
     let (net, abort) = started.map_err(|err| format!("dealer: {err}"))?;
-    *dealer.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
-    let mut guard = Guard { dealer, abort: abort.clone(), done: false };
+    *dealer
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+    let mut guard = Guard {
+        dealer,
+        abort: abort.clone(),
+        done: false,
+    };
 
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let span = tracing::info_span!("session", session = %trefoil_consortium::hex(&session[..8]));
@@ -154,12 +187,17 @@ async fn run(
         // An error means that nobody waits any more.
         let _ = sender.send(deal(&derived, &keys, net, &thread_abort));
     };
-    let thread = std::thread::Builder::new().name("protocol-dealer".into()).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name("protocol-dealer".into())
+        .spawn(body);
     thread.map_err(|err| format!("dealer: a thread cannot be started: {err}"))?;
     let dealt = match tokio::time::timeout(wall, receiver).await {
         Ok(Ok(dealt)) => dealt,
         Ok(Err(_)) => Err("dealer: the protocol thread failed".into()),
-        Err(_) => Err(format!("dealer: the job's wall time of {} s is over", wall.as_secs())),
+        Err(_) => Err(format!(
+            "dealer: the job's wall time of {} s is over",
+            wall.as_secs()
+        )),
     };
     if let Err(reason) = &dealt {
         abort.abort(reason);
@@ -168,17 +206,22 @@ async fn run(
     dealt
 }
 
-fn deal(derived: &Derived, keys: &DealerKeys, mut net: DealerNet, abort: &AbortHandle) -> Result<NodeStats, String> {
+fn deal(
+    derived: &Derived,
+    keys: &DealerKeys,
+    mut net: DealerNet,
+    abort: &AbortHandle,
+) -> Result<NodeStats, String> {
     let start = Instant::now();
     let mut state = DealerState::default();
     for (index, step) in derived.schedule.steps.iter().enumerate() {
         let _span = tracing::debug_span!("step", step = index).entered();
-        let plan = derived.plans.get(step.program).ok_or("a step names a program that does not exist")?;
+        let plan = derived
+            .plans
+            .get(step.program)
+            .ok_or("a step names a program that does not exist")?;
         if let Err(err) = deal_step(plan, index as u64, keys, &mut state, &mut net) {
-            let reason = match abort.failure() {
-                Some(NetError::Aborted { by, reason }) if by != "dealer" => format!("ended by {by}: {reason}"),
-                _ => format!("dealer: {err}"),
-            };
+            let reason = session_failure(Peer::Dealer, abort.failure(), &err.to_string());
             abort.abort(&reason);
             return Err(reason);
         }

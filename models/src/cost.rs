@@ -19,7 +19,10 @@ pub enum Work {
 
 /// The plan of one step. Batch, learning rate, rounding and number format are taken from `spec`.
 pub fn plan(network: &Network, spec: &TrainSpec, work: Work) -> Result<Plan, ModelError> {
-    let format = Format { frac_bits: spec.frac_bits, ring_bits: spec.ring_bits };
+    let format = Format {
+        frac_bits: spec.frac_bits,
+        ring_bits: spec.ring_bits,
+    };
     check_format(spec.frac_bits, spec.ring_bits)?;
     check_range("batch", spec.batch, 1..=4096)?;
     let program = match work {

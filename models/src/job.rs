@@ -145,7 +145,11 @@ pub enum JobKind {
 }
 
 fn job_error(field: &'static str, found: impl ToString, problem: impl Into<String>) -> ModelError {
-    ModelError::Job { field, found: found.to_string(), problem: problem.into() }
+    ModelError::Job {
+        field,
+        found: found.to_string(),
+        problem: problem.into(),
+    }
 }
 
 pub(crate) fn check_range(
@@ -156,7 +160,11 @@ pub(crate) fn check_range(
     if range.contains(&found) {
         return Ok(());
     }
-    Err(job_error(field, found, format!("{} to {} are possible", range.start(), range.end())))
+    Err(job_error(
+        field,
+        found,
+        format!("{} to {} are possible", range.start(), range.end()),
+    ))
 }
 
 /// Checks the number format of a job.
@@ -179,12 +187,24 @@ impl TrainSpec {
             return Err(job_error("learning_rate", rate, "1e-9 to 64 are possible"));
         }
         if !(self.momentum.is_finite() && (0.0..=0.999).contains(&self.momentum)) {
-            return Err(job_error("momentum", self.momentum, "0 to 0.999 are possible"));
+            return Err(job_error(
+                "momentum",
+                self.momentum,
+                "0 to 0.999 are possible",
+            ));
         }
-        if let LrSchedule::Step { every_epochs, factor } = self.schedule {
+        if let LrSchedule::Step {
+            every_epochs,
+            factor,
+        } = self.schedule
+        {
             check_range("schedule.every_epochs", every_epochs, 1..=10_000)?;
             if !(factor.is_finite() && factor > 0.0 && factor <= 1.0) {
-                return Err(job_error("schedule.factor", factor, "more than 0, at most 1"));
+                return Err(job_error(
+                    "schedule.factor",
+                    factor,
+                    "more than 0, at most 1",
+                ));
             }
         }
         check_format(self.frac_bits, self.ring_bits)
@@ -194,9 +214,10 @@ impl TrainSpec {
     pub fn rate_at(&self, epoch: usize) -> f64 {
         match self.schedule {
             LrSchedule::Constant => self.learning_rate,
-            LrSchedule::Step { every_epochs, factor } => {
-                self.learning_rate * libm::pow(factor, (epoch / every_epochs.max(1)) as f64)
-            }
+            LrSchedule::Step {
+                every_epochs,
+                factor,
+            } => self.learning_rate * libm::pow(factor, (epoch / every_epochs.max(1)) as f64),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Networks, training and inference: what the nodes compute, said in terms of [`trefoil_protocol`].
 //!
 //! Read in this order: [`network`] (layers and shapes, from TOML), [`job`] (what a job is),
-//! [`schedule`] (the steps that every node derives from a job), [`programs`] (forward, backward and
+//! [`mod@schedule`] (the steps that every node derives from a job), [`programs`] (forward, backward and
 //! update as protocol Programs), [`weights`] (initial values, hashes). [`plain_run`] runs a schedule
 //! in the clear and is the reference that a secure run equals bit for bit; [`float`] is the same
 //! training in ordinary floating point; [`outcome`] reads what a job reveals. No input or output here.

@@ -11,20 +11,30 @@ use trefoil_protocol::fixed::decode;
 use crate::ModelError;
 
 fn named<'a>(outputs: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor, ModelError> {
-    outputs.get(name).ok_or_else(|| bad(name, "was not revealed".into()))
+    outputs
+        .get(name)
+        .ok_or_else(|| bad(name, "was not revealed".into()))
 }
 
 fn bad(name: &str, problem: String) -> ModelError {
-    ModelError::Outcome { name: name.into(), problem }
+    ModelError::Outcome {
+        name: name.into(),
+        problem,
+    }
 }
 
 /// The confusion matrix of a result step: rows are labels, columns predictions.
 pub fn confusion(outputs: &BTreeMap<String, Tensor>) -> Result<Array2<u64>, ModelError> {
     let tensor = named(outputs, "confusion")?;
     match tensor.shape() {
-        [rows, cols] if rows == cols => Array2::from_shape_vec((*rows, *cols), tensor.data().to_vec())
-            .map_err(|error| bad("confusion", error.to_string())),
-        shape => Err(bad("confusion", format!("has shape {shape:?}, not a square"))),
+        [rows, cols] if rows == cols => {
+            Array2::from_shape_vec((*rows, *cols), tensor.data().to_vec())
+                .map_err(|error| bad("confusion", error.to_string()))
+        }
+        shape => Err(bad(
+            "confusion",
+            format!("has shape {shape:?}, not a square"),
+        )),
     }
 }
 
@@ -34,7 +44,10 @@ pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<f64>, ModelError
     let counts = confusion(outputs)?;
     let balance = named(outputs, "auc_balance")?;
     let ([balance], (2, 2)) = (balance.data(), counts.dim()) else {
-        return Err(bad("auc_balance", "needs one number and two classes".into()));
+        return Err(bad(
+            "auc_balance",
+            "needs one number and two classes".into(),
+        ));
     };
     let pairs = counts.row(0).sum() as f64 * counts.row(1).sum() as f64;
     Ok((pairs > 0.0).then(|| (1.0 + *balance as i64 as f64 / pairs) / 2.0))
@@ -70,19 +83,29 @@ pub fn rows(
     frac_bits: u32,
 ) -> Result<Array2<f64>, ModelError> {
     let words = collected(steps, name, rows)?;
-    let values: Vec<f64> = words.into_iter().map(|word| decode(word, frac_bits)).collect();
+    let values: Vec<f64> = words
+        .into_iter()
+        .map(|word| decode(word, frac_bits))
+        .collect();
     let width = values.len() / rows.max(1);
     Array2::from_shape_vec((rows, width), values).map_err(|error| bad(name, error.to_string()))
 }
 
-fn collected(steps: &[BTreeMap<String, Tensor>], name: &str, rows: usize) -> Result<Vec<u64>, ModelError> {
+fn collected(
+    steps: &[BTreeMap<String, Tensor>],
+    name: &str,
+    rows: usize,
+) -> Result<Vec<u64>, ModelError> {
     let (mut words, mut width) = (Vec::new(), 1);
     for tensor in steps.iter().filter_map(|outputs| outputs.get(name)) {
         width = tensor.shape().iter().skip(1).product();
         words.extend_from_slice(tensor.data());
     }
     if words.len() < rows * width {
-        return Err(bad(name, format!("has {} rows, expected {rows}", words.len() / width.max(1))));
+        return Err(bad(
+            name,
+            format!("has {} rows, expected {rows}", words.len() / width.max(1)),
+        ));
     }
     words.truncate(rows * width);
     Ok(words)

@@ -47,11 +47,20 @@ pub struct PlainRun {
 }
 
 /// The inputs of a step, gathered from tables.
-pub fn step_inputs(program: &Program, step: &Step, tables: &Tables) -> Result<BTreeMap<String, Tensor>, ModelError> {
+pub fn step_inputs(
+    program: &Program,
+    step: &Step,
+    tables: &Tables,
+) -> Result<BTreeMap<String, Tensor>, ModelError> {
     let mut inputs = BTreeMap::new();
     for input in &step.inputs {
-        let bad = |problem: String| ModelError::Table { table: input.table.clone(), problem };
-        let table = tables.get(&input.table).ok_or_else(|| bad("is missing".into()))?;
+        let bad = |problem: String| ModelError::Table {
+            table: input.table.clone(),
+            problem,
+        };
+        let table = tables
+            .get(&input.table)
+            .ok_or_else(|| bad("is missing".into()))?;
         let (_, ty) = program
             .inputs()
             .find(|(name, _)| *name == input.name)
@@ -65,8 +74,12 @@ pub fn step_inputs(program: &Program, step: &Step, tables: &Tables) -> Result<BT
                 ty.shape
             )));
         }
-        let words = gather(&table.words, table.row_words, &input.rows)
-            .ok_or_else(|| bad(format!("has {} rows; the step reads a later one", table.words.len() / expected)))?;
+        let words = gather(&table.words, table.row_words, &input.rows).ok_or_else(|| {
+            bad(format!(
+                "has {} rows; the step reads a later one",
+                table.words.len() / expected
+            ))
+        })?;
         inputs.insert(input.name.clone(), Tensor::new(ty.shape.clone(), words));
     }
     Ok(inputs)
@@ -85,10 +98,19 @@ impl<'a> PlainSession<'a> {
             (InitialState::Public(initial), _) => initial.clone(),
             (InitialState::Model(_), Some(model)) => model.clone(),
             (InitialState::Model(name), None) => {
-                return Err(ModelError::Weights { name: name.clone(), problem: "the model is not given".into() });
+                return Err(ModelError::Weights {
+                    name: name.clone(),
+                    problem: "the model is not given".into(),
+                });
             }
         };
-        Ok(PlainSession { schedule, tables, coins, state, next: 0 })
+        Ok(PlainSession {
+            schedule,
+            tables,
+            coins,
+            state,
+            next: 0,
+        })
     }
 
     /// Runs the next step; `None` after the last.
@@ -111,7 +133,10 @@ impl<'a> PlainSession<'a> {
 
 /// SHA-256 of the named part of a carried state.
 pub fn weights_sha256(names: &[String], state: &BTreeMap<String, Tensor>) -> [u8; 32] {
-    let kept = names.iter().filter_map(|name| Some((name.clone(), state.get(name)?.clone()))).collect();
+    let kept = names
+        .iter()
+        .filter_map(|name| Some((name.clone(), state.get(name)?.clone())))
+        .collect();
     weights::sha256(&kept)
 }
 
@@ -132,5 +157,9 @@ pub fn run(
         outputs.push(revealed);
     }
     let weights_sha256 = session.weights_sha256();
-    Ok(PlainRun { outputs, state: session.state, weights_sha256 })
+    Ok(PlainRun {
+        outputs,
+        state: session.state,
+        weights_sha256,
+    })
 }

@@ -87,9 +87,16 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Phase::Setup => f.write_str("set-up"),
-            Phase::Train { epoch, batch, of } => write!(f, "train epoch {}, batch {} of {of}", epoch + 1, batch + 1),
+            Phase::Train { epoch, batch, of } => {
+                write!(f, "train epoch {}, batch {} of {of}", epoch + 1, batch + 1)
+            }
             Phase::Evaluate { epoch, batch, of } => {
-                write!(f, "evaluate after epoch {}, batch {} of {of}", epoch + 1, batch + 1)
+                write!(
+                    f,
+                    "evaluate after epoch {}, batch {} of {of}",
+                    epoch + 1,
+                    batch + 1
+                )
             }
             Phase::Auc { block, of } => write!(f, "AUC, block {} of {of}", block + 1),
             Phase::Predict { batch, of } => write!(f, "predict, batch {} of {of}", batch + 1),
@@ -160,7 +167,10 @@ pub fn gather(table: &[u64], row_words: usize, rows: &[u32]) -> Option<Vec<u64>>
 
 /// The stream of public random words for one purpose.
 pub(crate) fn stream(seed: u64, purpose: &str) -> ChaCha20Rng {
-    let hash = Sha256::new().chain_update(b"trefoil ").chain_update(seed.to_le_bytes()).chain_update(purpose);
+    let hash = Sha256::new()
+        .chain_update(b"trefoil ")
+        .chain_update(seed.to_le_bytes())
+        .chain_update(purpose);
     ChaCha20Rng::from_seed(hash.finalize().into())
 }
 
@@ -186,44 +196,95 @@ pub fn inference_batches(rows: usize) -> (usize, usize) {
 }
 
 fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
-    (batch * size..(batch + 1) * size).map(|row| if row < rows { row as u32 } else { PADDING_ROW }).collect()
+    (batch * size..(batch + 1) * size)
+        .map(|row| if row < rows { row as u32 } else { PADDING_ROW })
+        .collect()
 }
 
 fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
-    StepInput { name: name.into(), table: table.into(), rows }
+    StepInput {
+        name: name.into(),
+        table: table.into(),
+        rows,
+    }
 }
 
 /// Derives the steps of a job; deterministic.
 pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
     match job {
-        JobKind::Train { network, spec, dataset, evaluate_each_epoch, reveal_weights, .. } => {
+        JobKind::Train {
+            network,
+            spec,
+            dataset,
+            evaluate_each_epoch,
+            reveal_weights,
+            ..
+        } => {
             let network = Network::parse(network)?;
             let test_rows = evaluate_each_epoch.then_some(dataset.test_rows);
-            train(&network, spec, dataset.train_rows, test_rows, *reveal_weights)
+            train(
+                &network,
+                spec,
+                dataset.train_rows,
+                test_rows,
+                *reveal_weights,
+            )
         }
-        JobKind::Evaluate { model, network, frac_bits, ring_bits, dataset, auc } => {
+        JobKind::Evaluate {
+            model,
+            network,
+            frac_bits,
+            ring_bits,
+            dataset,
+            auc,
+        } => {
             let network = Network::parse(network)?;
             check_format(*frac_bits, *ring_bits)?;
-            let format = Format { frac_bits: *frac_bits, ring_bits: *ring_bits };
+            let format = Format {
+                frac_bits: *frac_bits,
+                ring_bits: *ring_bits,
+            };
             let mut schedule = empty(InitialState::Model(model.clone()));
-            let evaluation = Evaluation::new(&mut schedule, &network, format, dataset.test_rows, *auc)?;
+            let evaluation =
+                Evaluation::new(&mut schedule, &network, format, dataset.test_rows, *auc)?;
             evaluation.steps(&mut schedule, 0);
             Ok(schedule)
         }
-        JobKind::Predict { model, network, frac_bits, ring_bits, rows, output, .. } => {
+        JobKind::Predict {
+            model,
+            network,
+            frac_bits,
+            ring_bits,
+            rows,
+            output,
+            ..
+        } => {
             let network = Network::parse(network)?;
             check_format(*frac_bits, *ring_bits)?;
             check_range("rows", *rows, 1..=MAX_SCHEDULED_ROWS)?;
-            let format = Format { frac_bits: *frac_bits, ring_bits: *ring_bits };
+            let format = Format {
+                frac_bits: *frac_bits,
+                ring_bits: *ring_bits,
+            };
             let (batches, size) = inference_batches(*rows);
             let mut schedule = empty(InitialState::Model(model.clone()));
             schedule.programs.push(programs::setup(&network, format)?);
-            schedule.programs.push(programs::predict(&network, format, size, *output)?);
-            schedule.steps.push(Step { program: 0, phase: Phase::Setup, inputs: Vec::new() });
+            schedule
+                .programs
+                .push(programs::predict(&network, format, size, *output)?);
+            schedule.steps.push(Step {
+                program: 0,
+                phase: Phase::Setup,
+                inputs: Vec::new(),
+            });
             for batch in 0..batches {
                 let images = input("images", UPLOAD_IMAGES, inference_rows(*rows, batch, size));
                 let phase = Phase::Predict { batch, of: batches };
-                schedule.steps.push(Step { program: 1, phase, inputs: vec![images] });
+                schedule.steps.push(Step {
+                    program: 1,
+                    phase,
+                    inputs: vec![images],
+                });
             }
             Ok(schedule)
         }
@@ -231,7 +292,12 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
 }
 
 fn empty(initial: InitialState) -> Schedule {
-    Schedule { programs: Vec::new(), initial, steps: Vec::new(), save: Vec::new() }
+    Schedule {
+        programs: Vec::new(),
+        initial,
+        steps: Vec::new(),
+        save: Vec::new(),
+    }
 }
 
 fn train(
@@ -243,17 +309,38 @@ fn train(
 ) -> Result<Schedule, ModelError> {
     spec.check()?;
     check_range("dataset.train_rows", rows, spec.batch..=MAX_SCHEDULED_ROWS)?;
-    check_range("epochs * train_rows", spec.epochs.saturating_mul(rows), 1..=MAX_SCHEDULED_ROWS)?;
-    let format = Format { frac_bits: spec.frac_bits, ring_bits: spec.ring_bits };
+    check_range(
+        "epochs * train_rows",
+        spec.epochs.saturating_mul(rows),
+        1..=MAX_SCHEDULED_ROWS,
+    )?;
+    let format = Format {
+        frac_bits: spec.frac_bits,
+        ring_bits: spec.ring_bits,
+    };
     let initial = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
     let mut state = initial.clone();
     if spec.momentum > 0.0 {
-        state.extend(initial.iter().map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))));
+        state.extend(
+            initial
+                .iter()
+                .map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))),
+        );
     }
     let mut schedule = empty(InitialState::Public(state));
-    schedule.save = network.parameters().into_iter().map(|(name, _)| name).collect();
+    schedule.save = network
+        .parameters()
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
     let evaluation = match test_rows {
-        Some(rows) => Some(Evaluation::new(&mut schedule, network, format, rows, false)?),
+        Some(rows) => Some(Evaluation::new(
+            &mut schedule,
+            network,
+            format,
+            rows,
+            false,
+        )?),
         None => None,
     };
     let of = rows / spec.batch;
@@ -263,25 +350,39 @@ fn train(
         let program = match rates.iter().find(|(known, _)| *known == rate) {
             Some((_, program)) => *program,
             None => {
-                schedule.programs.push(programs::train(network, spec, rate)?);
+                schedule
+                    .programs
+                    .push(programs::train(network, spec, rate)?);
                 rates.push((rate, schedule.programs.len() - 1));
                 schedule.programs.len() - 1
             }
         };
         let order = epoch_order(spec.seed, epoch, rows);
         for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
-            let inputs =
-                vec![input("images", TRAIN_IMAGES, rows.to_vec()), input("labels", TRAIN_LABELS, rows.to_vec())];
-            schedule.steps.push(Step { program, phase: Phase::Train { epoch, batch, of }, inputs });
+            let inputs = vec![
+                input("images", TRAIN_IMAGES, rows.to_vec()),
+                input("labels", TRAIN_LABELS, rows.to_vec()),
+            ];
+            schedule.steps.push(Step {
+                program,
+                phase: Phase::Train { epoch, batch, of },
+                inputs,
+            });
         }
         if let Some(evaluation) = &evaluation {
             evaluation.steps(&mut schedule, epoch);
         }
     }
     if reveal_weights {
-        schedule.programs.push(programs::reveal_weights(network, format)?);
+        schedule
+            .programs
+            .push(programs::reveal_weights(network, format)?);
         let program = schedule.programs.len() - 1;
-        schedule.steps.push(Step { program, phase: Phase::RevealWeights, inputs: Vec::new() });
+        schedule.steps.push(Step {
+            program,
+            phase: Phase::RevealWeights,
+            inputs: Vec::new(),
+        });
     }
     Ok(schedule)
 }
@@ -301,7 +402,15 @@ impl Evaluation {
         rows: usize,
         auc: bool,
     ) -> Result<Evaluation, ModelError> {
-        check_range("dataset.test_rows", rows, 1..=if auc { MAX_AUC_ROWS } else { MAX_SCHEDULED_ROWS })?;
+        check_range(
+            "dataset.test_rows",
+            rows,
+            1..=if auc {
+                MAX_AUC_ROWS
+            } else {
+                MAX_SCHEDULED_ROWS
+            },
+        )?;
         if auc && network.classes != 2 {
             return Err(ModelError::Job {
                 field: "auc",
@@ -312,11 +421,19 @@ impl Evaluation {
         let setup = schedule.programs.len();
         let (batches, size) = inference_batches(rows);
         let scores = auc.then_some(batches * size);
-        schedule.programs.push(programs::evaluation_setup(network, format, scores)?);
-        schedule.programs.push(programs::evaluate(network, format, size, scores)?);
-        schedule.programs.push(programs::evaluation_result(network, format, auc)?);
+        schedule
+            .programs
+            .push(programs::evaluation_setup(network, format, scores)?);
+        schedule
+            .programs
+            .push(programs::evaluate(network, format, size, scores)?);
+        schedule
+            .programs
+            .push(programs::evaluation_result(network, format, auc)?);
         if let Some(scores) = scores {
-            schedule.programs.push(programs::auc_block(format, size, scores)?);
+            schedule
+                .programs
+                .push(programs::auc_block(format, size, scores)?);
         }
         Ok(Evaluation { setup, rows, auc })
     }
@@ -324,12 +441,19 @@ impl Evaluation {
     fn steps(&self, schedule: &mut Schedule, epoch: usize) {
         let (of, size) = inference_batches(self.rows);
         let mut push = |program: usize, phase: Phase, inputs: Vec<StepInput>| {
-            schedule.steps.push(Step { program: self.setup + program, phase, inputs });
+            schedule.steps.push(Step {
+                program: self.setup + program,
+                phase,
+                inputs,
+            });
         };
         push(0, Phase::Setup, Vec::new());
         for batch in 0..of {
             let rows = || inference_rows(self.rows, batch, size);
-            let inputs = vec![input("images", TEST_IMAGES, rows()), input("labels", TEST_LABELS, rows())];
+            let inputs = vec![
+                input("images", TEST_IMAGES, rows()),
+                input("labels", TEST_LABELS, rows()),
+            ];
             push(1, Phase::Evaluate { epoch, batch, of }, inputs);
         }
         if self.auc {

@@ -25,7 +25,9 @@ pub fn initial(network: &Network, seed: u64, frac_bits: u32) -> BTreeMap<String,
         };
         let bound = ((3 << (2 * frac_bits)) / layer.fan_in() as u64).isqrt();
         let mut rng = stream(seed, &layer.weight_name());
-        let data = (0..elements(&shape)).map(|_| below(&mut rng, 2 * bound + 1).wrapping_sub(bound)).collect();
+        let data = (0..elements(&shape))
+            .map(|_| below(&mut rng, 2 * bound + 1).wrapping_sub(bound))
+            .collect();
         weights.insert(layer.weight_name(), Tensor::new(shape, data));
         weights.insert(layer.bias_name(), Tensor::zeros(&[bias]));
     }
@@ -41,9 +43,15 @@ pub fn sha256(weights: &BTreeMap<String, Tensor>) -> [u8; 32] {
         number(&mut hash, name.len());
         hash.update(name);
         number(&mut hash, tensor.shape().len());
-        tensor.shape().iter().for_each(|length| number(&mut hash, *length));
+        tensor
+            .shape()
+            .iter()
+            .for_each(|length| number(&mut hash, *length));
         let mut bytes = Vec::with_capacity(8 * tensor.len());
-        tensor.data().iter().for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
+        tensor
+            .data()
+            .iter()
+            .for_each(|word| bytes.extend_from_slice(&word.to_le_bytes()));
         hash.update(&bytes);
     }
     hash.finalize().into()
@@ -62,7 +70,10 @@ mod tests {
         // sqrt(3 / 25) * 2^16 = 22,702.1
         let conv = &weights["conv1.weight"];
         let largest = conv.data().iter().map(|w| (*w as i64).unsigned_abs()).max();
-        assert!(largest <= Some(22_702) && largest > Some(22_000), "{largest:?}");
+        assert!(
+            largest <= Some(22_702) && largest > Some(22_000),
+            "{largest:?}"
+        );
         assert!(weights["conv1.bias"].data().iter().all(|b| *b == 0));
     }
 
@@ -70,7 +81,10 @@ mod tests {
     fn the_hash_sees_names_shapes_and_words() {
         let set = |name: &str, shape: &[usize], word: u64| {
             let data = vec![word; elements(shape)];
-            sha256(&BTreeMap::from([(name.to_string(), Tensor::new(shape.to_vec(), data))]))
+            sha256(&BTreeMap::from([(
+                name.to_string(),
+                Tensor::new(shape.to_vec(), data),
+            )]))
         };
         let reference = set("a", &[2, 3], 1);
         assert_eq!(reference, set("a", &[2, 3], 1));

@@ -51,7 +51,11 @@ fn evaluation_counts_what_direct_counting_counts() {
         expected[[usize::from(*label), usize::from(guess)]] += 1;
     }
     assert_eq!(counts, expected);
-    let revealing = run.outputs.iter().filter(|outputs| !outputs.is_empty()).count();
+    let revealing = run
+        .outputs
+        .iter()
+        .filter(|outputs| !outputs.is_empty())
+        .count();
     assert_eq!(revealing, 1, "only the sums are revealed");
 }
 
@@ -70,18 +74,30 @@ fn the_area_under_the_curve_equals_the_direct_statistic_with_ties() {
     let schedule = schedule(&evaluate(&network, test.rows(), true)).expect("valid");
     let run = assert_secure_equals_plain(&schedule, &tables, Some(&model), seed);
     let outputs = &run.outputs[schedule.steps.len() - 1];
-    let auc = outcome::auc(outputs).expect("revealed").expect("both classes occur");
+    let auc = outcome::auc(outputs)
+        .expect("revealed")
+        .expect("both classes occur");
 
     let predict = predict_job(&network, test.rows(), PredictOutput::Logits);
     let mut uploads = Tables::new();
     uploads.insert("upload/images".into(), tables["test/images"].clone());
     let predicted = common::plain(&predict, &uploads, Some(&model), seed);
     let logits = outcome::rows(&predicted.outputs, "logits", test.rows(), 2 * F).expect("revealed");
-    let scores: Vec<f64> = logits.rows().into_iter().map(|row| row[1] - row[0]).collect();
+    let scores: Vec<f64> = logits
+        .rows()
+        .into_iter()
+        .map(|row| row[1] - row[0])
+        .collect();
     let positive: Vec<bool> = test.labels.iter().map(|label| *label == 1).collect();
     let expected = outcome::auc_of_scores(&scores, &positive).expect("both classes occur");
-    assert!((auc - expected).abs() < 1e-12, "secure {auc}, direct {expected}");
-    assert_eq!(outputs.keys().collect::<Vec<_>>(), ["auc_balance", "confusion"]);
+    assert!(
+        (auc - expected).abs() < 1e-12,
+        "secure {auc}, direct {expected}"
+    );
+    assert_eq!(
+        outputs.keys().collect::<Vec<_>>(),
+        ["auc_balance", "confusion"]
+    );
 }
 
 fn predict_job(network: &Network, rows: usize, output: PredictOutput) -> trefoil_models::Schedule {
@@ -114,44 +130,80 @@ fn predictions_reveal_what_was_asked_for() {
     let expected = float.logits(images).expect("fits");
 
     let classes = outcome::classes(&run(PredictOutput::Class), test.rows()).expect("revealed");
-    let guesses: Vec<usize> = float::predictions(&expected).into_iter().map(usize::from).collect();
+    let guesses: Vec<usize> = float::predictions(&expected)
+        .into_iter()
+        .map(usize::from)
+        .collect();
     assert_eq!(classes, guesses);
 
-    let logits = outcome::rows(&run(PredictOutput::Logits), "logits", test.rows(), 2 * F).expect("revealed");
-    assert!(logits.iter().zip(&expected).all(|(a, b)| (a - f64::from(*b)).abs() < 1e-3));
+    let logits =
+        outcome::rows(&run(PredictOutput::Logits), "logits", test.rows(), 2 * F).expect("revealed");
+    assert!(
+        logits
+            .iter()
+            .zip(&expected)
+            .all(|(a, b)| (a - f64::from(*b)).abs() < 1e-3)
+    );
 
-    let p = outcome::rows(&run(PredictOutput::Probabilities), "probabilities", test.rows(), 16).expect("revealed");
+    let p = outcome::rows(
+        &run(PredictOutput::Probabilities),
+        "probabilities",
+        test.rows(),
+        16,
+    )
+    .expect("revealed");
     for (p, z) in p.rows().into_iter().zip(expected.rows()) {
         let sum: f64 = z.iter().map(|z| f64::from(*z).exp()).sum();
-        assert!(p.iter().zip(&z).all(|(p, z)| (p - f64::from(*z).exp() / sum).abs() < 2e-3));
+        assert!(
+            p.iter()
+                .zip(&z)
+                .all(|(p, z)| (p - f64::from(*z).exp() / sum).abs() < 2e-3)
+        );
     }
 }
 
 #[test]
 fn an_auc_needs_two_classes_and_a_bounded_number_of_rows() {
-    let error = schedule(&evaluate(&network(4), 10, true)).expect_err("four classes").to_string();
+    let error = schedule(&evaluate(&network(4), 10, true))
+        .expect_err("four classes")
+        .to_string();
     assert!(error.contains("4 classes"), "{error}");
-    let error = schedule(&evaluate(&network(2), 5000, true)).expect_err("25 million pairs").to_string();
-    assert!(error.contains("test_rows") && error.contains("4096"), "{error}");
+    let error = schedule(&evaluate(&network(2), 5000, true))
+        .expect_err("25 million pairs")
+        .to_string();
+    assert!(
+        error.contains("test_rows") && error.contains("4096"),
+        "{error}"
+    );
 }
 
 #[test]
 fn batches_cover_every_row_once() {
     for rows in [1, 127, 128, 129, 1000, 10_000] {
         let (batches, size) = inference_batches(rows);
-        assert!(batches * size >= rows && (batches - 1) * size < rows && size <= 128, "{rows}: {batches} x {size}");
+        assert!(
+            batches * size >= rows && (batches - 1) * size < rows && size <= 128,
+            "{rows}: {batches} x {size}"
+        );
     }
     let order = epoch_order(3, 1, 1000);
     let mut sorted = order.clone();
     sorted.sort_unstable();
     assert_eq!(sorted, (0..1000).collect::<Vec<u32>>());
-    assert_ne!(order, epoch_order(3, 2, 1000), "every epoch has its own order");
+    assert_ne!(
+        order,
+        epoch_order(3, 2, 1000),
+        "every epoch has its own order"
+    );
     assert_eq!(order, epoch_order(3, 1, 1000));
 }
 
 #[test]
 fn gathering_pads_with_zeros_and_refuses_rows_that_do_not_exist() {
     let table: Vec<u64> = (0..6).map(|i| decode(i << 16, 16) as u64).collect();
-    assert_eq!(gather(&table, 2, &[2, PADDING_ROW, 0]), Some(vec![4, 5, 0, 0, 0, 1]));
+    assert_eq!(
+        gather(&table, 2, &[2, PADDING_ROW, 0]),
+        Some(vec![4, 5, 0, 0, 0, 1])
+    );
     assert_eq!(gather(&table, 2, &[3]), None);
 }

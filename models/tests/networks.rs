@@ -6,12 +6,18 @@ use trefoil_models::network::LayerKind;
 fn shapes(name: &str) -> Vec<(String, Vec<usize>)> {
     let network = Network::builtin(name).expect("shipped networks are valid");
     assert_eq!(network.name, name);
-    network.layers.into_iter().map(|layer| (layer.name, layer.output)).collect()
+    network
+        .layers
+        .into_iter()
+        .map(|layer| (layer.name, layer.output))
+        .collect()
 }
 
 fn expect(name: &str, expected: &[(&str, &[usize])]) {
-    let expected: Vec<(String, Vec<usize>)> =
-        expected.iter().map(|(name, shape)| (name.to_string(), shape.to_vec())).collect();
+    let expected: Vec<(String, Vec<usize>)> = expected
+        .iter()
+        .map(|(name, shape)| (name.to_string(), shape.to_vec()))
+        .collect();
     assert_eq!(shapes(name), expected, "{name}");
 }
 
@@ -19,7 +25,13 @@ fn expect(name: &str, expected: &[(&str, &[usize])]) {
 fn shipped_networks_have_the_stated_shapes() {
     expect(
         "mlp",
-        &[("dense1", &[128]), ("relu1", &[128]), ("dense2", &[128]), ("relu2", &[128]), ("dense3", &[10])],
+        &[
+            ("dense1", &[128]),
+            ("relu1", &[128]),
+            ("dense2", &[128]),
+            ("relu2", &[128]),
+            ("dense3", &[10]),
+        ],
     );
     expect(
         "minionn",
@@ -51,9 +63,18 @@ fn shipped_networks_have_the_stated_shapes() {
     );
     expect(
         "chameleon",
-        &[("conv1", &[5, 14, 14]), ("relu1", &[5, 14, 14]), ("dense1", &[100]), ("relu2", &[100]), ("dense2", &[10])],
+        &[
+            ("conv1", &[5, 14, 14]),
+            ("relu1", &[5, 14, 14]),
+            ("dense1", &[100]),
+            ("relu2", &[100]),
+            ("dense2", &[10]),
+        ],
     );
-    expect("fentec", &[("dense1", &[20]), ("square1", &[20]), ("dense2", &[10])]);
+    expect(
+        "fentec",
+        &[("dense1", &[20]), ("square1", &[20]), ("dense2", &[10])],
+    );
     expect("logistic", &[("dense1", &[2])]);
     expect(
         "xray",
@@ -68,7 +89,11 @@ fn shipped_networks_have_the_stated_shapes() {
     );
     let inputs = |name: &str, dense: &str| {
         let network = Network::builtin(name).expect("shipped");
-        network.layers.iter().find(|layer| layer.name == dense).map(|layer| layer.input.iter().product::<usize>())
+        network
+            .layers
+            .iter()
+            .find(|layer| layer.name == dense)
+            .map(|layer| layer.input.iter().product::<usize>())
     };
     assert_eq!(inputs("minionn", "dense1"), Some(256));
     assert_eq!(inputs("lenet", "dense1"), Some(800));
@@ -87,8 +112,13 @@ fn the_canonical_text_of_a_network_is_the_same_network() {
 
 #[test]
 fn a_network_can_be_given_other_classes() {
-    let network = Network::builtin("lenet").and_then(|lenet| lenet.with_classes(2)).expect("units are open");
-    assert_eq!(network.parameters().last(), Some(&("dense2.bias".to_string(), vec![2])));
+    let network = Network::builtin("lenet")
+        .and_then(|lenet| lenet.with_classes(2))
+        .expect("units are open");
+    assert_eq!(
+        network.parameters().last(),
+        Some(&("dense2.bias".to_string(), vec![2]))
+    );
 }
 
 const HEAD: &str = "name = \"n\"\ninput = [1, 8, 8]\nclasses = 3\n";
@@ -99,7 +129,9 @@ fn layers(text: &str) -> String {
 
 #[test]
 fn relu_moves_behind_the_pool_that_follows_it() {
-    let text = layers("[[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"max_pool\"\nwindow=2\n[[layer]]\nkind=\"dense\"\n");
+    let text = layers(
+        "[[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"max_pool\"\nwindow=2\n[[layer]]\nkind=\"dense\"\n",
+    );
     let network = Network::parse(&text).expect("valid");
     assert!(matches!(network.layers[0].kind, LayerKind::MaxPool(_)));
     assert_eq!(network.layers[1].kind, LayerKind::Relu);
@@ -109,31 +141,69 @@ fn relu_moves_behind_the_pool_that_follows_it() {
 #[test]
 fn errors_name_layer_key_and_both_shapes() {
     let cases = [
-        ("[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=9\n", &["1 (conv)", "[9, 9]", "[1, 8, 8]"][..]),
-        ("[[layer]]\nkind=\"dense\"\nunits=4\n", &["dense1", "[4]", "3 classes"]),
+        (
+            "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=9\n",
+            &["1 (conv)", "[9, 9]", "[1, 8, 8]"][..],
+        ),
+        (
+            "[[layer]]\nkind=\"dense\"\nunits=4\n",
+            &["dense1", "[4]", "3 classes"],
+        ),
         (
             "[[layer]]\nkind=\"dense\"\nunits=4\n[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\n",
             &["2 (conv)", "[channels, height, width]", "[4]"],
         ),
-        ("[[layer]]\nkind=\"dense\"\nunit=4\n", &["1 (dense)", "line 4", "unit"]),
+        (
+            "[[layer]]\nkind=\"dense\"\nunit=4\n",
+            &["1 (dense)", "line 4", "unit"],
+        ),
         ("[[layer]]\nkind=\"dens\"\n", &["1 (dens)", "dens"]),
         ("[[layer]]\nunits=4\n", &["1 (no kind)", "kind"]),
-        ("[[layer]]\nkind=\"relu\"\nslope=1\n", &["1 (relu)", "slope"]),
-        ("[[layer]]\nkind=\"max_pool\"\nwindow=9\n", &["1 (max_pool)", "[9, 9]", "[1, 8, 8]"]),
-        ("[[layer]]\nkind=\"max_pool\"\nwindow=0\n", &["window = [0, 0]"]),
-        ("[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=2\npadding=\"same\"\n", &["odd kernel", "[2, 2]"]),
-        ("[[layer]]\nkind=\"poly\"\ncoefficients=[1.0]\n", &["1 (poly)", "degree 2 to 4"]),
-        ("[[layer]]\nkind=\"dense\"\nunits=100000000\n", &["64 inputs, 100000000 units"]),
-        ("[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\nstride=0\n", &["stride = [0, 0]"]),
+        (
+            "[[layer]]\nkind=\"relu\"\nslope=1\n",
+            &["1 (relu)", "slope"],
+        ),
+        (
+            "[[layer]]\nkind=\"max_pool\"\nwindow=9\n",
+            &["1 (max_pool)", "[9, 9]", "[1, 8, 8]"],
+        ),
+        (
+            "[[layer]]\nkind=\"max_pool\"\nwindow=0\n",
+            &["window = [0, 0]"],
+        ),
+        (
+            "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=2\npadding=\"same\"\n",
+            &["odd kernel", "[2, 2]"],
+        ),
+        (
+            "[[layer]]\nkind=\"poly\"\ncoefficients=[1.0]\n",
+            &["1 (poly)", "degree 2 to 4"],
+        ),
+        (
+            "[[layer]]\nkind=\"dense\"\nunits=100000000\n",
+            &["64 inputs, 100000000 units"],
+        ),
+        (
+            "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\nstride=0\n",
+            &["stride = [0, 0]"],
+        ),
         ("colour = 1\n", &["colour"]),
         ("", &["layer"]),
     ];
     for (text, words) in cases {
         let error = Network::parse(&layers(text)).expect_err(text).to_string();
         for word in words {
-            assert!(error.contains(word), "{text:?} gave {error:?}, which lacks {word:?}");
+            assert!(
+                error.contains(word),
+                "{text:?} gave {error:?}, which lacks {word:?}"
+            );
         }
     }
-    let error = Network::builtin("resnet").expect_err("not shipped").to_string();
-    assert!(error.contains("resnet") && error.contains("lenet"), "{error}");
+    let error = Network::builtin("resnet")
+        .expect_err("not shipped")
+        .to_string();
+    assert!(
+        error.contains("resnet") && error.contains("lenet"),
+        "{error}"
+    );
 }

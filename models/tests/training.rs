@@ -99,7 +99,10 @@ fn network(text: &str) -> Network {
 }
 
 fn smooth(coefficients: &str) -> Network {
-    network(&SMOOTH.replace("kind = \"POLY\"", &format!("kind = \"poly\"\ncoefficients = {coefficients}")))
+    network(&SMOOTH.replace(
+        "kind = \"POLY\"",
+        &format!("kind = \"poly\"\ncoefficients = {coefficients}"),
+    ))
 }
 
 fn secure_equals_plain(network: &Network, spec: &TrainSpec) {
@@ -117,7 +120,12 @@ fn secure_equals_plain(network: &Network, spec: &TrainSpec) {
 
 #[test]
 fn secure_training_of_a_dense_network_equals_plain() {
-    let spec = TrainSpec { batch: 4, epochs: 2, learning_rate: 0.25, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 4,
+        epochs: 2,
+        learning_rate: 0.25,
+        ..TrainSpec::default()
+    };
     secure_equals_plain(&network(MLP), &spec);
 }
 
@@ -128,7 +136,10 @@ fn secure_training_of_a_convolutional_network_with_momentum_equals_plain() {
         epochs: 2,
         learning_rate: 0.1,
         momentum: 0.9,
-        schedule: LrSchedule::Step { every_epochs: 1, factor: 0.3 },
+        schedule: LrSchedule::Step {
+            every_epochs: 1,
+            factor: 0.3,
+        },
         ..TrainSpec::default()
     };
     secure_equals_plain(&network(CONV), &spec);
@@ -136,22 +147,41 @@ fn secure_training_of_a_convolutional_network_with_momentum_equals_plain() {
 
 #[test]
 fn secure_training_with_stochastic_rounding_equals_plain() {
-    let spec = TrainSpec { batch: 3, rounding: Rounding::Stochastic, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 3,
+        rounding: Rounding::Stochastic,
+        ..TrainSpec::default()
+    };
     secure_equals_plain(&network(CONV), &spec);
 }
 
 #[test]
 fn secure_training_in_the_48_bit_ring_and_rounding_down_equals_plain() {
-    let spec = TrainSpec { batch: 3, ring_bits: 48, frac_bits: 14, rounding: Rounding::Floor, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 3,
+        ring_bits: 48,
+        frac_bits: 14,
+        rounding: Rounding::Floor,
+        ..TrainSpec::default()
+    };
     secure_equals_plain(&network(CONV), &spec);
 }
 
 #[test]
 fn secure_training_with_polynomials_and_average_pools_equals_plain() {
-    let spec = TrainSpec { batch: 3, learning_rate: 0.03, momentum: 0.5, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 3,
+        learning_rate: 0.03,
+        momentum: 0.5,
+        ..TrainSpec::default()
+    };
     secure_equals_plain(&smooth("[0.1, 0.5, 0.25]"), &spec);
     secure_equals_plain(&smooth("[0.1, 0.5, 0.25, -0.0625]"), &spec);
-    let narrow = TrainSpec { ring_bits: 48, frac_bits: 12, ..spec };
+    let narrow = TrainSpec {
+        ring_bits: 48,
+        frac_bits: 12,
+        ..spec
+    };
     secure_equals_plain(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), &narrow);
 }
 
@@ -159,7 +189,13 @@ fn secure_training_with_polynomials_and_average_pools_equals_plain() {
 fn twenty_steps(name: &str) {
     let seed = seed();
     let network = Network::builtin(name).expect("shipped");
-    let spec = TrainSpec { batch: 8, epochs: 20, learning_rate: 0.0625, momentum: 0.5, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 8,
+        epochs: 20,
+        learning_rate: 0.0625,
+        momentum: 0.5,
+        ..TrainSpec::default()
+    };
     let train = synthetic(&network, 8, 1.0, seed);
     let mut tables = Tables::new();
     train.tables("train", spec.frac_bits, &mut tables);
@@ -180,9 +216,14 @@ fn twenty_secure_steps_of_xray_equal_plain() {
 
 /// One step from the same weights on the same batch: the difference of the weights is the gradient
 /// times the learning rate.
-fn gradients_agree(network: &Network, frac_bits: u8) {
+fn gradients_agree(network: &Network, frac_bits: u8, tolerance: f64) {
     let seed = seed();
-    let spec = TrainSpec { batch: 16, learning_rate: 1.0, frac_bits, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 16,
+        learning_rate: 1.0,
+        frac_bits,
+        ..TrainSpec::default()
+    };
     let train = synthetic(network, spec.batch, 0.5, seed);
     let mut tables = Tables::new();
     train.tables("train", frac_bits, &mut tables);
@@ -190,14 +231,29 @@ fn gradients_agree(network: &Network, frac_bits: u8) {
     let fixed = plain(&schedule, &tables, None, seed);
     let model = Model::initial(network, &spec).expect("valid");
     let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
-    let gradients = model.gradients(Data { images, labels: &train.labels }).expect("valid");
+    let gradients = model
+        .gradients(Data {
+            images,
+            labels: &train.labels,
+        })
+        .expect("valid");
     for (at, layer) in network.layers.iter().enumerate() {
         let (Some(before), Some(gradient)) = (&model.parameters[at], &gradients.layers[at]) else {
             continue;
         };
         let pairs = [
-            (layer.weight_name(), before.weight.iter().zip(&gradient.weight).collect::<Vec<_>>()),
-            (layer.bias_name(), before.bias.iter().zip(&gradient.bias).collect()),
+            (
+                layer.weight_name(),
+                before
+                    .weight
+                    .iter()
+                    .zip(&gradient.weight)
+                    .collect::<Vec<_>>(),
+            ),
+            (
+                layer.bias_name(),
+                before.bias.iter().zip(&gradient.bias).collect(),
+            ),
         ];
         for (name, pairs) in pairs {
             let after = fixed.state[&name].data();
@@ -207,19 +263,30 @@ fn gradients_agree(network: &Network, frac_bits: u8) {
                 error += (step - f64::from(*gradient)).powi(2);
                 norm += f64::from(*gradient).powi(2);
             }
-            println!("{}: {name}: relative error {:.5}", network.name, (error / norm).sqrt());
-            assert!(error <= 0.01 * 0.01 * norm + 1e-12, "{name}: {error} beside {norm}");
+            println!(
+                "{}: {name}: relative error {:.5}",
+                network.name,
+                (error / norm).sqrt()
+            );
+            // And a unit of the last place for each element.
+            let unit = (after.len() as f64).sqrt() * (-f64::from(frac_bits)).exp2();
+            assert!(
+                error.sqrt() <= tolerance * norm.sqrt() + unit,
+                "{name}: {error} beside {norm}"
+            );
         }
     }
 }
 
 #[test]
 fn the_gradient_of_a_step_is_that_of_the_float_twin() {
-    gradients_agree(&network(MLP), 20);
-    gradients_agree(&network(CONV), 20);
-    gradients_agree(&smooth("[0.1, 0.5, 0.25]"), 18);
-    gradients_agree(&smooth("[0.1, 0.5, 0.25, -0.0625]"), 18);
-    gradients_agree(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), 18);
+    gradients_agree(&network(MLP), 20, 0.01);
+    gradients_agree(&network(CONV), 20, 0.01);
+    // Polynomials read few fraction bits of their input, and these gradients are small beside the
+    // error of the softmax.
+    gradients_agree(&smooth("[0.1, 0.5, 0.25]"), 18, 0.05);
+    gradients_agree(&smooth("[0.1, 0.5, 0.25, -0.0625]"), 18, 0.05);
+    gradients_agree(&smooth("[0.1, 0.5, 0.25, 0.03, -0.01]"), 18, 0.05);
 }
 
 #[test]
@@ -231,7 +298,10 @@ fn momentum_and_the_learning_rate_schedule_follow_the_float_twin() {
         epochs: 3,
         learning_rate: 0.05,
         momentum: 0.9,
-        schedule: LrSchedule::Step { every_epochs: 1, factor: 0.5 },
+        schedule: LrSchedule::Step {
+            every_epochs: 1,
+            factor: 0.5,
+        },
         frac_bits: 20,
         ..TrainSpec::default()
     };
@@ -241,16 +311,33 @@ fn momentum_and_the_learning_rate_schedule_follow_the_float_twin() {
     let schedule = schedule(&train_job(&network, &spec, train.rows(), 0)).expect("valid");
     let fixed = plain(&schedule, &tables, None, seed);
     let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
-    let model = float::train(&network, &spec, Data { images, labels: &train.labels }, |_, _| {}).expect("trains");
+    let model = float::train(
+        &network,
+        &spec,
+        Data {
+            images,
+            labels: &train.labels,
+        },
+        |_, _| {},
+    )
+    .expect("trains");
     let before = Model::initial(&network, &spec).expect("valid");
-    let fixed = Model::from_weights(&network, &fixed.state, u32::from(spec.frac_bits)).expect("fits");
+    let fixed =
+        Model::from_weights(&network, &fixed.state, u32::from(spec.frac_bits)).expect("fits");
     for at in 0..network.layers.len() {
-        let weights = [&before, &fixed, &model].map(|model| model.parameters[at].as_ref().map(|p| &p.weight));
-        let [Some(before), Some(fixed), Some(float)] = weights else { continue };
+        let weights =
+            [&before, &fixed, &model].map(|model| model.parameters[at].as_ref().map(|p| &p.weight));
+        let [Some(before), Some(fixed), Some(float)] = weights else {
+            continue;
+        };
         let norm = |x: ndarray::Array2<f32>| x.mapv(|x| x * x).sum().sqrt();
         let (moved, apart) = (norm(float - before), norm(float - fixed));
         println!("{}: moved {moved}, apart {apart}", network.layers[at].name);
-        assert!(apart <= 0.01 * moved, "{}: moved {moved}, apart {apart}", network.layers[at].name);
+        assert!(
+            apart <= 0.01 * moved,
+            "{}: moved {moved}, apart {apart}",
+            network.layers[at].name
+        );
     }
 }
 
@@ -277,39 +364,117 @@ fn learns(network: &Network, spec: &TrainSpec, at_least: f64) {
         labels: &train.labels,
     };
     let mut losses = Vec::new();
-    let model = float::train(network, spec, data, |report, _| losses.push(report.loss)).expect("trains");
+    let model =
+        float::train(network, spec, data, |report, _| losses.push(report.loss)).expect("trains");
     let guesses = float::predictions(&model.logits(view(&test.images)).expect("fits"));
-    let right = guesses.iter().zip(&test.labels).filter(|(a, b)| a == b).count();
+    let right = guesses
+        .iter()
+        .zip(&test.labels)
+        .filter(|(a, b)| a == b)
+        .count();
     let float_accuracy = right as f64 / test.rows() as f64;
-    println!("{}: plain {accuracies:?}, float {float_accuracy}, float losses {losses:?}", network.name);
+    println!(
+        "{}: plain {accuracies:?}, float {float_accuracy}, float losses {losses:?}",
+        network.name
+    );
     let last = accuracies[accuracies.len() - 1];
     assert!(last >= at_least, "{}: plain reaches {last}", network.name);
-    assert!((last - float_accuracy).abs() <= 0.05, "{}: plain {last}, float {float_accuracy}", network.name);
+    assert!(
+        (last - float_accuracy).abs() <= 0.05,
+        "{}: plain {last}, float {float_accuracy}",
+        network.name
+    );
     assert!(losses[losses.len() - 1] < losses[0]);
 }
 
 #[test]
 fn plain_training_learns_as_well_as_float() {
-    let spec = TrainSpec { batch: 16, epochs: 6, learning_rate: 0.125, ..TrainSpec::default() };
+    let spec = TrainSpec {
+        batch: 16,
+        epochs: 6,
+        learning_rate: 0.125,
+        ..TrainSpec::default()
+    };
     learns(&network(MLP), &spec, 0.9);
-    learns(&network(CONV), &TrainSpec { learning_rate: 0.01, momentum: 0.9, ..spec.clone() }, 0.9);
-    learns(&smooth("[0.0, 0.5, 0.25]"), &TrainSpec { learning_rate: 0.1, epochs: 20, ..spec }, 0.75);
+    learns(
+        &network(CONV),
+        &TrainSpec {
+            learning_rate: 0.01,
+            momentum: 0.9,
+            ..spec.clone()
+        },
+        0.9,
+    );
+    learns(
+        &smooth("[0.0, 0.5, 0.25]"),
+        &TrainSpec {
+            learning_rate: 0.1,
+            epochs: 20,
+            ..spec
+        },
+        0.75,
+    );
 }
 
 #[test]
 fn a_job_out_of_range_is_refused_by_its_field() {
     let network = network(MLP);
     let refused = |spec: TrainSpec, rows: usize, field: &str| {
-        let error = schedule(&train_job(&network, &spec, rows, 0)).expect_err(field).to_string();
+        let error = schedule(&train_job(&network, &spec, rows, 0))
+            .expect_err(field)
+            .to_string();
         assert!(error.contains(field), "{error:?} lacks {field:?}");
     };
     let spec = TrainSpec::default;
     refused(TrainSpec { batch: 0, ..spec() }, 500, "batch");
     refused(spec(), 127, "dataset.train_rows");
-    refused(TrainSpec { epochs: 0, ..spec() }, 500, "epochs");
-    refused(TrainSpec { learning_rate: f64::NAN, ..spec() }, 500, "learning_rate");
-    refused(TrainSpec { momentum: 1.0, ..spec() }, 500, "momentum");
-    refused(TrainSpec { ring_bits: 32, ..spec() }, 500, "ring_bits");
-    refused(TrainSpec { frac_bits: 30, ..spec() }, 500, "frac_bits");
-    refused(TrainSpec { learning_rate: 1e-9, batch: 4096, ..spec() }, 5000, "learning rate");
+    refused(
+        TrainSpec {
+            epochs: 0,
+            ..spec()
+        },
+        500,
+        "epochs",
+    );
+    refused(
+        TrainSpec {
+            learning_rate: f64::NAN,
+            ..spec()
+        },
+        500,
+        "learning_rate",
+    );
+    refused(
+        TrainSpec {
+            momentum: 1.0,
+            ..spec()
+        },
+        500,
+        "momentum",
+    );
+    refused(
+        TrainSpec {
+            ring_bits: 32,
+            ..spec()
+        },
+        500,
+        "ring_bits",
+    );
+    refused(
+        TrainSpec {
+            frac_bits: 30,
+            ..spec()
+        },
+        500,
+        "frac_bits",
+    );
+    refused(
+        TrainSpec {
+            learning_rate: 1e-9,
+            batch: 4096,
+            ..spec()
+        },
+        5000,
+        "learning rate",
+    );
 }

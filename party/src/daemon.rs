@@ -11,7 +11,8 @@ use tracing::Instrument;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, MemberEntry, PartyConfig, Role, host,
+    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, MemberEntry,
+    PartyConfig, Role, host,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
@@ -141,7 +142,9 @@ impl Daemon {
         for name in &config.policy.requesters {
             if !consortium.members.iter().any(|member| member.name == *name) {
                 let file = config.consortium.display();
-                return Err(PartyError::Setup(format!("policy.requesters: {name:?} is no member in {file}")));
+                return Err(PartyError::Setup(format!(
+                    "policy.requesters: {name:?} is no member in {file}"
+                )));
             }
         }
         let store = Store::open(&config.home)?;
@@ -171,8 +174,12 @@ impl Daemon {
             let _inside = runtime.enter();
             Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
         };
-        let peers = [Peer::Dealer].into_iter().chain(me.others().map(Peer::Party));
-        let pins = peers.map(|peer| party.pin(peer)).chain(party.consortium.member_pins());
+        let peers = [Peer::Dealer]
+            .into_iter()
+            .chain(me.others().map(Peer::Party));
+        let pins = peers
+            .map(|peer| party.pin(peer))
+            .chain(party.consortium.member_pins());
         node.set_allowed(pins.collect());
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
@@ -181,14 +188,23 @@ impl Daemon {
         let body = move || {
             let _span = span.clone().entered();
             tracing::info!(addr = %local_addr, "listening");
-            let how = runtime.block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
+            let how = runtime
+                .block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
             tracing::info!("{how}");
             // File work that still runs must not hold up the end.
             runtime.shutdown_timeout(Duration::from_millis(200));
         };
-        let thread = std::thread::Builder::new().name(format!("party-{me}")).spawn(body);
-        let thread = thread.map_err(|err| PartyError::Setup(format!("a thread cannot be started: {err}")))?;
-        Ok(Daemon { local_addr, addresses, stopper: Stopper(commands), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name(format!("party-{me}"))
+            .spawn(body);
+        let thread = thread
+            .map_err(|err| PartyError::Setup(format!("a thread cannot be started: {err}")))?;
+        Ok(Daemon {
+            local_addr,
+            addresses,
+            stopper: Stopper(commands),
+            thread: Some(thread),
+        })
     }
 
     /// Where it listens.
@@ -248,7 +264,8 @@ pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
         host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
         let peers = host::read_peers().map_err(anyhow::Error::msg)?;
         daemon.set_addresses(peers.addresses.or(&config.peers));
-        host::end_with_parent(move || stopper.stop("its parent has ended")).map_err(anyhow::Error::msg)?;
+        host::end_with_parent(move || stopper.stop("its parent has ended"))
+            .map_err(anyhow::Error::msg)?;
     }
     daemon.wait();
     Ok(())
@@ -262,13 +279,24 @@ async fn serve(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> String {
     let span = tracing::Span::current();
+    let mut dialling = tokio::task::JoinSet::new();
     for peer in party.mesh.dialled() {
         let (party, node, addresses) = (party.clone(), node.clone(), addresses.clone());
-        let dialling = async move {
+        let dial = async move {
             let serve = |link| hold_peer(party.clone(), peer, link);
-            party.mesh.dial(peer, &node, &party.consortium, addresses, &party.settings, serve).await;
+            party
+                .mesh
+                .dial(
+                    peer,
+                    &node,
+                    &party.consortium,
+                    addresses,
+                    &party.settings,
+                    serve,
+                )
+                .await;
         };
-        tokio::spawn(dialling.instrument(span.clone()));
+        dialling.spawn(dial.instrument(span.clone()));
     }
     let leading = {
         let party = party.clone();
@@ -284,11 +312,16 @@ async fn serve(
             link = node.accept() => link,
             command = commands.recv() => match command {
                 Some(Command::Vanish) => return "vanished".into(),
-                Some(Command::Stop(reason)) => return stop(&party, &node, &reason).await,
-                None => return stop(&party, &node, "this node is stopping").await,
+                Some(Command::Stop(reason)) => {
+                    dialling.abort_all();
+                    return stop(&party, &node, &reason).await;
+                }
+                None => return "nobody can stop this node any more".into(),
             },
         };
-        let Some(link) = link else { return "the endpoint has closed".into() };
+        let Some(link) = link else {
+            return "the endpoint has closed".into();
+        };
         match party.consortium.role(link.peer()) {
             Some(Role::Node(peer)) => {
                 tokio::spawn(hold_peer(party.clone(), peer, link).instrument(span.clone()));
@@ -304,7 +337,11 @@ async fn serve(
 
 async fn stop(party: &Party, node: &Node, reason: &str) -> String {
     let reason = format!("{}: {reason}", party.me);
-    let running = party.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let running = party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     if let Some(abort) = running {
         abort.abort(&reason);
     }
@@ -349,7 +386,9 @@ where
     let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
     let span = tracing::Span::current();
     while let Ok(permit) = permits.clone().acquire_owned().await {
-        let Ok((_, session, stream)) = link.accept().await else { return };
+        let Ok((_, session, stream)) = link.accept().await else {
+            return;
+        };
         let answering = answer(session, stream);
         let answering = async move {
             answering.await;
@@ -361,7 +400,10 @@ where
 
 async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {
     let done = if session != [0; 32] {
-        party.keys.deliver(session, stream, party.short_wait()).await
+        party
+            .keys
+            .deliver(session, stream, party.short_wait())
+            .await
     } else if peer == Peer::Party(PartyId::P0) {
         follow::follow(party, stream).await
     } else {

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::wire::{Acceptance, Event, Proposal};
 use trefoil_consortium::{SOFTWARE, fresh_nonce};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::MsgStream;
-use tracing::Instrument;
 
 use crate::daemon::Party;
 use crate::jobs::Job;
@@ -29,7 +29,10 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
                 Some(trefoil_consortium::Role::Member(member)) => member.name,
                 _ => proposal.job.requester.to_string(),
             };
-            let reason = format!("{} has not received job {id} from its requester {requester} itself", party.me);
+            let reason = format!(
+                "{} has not received job {id} from its requester {requester} itself",
+                party.me
+            );
             following.refuse(&reason).await;
             return Err(reason);
         };
@@ -86,13 +89,25 @@ async fn take_part(
     };
     let failed = Failure::Failed;
     let id = following
-        .accept(acceptance, &party.core_hash, &job.id, proposal.attempt, party.me.index())
+        .accept(
+            acceptance,
+            &party.core_hash,
+            &job.id,
+            proposal.attempt,
+            party.me.index(),
+        )
         .await
         .map_err(failed)?;
     let tray = party.keys.open(id);
     following.ready().await.map_err(failed)?;
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
-    let session = Session { id, job: job.clone(), prepared, links, tray };
+    let session = Session {
+        id,
+        job: job.clone(),
+        prepared,
+        links,
+        tray,
+    };
     let outcome = {
         let running = session::run(party, session);
         tokio::pin!(running);
@@ -104,11 +119,23 @@ async fn take_part(
             }
         }
     };
-    following.finished(outcome.stats.clone(), wall).await.map_err(failed)?;
-    session::keep(party, job, outcome.model).await.map_err(failed)?;
-    job.say(Event::Done { stats: outcome.stats, dealer: None });
+    following
+        .finished(outcome.stats.clone(), wall)
+        .await
+        .map_err(failed)?;
+    session::keep(party, job, outcome.model)
+        .await
+        .map_err(failed)?;
+    job.say(Event::Done {
+        stats: outcome.stats,
+        dealer: None,
+    });
     Ok(())
 }
 
 /// Which peer a session's stream of P0 goes to.
-pub(crate) const FOLLOWERS: [Peer; 3] = [Peer::Party(PartyId::P1), Peer::Party(PartyId::P2), Peer::Dealer];
+pub(crate) const FOLLOWERS: [Peer; 3] = [
+    Peer::Party(PartyId::P1),
+    Peer::Party(PartyId::P2),
+    Peer::Dealer,
+];

@@ -75,12 +75,17 @@ impl Job {
                 Event::Failed(_) => {
                     inner.state = State::Finished;
                     // A failed job has no results.
-                    inner.events.retain(|(_, event)| matches!(**event, Event::Started { .. }));
+                    inner
+                        .events
+                        .retain(|(_, event)| matches!(**event, Event::Started { .. }));
                 }
                 Event::Progress(_) => {
                     inner.progress += 1;
                     if inner.progress > PROGRESS_MAX {
-                        let oldest = inner.events.iter().position(|(_, e)| matches!(**e, Event::Progress(_)));
+                        let oldest = inner
+                            .events
+                            .iter()
+                            .position(|(_, e)| matches!(**e, Event::Progress(_)));
                         if let Some(oldest) = oldest {
                             inner.events.remove(oldest);
                         }
@@ -110,7 +115,10 @@ impl Job {
     pub(crate) fn heard(&self, next: u64) -> (Vec<(u64, Arc<Event>)>, bool) {
         let inner = self.lock();
         let from = inner.events.partition_point(|(number, _)| *number < next);
-        (inner.events.range(from..).cloned().collect(), inner.state == State::Finished)
+        (
+            inner.events.range(from..).cloned().collect(),
+            inner.state == State::Finished,
+        )
     }
 }
 
@@ -134,19 +142,37 @@ impl Jobs {
         let id = description.id();
         let mut book = self.lock();
         if book.jobs.contains_key(&id) {
-            return Err(format!("job {id} is known already: a repeated job needs a new nonce"));
+            return Err(format!(
+                "job {id} is known already: a repeated job needs a new nonce"
+            ));
         }
-        let finished: Vec<JobId> =
-            book.order.iter().filter(|id| book.jobs.get(id).is_none_or(|job| job.state() == State::Finished)).copied().collect();
+        let finished: Vec<JobId> = book
+            .order
+            .iter()
+            .filter(|id| {
+                book.jobs
+                    .get(id)
+                    .is_none_or(|job| job.state() == State::Finished)
+            })
+            .copied()
+            .collect();
         if book.order.len() - finished.len() >= WAITING_MAX {
             return Err(format!("busy: {WAITING_MAX} jobs are waiting already"));
         }
-        for old in finished.iter().take((finished.len() + 1).saturating_sub(FINISHED_MAX)) {
+        for old in finished
+            .iter()
+            .take((finished.len() + 1).saturating_sub(FINISHED_MAX))
+        {
             book.jobs.remove(old);
             book.order.retain(|id| id != old);
         }
         let (changed, _) = watch::channel(());
-        let job = Arc::new(Job { id, description, inner: Mutex::default(), changed });
+        let job = Arc::new(Job {
+            id,
+            description,
+            inner: Mutex::default(),
+            changed,
+        });
         book.jobs.insert(id, job.clone());
         book.order.push_back(id);
         Ok(job)

@@ -4,13 +4,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tracing::Instrument;
 use trefoil_consortium::wire::{
-    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Lead, NodeStats, Proposal, clip_reason,
+    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Lead, NodeStats, Proposal,
+    attributed, clip_reason,
 };
 use trefoil_consortium::{Nonce, SOFTWARE, SessionId, fresh_nonce, session_id};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{MsgStream, StreamKind};
-use tracing::Instrument;
 
 use crate::daemon::Party;
 use crate::follow::FOLLOWERS;
@@ -43,7 +44,9 @@ pub(crate) async fn lead(party: &Arc<Party>, job: Arc<Job>) {
 }
 
 async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
-    let prepared = prepare(party, &job.description).await.map_err(|reason| format!("{}: {reason}", party.me))?;
+    let prepared = prepare(party, &job.description)
+        .await
+        .map_err(|reason| format!("{}: {reason}", party.me))?;
     let links = session::links(party).await?;
     let nonce = fresh_nonce()?;
     let proposal = Proposal {
@@ -53,7 +56,8 @@ async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
         attempt: 0,
         nonce,
     };
-    let [p1, p2, dealer] = FOLLOWERS.map(|peer| Follower::open(party, peer, links.of(peer), &proposal));
+    let [p1, p2, dealer] =
+        FOLLOWERS.map(|peer| Follower::open(party, peer, links.of(peer), &proposal));
     let (p1, p2, dealer) = tokio::try_join!(p1, p2, dealer)?;
     let mut followers = [p1, p2, dealer];
     let led = agree_and_run(party, job, prepared, links, nonce, &mut followers).await;
@@ -91,43 +95,63 @@ async fn agree_and_run(
     {
         let [p1, p2, dealer] = &mut *followers;
         let answers = tokio::try_join!(p1.accepted(), p2.accepted(), dealer.accepted())?;
-        for (place, (peer, answer)) in FOLLOWERS.into_iter().zip([answers.0, answers.1, answers.2]).enumerate() {
+        for (place, (peer, answer)) in FOLLOWERS
+            .into_iter()
+            .zip([answers.0, answers.1, answers.2])
+            .enumerate()
+        {
             check_acceptance(job, &prepared, peer, &answer)?;
             nonces[place + 1] = answer.nonce;
         }
     }
     let id = session_id(&party.core_hash, &job.id, 0, &nonces);
     let tray = party.keys.open(id);
-    everybody(followers, &Lead::Confirm { nonces, session: id }).await?;
+    everybody(
+        followers,
+        &Lead::Confirm {
+            nonces,
+            session: id,
+        },
+    )
+    .await?;
     for follower in followers.iter_mut() {
         follower.expect_ready().await?;
     }
     everybody(followers, &Lead::Go).await?;
-    let session = Session { id, job: job.clone(), prepared, links, tray };
+    let session = Session {
+        id,
+        job: job.clone(),
+        prepared,
+        links,
+        tray,
+    };
     let running = session::run(party, session);
     tokio::pin!(running);
     let (outcome, reports) = {
-    let [p1, p2, dealer] = &mut *followers;
-    let reports = async { tokio::try_join!(p1.report(), p2.report(), dealer.report()) };
-    tokio::pin!(reports);
-    tokio::select! {
-        outcome = &mut running => {
-            let outcome = outcome?;
-            let late = |_| format!("not all nodes finished within {} ms", party.wait().as_millis());
-            (outcome, tokio::time::timeout(party.wait(), reports).await.map_err(late)??)
-        }
-        reports = &mut reports => match reports {
-            Ok(reports) => (running.await?, reports),
-            Err(reason) => {
-                session::abort(party, &reason);
-                return Err(reason);
+        let [p1, p2, dealer] = &mut *followers;
+        let reports = async { tokio::try_join!(p1.report(), p2.report(), dealer.report()) };
+        tokio::pin!(reports);
+        tokio::select! {
+            outcome = &mut running => {
+                let outcome = outcome?;
+                let late = |_| format!("not all nodes finished within {} ms", party.wait().as_millis());
+                (outcome, tokio::time::timeout(party.wait(), reports).await.map_err(late)??)
             }
-        },
-    }
+            reports = &mut reports => match reports {
+                Ok(reports) => (running.await?, reports),
+                Err(reason) => {
+                    session::abort(party, &reason);
+                    return Err(reason);
+                }
+            },
+        }
     };
     session::keep(party, job, outcome.model).await?;
     everybody(followers, &Lead::Conclude).await?;
-    Ok(Event::Done { stats: outcome.stats, dealer: Some(reports.2) })
+    Ok(Event::Done {
+        stats: outcome.stats,
+        dealer: Some(reports.2),
+    })
 }
 
 async fn everybody(followers: &mut [Follower; 3], message: &Lead) -> Result<(), String> {
@@ -138,18 +162,35 @@ async fn everybody(followers: &mut [Follower; 3], message: &Lead) -> Result<(), 
 }
 
 /// What another node derived against what this one did.
-fn check_acceptance(job: &Job, prepared: &Prepared, peer: Peer, theirs: &Acceptance) -> Result<(), String> {
+fn check_acceptance(
+    job: &Job,
+    prepared: &Prepared,
+    peer: Peer,
+    theirs: &Acceptance,
+) -> Result<(), String> {
     let versions = || format!("(software here {SOFTWARE}, at {peer} {})", theirs.software);
     if theirs.job != job.id {
-        return Err(format!("{peer} computes job hash {}, P0 {} {}", theirs.job, job.id, versions()));
+        return Err(format!(
+            "{peer} computes job hash {}, P0 {} {}",
+            theirs.job,
+            job.id,
+            versions()
+        ));
     }
     let ours = &prepared.derived.hashes;
     if theirs.programs != *ours {
         let at = ours.iter().zip(&theirs.programs).position(|(a, b)| a != b);
-        let what = at.map_or(format!("{} programs, P0 {}", theirs.programs.len(), ours.len()), |at| {
-            let hash = |hashes: &[[u8; 32]]| trefoil_consortium::hex(&hashes[at]);
-            format!("hash {} for program {at}, P0 {}", hash(&theirs.programs), hash(ours))
-        });
+        let what = at.map_or(
+            format!("{} programs, P0 {}", theirs.programs.len(), ours.len()),
+            |at| {
+                let hash = |hashes: &[[u8; 32]]| trefoil_consortium::hex(&hashes[at]);
+                format!(
+                    "hash {} for program {at}, P0 {}",
+                    hash(&theirs.programs),
+                    hash(ours)
+                )
+            },
+        );
         return Err(format!("{peer} derives {what} {}", versions()));
     }
     // The dealer holds no model.
@@ -182,7 +223,11 @@ impl Follower {
             Ok::<_, trefoil_transport::TransportError>(stream)
         };
         match tokio::time::timeout(party.wait(), opening).await {
-            Ok(Ok(stream)) => Ok(Follower { peer, stream, wait: party.wait() }),
+            Ok(Ok(stream)) => Ok(Follower {
+                peer,
+                stream,
+                wait: party.wait(),
+            }),
             Ok(Err(err)) => Err(format!("{peer}: {err}")),
             Err(_) => Err(format!("{peer} takes no proposals")),
         }
@@ -199,8 +244,12 @@ impl Follower {
     async fn next(&mut self) -> Result<Follow, String> {
         let peer = self.peer;
         match self.stream.recv::<Follow>(CONTROL_MAX_BYTES).await {
-            Ok(Some(Follow::Refuse(reason))) => Err(format!("{peer} refused: {}", clip_reason(&reason))),
-            Ok(Some(Follow::Failed(reason))) => Err(format!("{peer} failed: {}", clip_reason(&reason))),
+            Ok(Some(Follow::Refuse(reason))) => Err(format!(
+                "refused by {}",
+                attributed(peer, &clip_reason(&reason))
+            )),
+            // It may pass on what another node said, in that node's words.
+            Ok(Some(Follow::Failed(reason))) => Err(clip_reason(&reason)),
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(format!("{peer} ended the session's stream without a word")),
             Err(err) => Err(format!("{peer}: {err}")),
@@ -211,21 +260,30 @@ impl Follower {
         let (peer, wait) = (self.peer, self.wait);
         match tokio::time::timeout(wait, self.next()).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!("{peer} did not send {what} within {} ms", wait.as_millis())),
+            Err(_) => Err(format!(
+                "{peer} did not send {what} within {} ms",
+                wait.as_millis()
+            )),
         }
     }
 
     async fn accepted(&mut self) -> Result<Acceptance, String> {
         match self.next_in_time("its acceptance").await? {
             Follow::Accept(acceptance) => Ok(acceptance),
-            other => Err(format!("{} sent {other:?} where its acceptance belongs", self.peer)),
+            other => Err(format!(
+                "{} sent {other:?} where its acceptance belongs",
+                self.peer
+            )),
         }
     }
 
     async fn expect_ready(&mut self) -> Result<(), String> {
         match self.next_in_time("its readiness").await? {
             Follow::Ready => Ok(()),
-            other => Err(format!("{} sent {other:?} where its readiness belongs", self.peer)),
+            other => Err(format!(
+                "{} sent {other:?} where its readiness belongs",
+                self.peer
+            )),
         }
     }
 
@@ -240,7 +298,10 @@ impl Follower {
     async fn expect_concluded(&mut self) -> Result<(), String> {
         match self.next_in_time("its conclusion").await? {
             Follow::Concluded => Ok(()),
-            other => Err(format!("{} sent {other:?} where its conclusion belongs", self.peer)),
+            other => Err(format!(
+                "{} sent {other:?} where its conclusion belongs",
+                self.peer
+            )),
         }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use trefoil_consortium::receipt::check_receipts;
 use trefoil_consortium::wire::{
-    Answer, Ask, CHUNK_MAX_BYTES, CONTROL_MAX_BYTES, CONTROL_VERSION, COMMIT_MAX_BYTES, Chunk, Commit, Event, Request,
-    UploadBegin, clip_reason,
+    Answer, Ask, CHUNK_MAX_BYTES, COMMIT_MAX_BYTES, CONTROL_MAX_BYTES, CONTROL_VERSION, Chunk,
+    Commit, Event, Request, UploadBegin, clip_reason,
 };
 use trefoil_consortium::{JobDescription, JobId, MemberEntry, MemberRole, Part, SOFTWARE};
 use trefoil_protocol::party::PartyId;
@@ -19,13 +19,18 @@ use crate::store::{Staging, StoreError};
 const CHUNK_PATIENCE: u32 = 10;
 
 /// Answers one request. An error is for the log: the member has been told.
-pub(crate) async fn answer(party: &Arc<Party>, member: &MemberEntry, mut stream: MsgStream) -> Result<(), String> {
-    let request = match tokio::time::timeout(party.wait(), stream.recv::<Request>(CONTROL_MAX_BYTES)).await {
-        Ok(Ok(Some(request))) => request,
-        Ok(Ok(None)) => return Err("a stream without a request".into()),
-        Ok(Err(err)) => return Err(err.to_string()),
-        Err(_) => return Err("a stream without a request in time".into()),
-    };
+pub(crate) async fn answer(
+    party: &Arc<Party>,
+    member: &MemberEntry,
+    mut stream: MsgStream,
+) -> Result<(), String> {
+    let request =
+        match tokio::time::timeout(party.wait(), stream.recv::<Request>(CONTROL_MAX_BYTES)).await {
+            Ok(Ok(Some(request))) => request,
+            Ok(Ok(None)) => return Err("a stream without a request".into()),
+            Ok(Err(err)) => return Err(err.to_string()),
+            Err(_) => return Err("a stream without a request in time".into()),
+        };
     if request.version != CONTROL_VERSION {
         let reason = format!(
             "control version {}, this party speaks {CONTROL_VERSION} ({SOFTWARE})",
@@ -58,7 +63,11 @@ pub(crate) async fn answer(party: &Arc<Party>, member: &MemberEntry, mut stream:
     stream.finish().await.map_err(|err| err.to_string())
 }
 
-async fn say<T: serde::Serialize>(party: &Party, stream: &mut MsgStream, message: &T) -> Result<(), String> {
+async fn say<T: serde::Serialize>(
+    party: &Party,
+    stream: &mut MsgStream,
+    message: &T,
+) -> Result<(), String> {
     match tokio::time::timeout(party.wait(), stream.send(message)).await {
         Ok(sent) => sent.map_err(|err| err.to_string()),
         Err(_) => Err("the member takes no messages".into()),
@@ -91,7 +100,12 @@ async fn upload(
         return refuse(party, stream, reason).await;
     }
     let Ok(_permit) = party.uploads.try_acquire() else {
-        return refuse(party, stream, "busy: too many uploads at the same time; try again later".into()).await;
+        return refuse(
+            party,
+            stream,
+            "busy: too many uploads at the same time; try again later".into(),
+        )
+        .await;
     };
     let next_number = party.store.next_number(&begin.dataset, member.pin);
     tracing::info!(member = %member.name, dataset = %begin.dataset, part = %begin.part, rows = begin.rows, "upload");
@@ -133,7 +147,9 @@ async fn stage(
             let party = party.clone();
             move || {
                 let receipt = staging.stage(chunk)?;
-                let signed = receipt.sign(&party.signer).map_err(|err| StoreError::Refused(err.to_string()))?;
+                let signed = receipt
+                    .sign(&party.signer)
+                    .map_err(|err| StoreError::Refused(err.to_string()))?;
                 Ok((staging, signed))
             }
         });
@@ -148,18 +164,37 @@ async fn stage(
     Ok(Ok(staging))
 }
 
-fn commit_checked(party: &Party, staging: &Staging, commit: &Commit) -> Result<[u8; 32], StoreError> {
+fn commit_checked(
+    party: &Party,
+    staging: &Staging,
+    commit: &Commit,
+) -> Result<[u8; 32], StoreError> {
     let refuse = |reason: String| StoreError::Refused(reason);
-    let digest = check_receipts(&party.consortium, &staging.about(), staging.chunk_rows(), &commit.receipts)
-        .map_err(refuse)?;
+    let digest = check_receipts(
+        &party.consortium,
+        &staging.about(),
+        staging.chunk_rows(),
+        &commit.receipts,
+    )
+    .map_err(refuse)?;
     let own = &commit.receipts[party.me.index()];
-    if own.iter().zip(staging.digests()).any(|(signed, digest)| signed.receipt.digest != *digest) {
-        return Err(refuse(format!("{}: a receipt speaks of other shares than are staged here", party.me)));
+    if own
+        .iter()
+        .zip(staging.digests())
+        .any(|(signed, digest)| signed.receipt.digest != *digest)
+    {
+        return Err(refuse(format!(
+            "{}: a receipt speaks of other shares than are staged here",
+            party.me
+        )));
     }
     if commit.number == 0 {
         return Err(refuse("upload numbers start at 1".into()));
     }
-    party.store.commit(staging, commit.number, digest).map(|committed| committed.digest)
+    party
+        .store
+        .commit(staging, commit.number, digest)
+        .map(|committed| committed.digest)
 }
 
 async fn within<T>(
@@ -174,17 +209,27 @@ async fn within<T>(
     }
 }
 
-async fn submit(party: &Arc<Party>, member: &MemberEntry, job: JobDescription) -> Result<JobId, String> {
+async fn submit(
+    party: &Arc<Party>,
+    member: &MemberEntry,
+    job: JobDescription,
+) -> Result<JobId, String> {
     job.check().map_err(|err| err.to_string())?;
     if job.requester != member.pin {
-        return Err(format!("the job names {} as its requester, {} submitted it", job.requester, member.name));
+        return Err(format!(
+            "the job names {} as its requester, {} submitted it",
+            job.requester, member.name
+        ));
     }
     allowed(party, &member.name)?;
     tracing::info!(job = %job.id(), "submitted by {}:\n{}", member.name, job.describe(&member.name));
     let job = party.jobs.submit(job)?;
     if party.me == PartyId::P0 {
         // The queue is as long as the book of jobs.
-        party.queue.try_send(job.clone()).map_err(|_| "busy: too many jobs are waiting".to_owned())?;
+        party
+            .queue
+            .try_send(job.clone())
+            .map_err(|_| "busy: too many jobs are waiting".to_owned())?;
     }
     Ok(job.id)
 }
@@ -203,7 +248,10 @@ pub(crate) fn allowed(party: &Party, member: &str) -> Result<(), String> {
 
 fn own_job(party: &Party, member: &MemberEntry, id: &JobId) -> Result<Arc<Job>, String> {
     // Others' jobs are as unknown as those that do not exist.
-    let job = party.jobs.get(id).filter(|job| job.description.requester == member.pin);
+    let job = party
+        .jobs
+        .get(id)
+        .filter(|job| job.description.requester == member.pin);
     job.ok_or_else(|| format!("{} knows no job {id} of {}", party.me, member.name))
 }
 

@@ -49,12 +49,17 @@ impl Mesh {
 
     /// The peers that this party dials.
     pub(crate) fn dialled(&self) -> impl Iterator<Item = Peer> + '_ {
-        self.places.iter().filter(|place| place.dials).map(|place| place.peer)
+        self.places
+            .iter()
+            .filter(|place| place.dials)
+            .map(|place| place.peer)
     }
 
     /// Puts a link in its place until it closes.
     pub(crate) async fn hold(&self, peer: Peer, link: Link) {
-        let Some(place) = self.place(peer) else { return };
+        let Some(place) = self.place(peer) else {
+            return;
+        };
         let mut number = 0;
         place.link.send_modify(|held| {
             number = held.as_ref().map_or(0, |(number, _)| number + 1);
@@ -75,22 +80,32 @@ impl Mesh {
 
     /// The link to a peer; waits for it at most the connection's time-out.
     pub(crate) async fn wait(&self, peer: Peer, wait: Duration) -> Result<Link, String> {
-        let Some(place) = self.place(peer) else { return Err(format!("this node has no link to {peer}")) };
+        let Some(place) = self.place(peer) else {
+            return Err(format!("this node has no link to {peer}"));
+        };
         let mut held = place.link.subscribe();
         let waiting = async {
             let held = held.wait_for(Option::is_some).await;
             // The sender lives as long as the mesh.
-            held.ok().and_then(|held| held.as_ref().map(|(_, link)| link.clone()))
+            held.ok()
+                .and_then(|held| held.as_ref().map(|(_, link)| link.clone()))
         };
         if let Ok(Some(link)) = tokio::time::timeout(wait, waiting).await {
             return Ok(link);
         }
-        let trouble = place.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let trouble = place
+            .trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         let trouble = trouble.unwrap_or_else(|| match place.dials {
             true => "no connection yet".into(),
             false => format!("{peer} has not connected to this node"),
         });
-        Err(format!("{peer} is not connected after {} ms: {trouble}", wait.as_millis()))
+        Err(format!(
+            "{peer} is not connected after {} ms: {trouble}",
+            wait.as_millis()
+        ))
     }
 
     /// Dials a peer for ever; `serve` takes every new link and returns when it has closed.
@@ -103,7 +118,9 @@ impl Mesh {
         settings: &Settings,
         serve: impl Fn(Link) -> F,
     ) {
-        let Some(place) = self.place(peer) else { return };
+        let Some(place) = self.place(peer) else {
+            return;
+        };
         let mut pause = FIRST_PAUSE;
         loop {
             let overrides = match addresses.wait_for(Option::is_some).await {
@@ -116,12 +133,17 @@ impl Mesh {
                 tokio::net::lookup_host(&address),
             );
             let found = match found.await {
-                Ok(Ok(mut found)) => found.next().ok_or_else(|| format!("{address} has no address")),
+                Ok(Ok(mut found)) => found
+                    .next()
+                    .ok_or_else(|| format!("{address} has no address")),
                 Ok(Err(err)) => Err(format!("{address}: {err}")),
                 Err(_) => Err(format!("{address} was not found in time")),
             };
             let connected = match found {
-                Ok(addr) => node.connect(addr, place.pin).await.map_err(|err| err.to_string()),
+                Ok(addr) => node
+                    .connect(addr, place.pin)
+                    .await
+                    .map_err(|err| err.to_string()),
                 Err(reason) => Err(reason),
             };
             match connected {

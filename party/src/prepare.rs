@@ -27,16 +27,25 @@ pub(crate) async fn prepare(party: &Arc<Party>, job: &JobDescription) -> Result<
     job.check().map_err(|err| err.to_string())?;
     let requester = match party.consortium.role(job.requester) {
         Some(Role::Member(member)) => member,
-        _ => return Err(format!("requester {} is no member of the consortium", job.requester)),
+        _ => {
+            return Err(format!(
+                "requester {} is no member of the consortium",
+                job.requester
+            ));
+        }
     };
     members::allowed(party, &requester.name)?;
     let ring_bits = party.consortium.core.ring_bits;
     if job.format().0 != ring_bits {
-        return Err(format!("the consortium's ring has {ring_bits} bits, the job's {}", job.format().0));
+        return Err(format!(
+            "the consortium's ring has {ring_bits} bits, the job's {}",
+            job.format().0
+        ));
     }
     let (party, job) = (party.clone(), job.clone());
     let work = tokio::task::spawn_blocking(move || open(&party, &job));
-    work.await.map_err(|err| format!("this node failed: {err}"))?
+    work.await
+        .map_err(|err| format!("this node failed: {err}"))?
 }
 
 fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
@@ -61,22 +70,46 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
         match party.store.upload(upload) {
             Some((owner, _)) if owner == job.requester => {}
             // Others' uploads are as unknown as those that do not exist.
-            _ => return Err(format!("there is no upload {upload} of the job's requester")),
+            _ => {
+                return Err(format!(
+                    "there is no upload {upload} of the job's requester"
+                ));
+            }
         }
     }
     if let trefoil_models::JobKind::Train { save_as, .. } = &job.kind {
-        party.store.may_save(save_as, job.requester).map_err(stored)?;
+        party
+            .store
+            .may_save(save_as, job.requester)
+            .map_err(stored)?;
     }
-    let tables = party.store.tables(job.dataset().map(|set| set.name.as_str()), job.upload()).map_err(stored)?;
+    let tables = party
+        .store
+        .tables(job.dataset().map(|set| set.name.as_str()), job.upload())
+        .map_err(stored)?;
     check_inputs(&derived, &tables)?;
     let (initial, model) = match &derived.schedule.initial {
-        InitialState::Public(values) => (values.iter().map(|(name, value)| (name.clone(), public_share(party.me, value))).collect(), None),
+        InitialState::Public(values) => (
+            values
+                .iter()
+                .map(|(name, value)| (name.clone(), public_share(party.me, value)))
+                .collect(),
+            None,
+        ),
         InitialState::Model(name) => {
-            let model = party.store.model(name, derived.ring_bits, derived.frac_bits).map_err(stored)?;
+            let model = party
+                .store
+                .model(name, derived.ring_bits, derived.frac_bits)
+                .map_err(stored)?;
             (model.shares, Some(model.source))
         }
     };
-    Ok(Prepared { derived, tables, initial, model })
+    Ok(Prepared {
+        derived,
+        tables,
+        initial,
+        model,
+    })
 }
 
 /// P0 holds public values, the others zeros.
@@ -93,11 +126,15 @@ fn check_inputs(derived: &Derived, tables: &Tables) -> Result<(), String> {
         let program = derived.schedule.programs.get(step.program);
         let program = program.ok_or("a step names a program that does not exist")?;
         for input in &step.inputs {
-            let (row_words, _) = tables
-                .size(&input.table)
-                .ok_or_else(|| format!("program {} reads {}, of which there are no rows", program.name, input.table))?;
+            let (row_words, _) = tables.size(&input.table).ok_or_else(|| {
+                format!(
+                    "program {} reads {}, of which there are no rows",
+                    program.name, input.table
+                )
+            })?;
             let ty = program.inputs().find(|(name, _)| *name == input.name);
-            let (_, ty) = ty.ok_or_else(|| format!("program {} has no input {}", program.name, input.name))?;
+            let (_, ty) =
+                ty.ok_or_else(|| format!("program {} has no input {}", program.name, input.name))?;
             if ty.len() != row_words * input.rows.len() {
                 return Err(format!(
                     "input {} of program {} has shape {:?}; {} rows of {} have {} values each",

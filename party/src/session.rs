@@ -8,14 +8,13 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use trefoil_consortium::keys::{KeyTray, send_key};
-use trefoil_consortium::wire::{Event, Progress};
+use trefoil_consortium::wire::{Event, Progress, session_failure};
 use trefoil_consortium::{NodeStats, SessionId, host, random_bytes};
 use trefoil_models::{JobKind, Phase};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::{PartyKeys, State, run_step};
-use trefoil_protocol::transport::NetError;
 use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
 
 use crate::daemon::Party;
@@ -33,7 +32,10 @@ pub(crate) struct Links {
 impl Links {
     /// The link to a peer. This party's own place holds the dealer's, which nobody asks for.
     pub(crate) fn of(&self, peer: Peer) -> &Link {
-        let party = self.parties.iter().find(|(party, _)| Peer::Party(*party) == peer);
+        let party = self
+            .parties
+            .iter()
+            .find(|(party, _)| Peer::Party(*party) == peer);
         party.map_or(&self.dealer, |(_, link)| link)
     }
 }
@@ -47,7 +49,10 @@ pub(crate) async fn links(party: &Party) -> Result<Links, String> {
         party.mesh.wait(Peer::Party(b), wait),
         party.mesh.wait(Peer::Dealer, wait),
     )?;
-    Ok(Links { parties: [(a, link_a), (b, link_b)], dealer })
+    Ok(Links {
+        parties: [(a, link_a), (b, link_b)],
+        dealer,
+    })
 }
 
 /// A session that all four nodes have confirmed.
@@ -67,7 +72,11 @@ pub(crate) struct Outcome {
 
 /// Ends the running session, telling the peers.
 pub(crate) fn abort(party: &Party, reason: &str) {
-    let running = party.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let running = party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
     if let Some(abort) = running {
         abort.abort(reason);
     }
@@ -83,17 +92,28 @@ struct Guard<'a> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self.party.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self
+            .party
+            .running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
         if !self.done {
             // Of no effect where the session has failed already.
-            self.abort.abort(&format!("{} has left the session", self.party.me));
+            self.abort
+                .abort(&format!("{} has left the session", self.party.me));
         }
     }
 }
 
 /// Runs a session to its end.
 pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome, String> {
-    let Session { id, job, prepared, links, mut tray } = session;
+    let Session {
+        id,
+        job,
+        prepared,
+        links,
+        mut tray,
+    } = session;
     let hello = prepared.derived.hello(id);
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
     let keys = exchange_keys(party, id, &links, &mut tray).await?;
@@ -102,25 +122,47 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
     let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
     let (net, material, abort) = started.map_err(|err| err.to_string())?;
     *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
-    let mut guard = Guard { party, abort: abort.clone(), done: false };
+    let mut guard = Guard {
+        party,
+        abort: abort.clone(),
+        done: false,
+    };
     let steps = prepared.derived.schedule.steps.len() as u64;
-    job.say(Event::Started { session: id, steps, ring_bits: prepared.derived.ring_bits });
+    job.say(Event::Started {
+        session: id,
+        steps,
+        ring_bits: prepared.derived.ring_bits,
+    });
 
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let me = party.me;
     let span = tracing::info_span!("session", session = %trefoil_consortium::hex(&id[..8]));
-    let work = Work { party: party.clone(), id, job, prepared, keys, net, material, abort: abort.clone() };
+    let work = Work {
+        party: party.clone(),
+        id,
+        job,
+        prepared,
+        keys,
+        net,
+        material,
+        abort: abort.clone(),
+    };
     let body = move || {
         let _span = span.entered();
         // An error means that nobody waits any more; the result is dropped then.
         let _ = sender.send(work.execute());
     };
-    let thread = std::thread::Builder::new().name(format!("protocol-{me}")).spawn(body);
+    let thread = std::thread::Builder::new()
+        .name(format!("protocol-{me}"))
+        .spawn(body);
     thread.map_err(|err| format!("{me}: a thread cannot be started: {err}"))?;
     let outcome = match tokio::time::timeout(wall, receiver).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(format!("{me}: the protocol thread failed")),
-        Err(_) => Err(format!("{me}: the job's wall time of {} s is over", wall.as_secs())),
+        Err(_) => Err(format!(
+            "{me}: the job's wall time of {} s is over",
+            wall.as_secs()
+        )),
     };
     if let Err(reason) = &outcome {
         abort.abort(reason);
@@ -143,8 +185,16 @@ async fn exchange_keys(
     for higher in me.others().into_iter().filter(|other| *other > me) {
         pairwise[higher.index()] = Some(random_bytes()?);
     }
-    let lower: Vec<_> = me.others().into_iter().filter(|other| *other < me).map(Peer::Party).collect();
-    let lower: Vec<_> = lower.into_iter().map(|peer| (peer, party.pin(peer))).collect();
+    let lower: Vec<_> = me
+        .others()
+        .into_iter()
+        .filter(|other| *other < me)
+        .map(Peer::Party)
+        .collect();
+    let lower: Vec<_> = lower
+        .into_iter()
+        .map(|peer| (peer, party.pin(peer)))
+        .collect();
     let send_pairwise = async {
         for higher in me.others() {
             if let Some(key) = pairwise[higher.index()] {
@@ -164,7 +214,10 @@ async fn exchange_keys(
             pairwise[other.index()] = received.get(&pin).copied();
         }
     }
-    Ok(PartyKeys { dealer: Prg::new(dealer), pairwise: pairwise.map(|key| key.map(Prg::new)) })
+    Ok(PartyKeys {
+        dealer: Prg::new(dealer),
+        pairwise: pairwise.map(|key| key.map(Prg::new)),
+    })
 }
 
 /// Everything that the protocol thread works with.
@@ -185,17 +238,19 @@ impl Work {
         let start = Instant::now();
         let me = self.party.me;
         let shares = std::mem::take(&mut self.prepared.initial);
-        let mut state = State { shares, ..State::default() };
+        let mut state = State {
+            shares,
+            ..State::default()
+        };
         if let Err(reason) = self.steps(&mut state) {
             // The others hear the first reason, whoever had it.
-            let reason = match self.abort.failure() {
-                Some(NetError::Aborted { by, reason }) if by != me.to_string() => format!("ended by {by}: {reason}"),
-                _ => format!("{me}: {reason}"),
-            };
+            let reason = session_failure(me, self.abort.failure(), &reason);
             self.abort.abort(&reason);
             return Err(reason);
         }
-        let model = self.stage(&mut state).map_err(|reason| format!("{me}: {reason}"))?;
+        let model = self
+            .stage(&mut state)
+            .map_err(|reason| format!("{me}: {reason}"))?;
         let counted = self.net.stats();
         let stats = NodeStats {
             seconds: start.elapsed().as_secs_f64(),
@@ -209,8 +264,18 @@ impl Work {
     }
 
     fn steps(&mut self, state: &mut State) -> Result<(), String> {
-        let Work { party, job, prepared, keys, net, material, .. } = self;
-        let Prepared { derived, tables, .. } = prepared;
+        let Work {
+            party,
+            job,
+            prepared,
+            keys,
+            net,
+            material,
+            ..
+        } = self;
+        let Prepared {
+            derived, tables, ..
+        } = prepared;
         let steps = &derived.schedule.steps;
         let mut before = net.stats();
         for (index, step) in steps.iter().enumerate() {
@@ -218,18 +283,42 @@ impl Work {
             let _span = tracing::debug_span!("step", step = index).entered();
             let mut inputs = BTreeMap::new();
             for input in &step.inputs {
-                let data = tables.gather(&input.table, &input.rows).map_err(|err| err.to_string())?;
+                let data = tables
+                    .gather(&input.table, &input.rows)
+                    .map_err(|err| err.to_string())?;
                 inputs.insert(input.name.clone(), Tensor::new(vec![data.len()], data));
             }
-            let plan = derived.plans.get(step.program).ok_or("a step names a program that does not exist")?;
-            let outputs = run_step(plan, party.me, index as u64, keys, state, &inputs, net, material);
+            let plan = derived
+                .plans
+                .get(step.program)
+                .ok_or("a step names a program that does not exist")?;
+            let outputs = run_step(
+                plan,
+                party.me,
+                index as u64,
+                keys,
+                state,
+                &inputs,
+                net,
+                material,
+            );
             for output in outputs.map_err(|err| err.to_string())? {
-                job.say(Event::Output { step: index as u64, share: output.into() });
+                job.say(Event::Output {
+                    step: index as u64,
+                    share: output.into(),
+                });
             }
             let now = net.stats();
             let seconds = start.elapsed().as_secs_f64();
             tracing::debug!(seconds, "step done");
-            job.say(Event::Progress(progress(step.phase, index, steps.len(), seconds, &before, &now)));
+            job.say(Event::Progress(progress(
+                step.phase,
+                index,
+                steps.len(),
+                seconds,
+                &before,
+                &now,
+            )));
             before = now;
         }
         Ok(())
@@ -237,11 +326,16 @@ impl Work {
 
     /// Writes the model that the job keeps, beside its name.
     fn stage(&self, state: &mut State) -> Result<Option<StagedModel>, String> {
-        let JobKind::Train { save_as, .. } = &self.job.description.kind else { return Ok(None) };
+        let JobKind::Train { save_as, .. } = &self.job.description.kind else {
+            return Ok(None);
+        };
         let mut shares = Vec::new();
         for name in &self.prepared.derived.schedule.save {
             let share = state.shares.remove(name);
-            shares.push((name.clone(), share.ok_or_else(|| format!("the job left no {name} to keep"))?));
+            shares.push((
+                name.clone(),
+                share.ok_or_else(|| format!("the job left no {name} to keep"))?,
+            ));
         }
         let model = NewModel {
             name: save_as,
@@ -252,7 +346,11 @@ impl Work {
             frac_bits: self.prepared.derived.frac_bits,
             shares,
         };
-        self.party.store.stage_model(model).map(Some).map_err(|err| err.to_string())
+        self.party
+            .store
+            .stage_model(model)
+            .map(Some)
+            .map_err(|err| err.to_string())
     }
 }
 
@@ -289,7 +387,11 @@ fn progress(
 }
 
 /// Keeps what a finished session leaves: the model, and no images whose predictions are done.
-pub(crate) async fn keep(party: &Arc<Party>, job: &Arc<Job>, model: Option<StagedModel>) -> Result<(), String> {
+pub(crate) async fn keep(
+    party: &Arc<Party>,
+    job: &Arc<Job>,
+    model: Option<StagedModel>,
+) -> Result<(), String> {
     let (party, upload) = (party.clone(), job.description.upload().map(str::to_owned));
     on_files(move || {
         if let Some(model) = model {

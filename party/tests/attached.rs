@@ -16,7 +16,11 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
         if name == "p0" {
             identity::save(&made, &folder.join("cert.der"), &folder.join("key.der")).unwrap();
         }
-        Member { name: name.into(), pin: identity::pin(&made).unwrap(), address: "127.0.0.1:1".into() }
+        Member {
+            name: name.into(),
+            pin: identity::pin(&made).unwrap(),
+            address: "127.0.0.1:1".into(),
+        }
     };
     let consortium = ConsortiumFile {
         core: Core {
@@ -33,7 +37,10 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
         home: "home".into(),
         consortium: "consortium.toml".into(),
         log: "info".into(),
-        identity: IdentityFiles { certificate: "cert.der".into(), key: "key.der".into() },
+        identity: IdentityFiles {
+            certificate: "cert.der".into(),
+            key: "key.der".into(),
+        },
         peers: Addresses::default(),
         policy: Policy::default(),
         transport: Default::default(),
@@ -65,18 +72,34 @@ fn an_attached_party_says_where_it_listens_and_ends_with_its_parent() {
     let listening = Listening::parse(&line).unwrap();
     assert_ne!(listening.listening.port(), 0);
     let mut stdin = child.stdin.take().unwrap();
-    writeln!(stdin, r#"{{"addresses":{{"p0":"127.0.0.1:1","p1":"127.0.0.1:1"}}}}"#).unwrap();
+    writeln!(
+        stdin,
+        r#"{{"addresses":{{"p0":"127.0.0.1:1","p1":"127.0.0.1:1"}}}}"#
+    )
+    .unwrap();
     let ended = Instant::now();
     drop(stdin);
     let status = child.wait().unwrap();
-    assert!(ended.elapsed() < Duration::from_secs(5), "{:?}", ended.elapsed());
+    assert!(
+        ended.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        ended.elapsed()
+    );
     assert!(status.success(), "{status}");
     let mut rest = String::new();
     out.read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "", "one line is all");
     let mut log = String::new();
-    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
-    assert!(log.contains("its parent has ended") && log.contains("P0"), "{log}");
+    child
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut log)
+        .unwrap();
+    assert!(
+        log.contains("its parent has ended") && log.contains("P0"),
+        "{log}"
+    );
 }
 
 fn fails_with(config: &Path) -> String {
@@ -93,12 +116,18 @@ fn a_port_in_use_an_unknown_key_and_an_exposed_key_end_it_with_a_clear_word() {
     let address = taken.local_addr().unwrap();
     let config = write_config(folder.path(), |config| config.listen = address);
     let err = fails_with(&config);
-    assert!(err.contains("port is in use") && err.contains(&address.to_string()), "{err}");
+    assert!(
+        err.contains("port is in use") && err.contains(&address.to_string()),
+        "{err}"
+    );
 
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("log =", "lgo =")).unwrap();
     let err = fails_with(&config);
-    assert!(err.contains("party.toml") && err.contains("lgo") && err.contains("line"), "{err}");
+    assert!(
+        err.contains("party.toml") && err.contains("lgo") && err.contains("line"),
+        "{err}"
+    );
     std::fs::write(&config, text).unwrap();
 
     #[cfg(unix)]

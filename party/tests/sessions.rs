@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use common::{NETWORK, World, images, labels, table, train};
 use trefoil_client::remote::{Event, Part, Remote, RemoteError};
 use trefoil_consortium::JobDescription;
+use trefoil_consortium::wire::Answer;
 use trefoil_models::plain_run;
 use trefoil_models::{JobKind, PredictOutput};
 use trefoil_protocol::party::PartyId;
@@ -24,15 +25,26 @@ fn two_hospitals_share_a_model_is_trained_evaluated_and_predicts_exactly_as_in_t
         let own = [world.member("st-anna"), world.member("st-bernd")];
         let mut train_rows = BTreeMap::new();
         for (at, (remote, rows)) in [(&anna, 13), (&bernd, 11)].into_iter().enumerate() {
-            let (x, y) = (images(seed + at as u64, rows), labels(seed + at as u64, rows));
+            let (x, y) = (
+                images(seed + at as u64, rows),
+                labels(seed + at as u64, rows),
+            );
             let mut staged = 0;
             let upload = common::upload("shapes", Part::Train, &x, Some(&y));
-            let receipt = remote.upload(upload, &mut |rows| staged = rows).await.unwrap();
+            let receipt = remote
+                .upload(upload, &mut |rows| staged = rows)
+                .await
+                .unwrap();
             assert_eq!((receipt.rows, receipt.number, staged), (rows, 1, rows));
             train_rows.insert(own[at].1, (x, y));
         }
         let (x, y) = (images(seed + 7, 5), labels(seed + 7, 5));
-        anna.upload(common::upload("shapes", Part::Test, &x, Some(&y)), &mut |_| {}).await.unwrap();
+        anna.upload(
+            common::upload("shapes", Part::Test, &x, Some(&y)),
+            &mut |_| {},
+        )
+        .await
+        .unwrap();
         let info = bernd.dataset("shapes").await.unwrap();
         assert_eq!((info.train_rows, info.test_rows), (24, 5));
 
@@ -40,7 +52,11 @@ fn two_hospitals_share_a_model_is_trained_evaluated_and_predicts_exactly_as_in_t
         let job = JobDescription::new("first", own[0].1, kind.clone()).unwrap();
         let id = anna.submit(job).await.unwrap();
         let mut steps = 0;
-        let watched = anna.watch(id, &mut |event| steps += usize::from(matches!(event, Event::Progress(_)))).await;
+        let watched = anna
+            .watch(id, &mut |event| {
+                steps += usize::from(matches!(event, Event::Progress(_)))
+            })
+            .await;
         let result = watched.unwrap();
 
         // The parties order contributions by the hospitals' keys.
@@ -57,11 +73,18 @@ fn two_hospitals_share_a_model_is_trained_evaluated_and_predicts_exactly_as_in_t
         for (party, stats) in PartyId::ALL.into_iter().zip(&result.parties) {
             assert_eq!(stats.sent_bytes[party.index()], 0);
             assert_eq!(stats.steps, schedule.steps.len() as u64);
-            assert_eq!(stats.received_bytes[3], result.dealer.sent_bytes[party.index()]);
+            assert_eq!(
+                stats.received_bytes[3],
+                result.dealer.sent_bytes[party.index()]
+            );
             let cost: u64 = schedule
                 .steps
                 .iter()
-                .map(|step| trefoil_protocol::plan::Plan::new(&schedule.programs[step.program]).cost().rounds as u64)
+                .map(|step| {
+                    trefoil_protocol::plan::Plan::new(&schedule.programs[step.program])
+                        .cost()
+                        .rounds as u64
+                })
                 .sum();
             assert_eq!(stats.rounds, cost);
         }
@@ -93,7 +116,8 @@ fn two_hospitals_share_a_model_is_trained_evaluated_and_predicts_exactly_as_in_t
         let schedule = trefoil_models::schedule(&predict("x")).unwrap();
         let mut tables = plain_run::Tables::new();
         tables.insert("upload/images".into(), table([&x].into_iter()));
-        let predicted = plain_run::run(&schedule, &tables, Some(&plain.state), None, |_, _, _| {}).unwrap();
+        let predicted =
+            plain_run::run(&schedule, &tables, Some(&plain.state), None, |_, _, _| {}).unwrap();
         compare(&predicted.outputs, &result.outputs);
 
         // The images are gone with their predictions.
@@ -109,7 +133,9 @@ fn compare(expected: &[BTreeMap<String, Tensor>], found: &[trefoil_client::remot
     let mut count = 0;
     for (step, outputs) in expected.iter().enumerate() {
         for (name, tensor) in outputs {
-            let revealed = found.iter().find(|output| output.step == step && output.name == *name);
+            let revealed = found
+                .iter()
+                .find(|output| output.step == step && output.name == *name);
             let revealed = revealed.unwrap_or_else(|| panic!("step {step} revealed no {name}"));
             assert_eq!(revealed.tensor.data(), tensor.data(), "step {step}, {name}");
             count += 1;
@@ -122,7 +148,9 @@ async fn with_data(world: &World, seed: u64) -> (Remote, JobDescription) {
     let anna = world.connect("st-anna").await.unwrap();
     for (part, rows) in [(Part::Train, 16), (Part::Test, 4)] {
         let (x, y) = (images(seed, rows), labels(seed, rows));
-        anna.upload(common::upload("shapes", part, &x, Some(&y)), &mut |_| {}).await.unwrap();
+        anna.upload(common::upload("shapes", part, &x, Some(&y)), &mut |_| {})
+            .await
+            .unwrap();
     }
     let info = anna.dataset("shapes").await.unwrap();
     let job = JobDescription::new("job", world.member("st-anna").1, train(&info, "model")).unwrap();
@@ -138,9 +166,18 @@ fn a_party_that_was_told_another_job_refuses_by_name_and_the_next_job_runs() {
         let mut other = job.clone();
         other.name = "other".into();
         let ids = [job.id(), job.id(), other.id()];
-        anna.submit_each([job.clone(), job.clone(), other]).await.unwrap();
-        let err = anna.watch_each(ids, &mut |_| {}).await.unwrap_err().to_string();
-        let expected = format!("P2 has not received job {} from its requester st-anna", ids[0]);
+        anna.submit_each([job.clone(), job.clone(), other])
+            .await
+            .unwrap();
+        let err = anna
+            .watch_each(ids, &mut |_| {})
+            .await
+            .unwrap_err()
+            .to_string();
+        let expected = format!(
+            "P2 has not received job {} from its requester st-anna",
+            ids[0]
+        );
         assert!(err.contains(&expected), "{err}");
 
         let mut next = job.clone();
@@ -164,10 +201,37 @@ fn strangers_and_members_without_permission_are_refused() {
         assert!(err.to_string().contains("as its requester"), "{err}");
         job.requester = world.member("analyst").1;
         let err = analyst.submit(job).await.unwrap_err();
-        assert!(matches!(err, RemoteError::Refused { .. }) && err.to_string().contains("requesters"), "{err}");
+        assert!(
+            matches!(err, RemoteError::Refused { .. }) && err.to_string().contains("requesters"),
+            "{err}"
+        );
         let (x, y) = (images(seed, 3), labels(seed, 3));
-        let err = analyst.upload(common::upload("shapes", Part::Train, &x, Some(&y)), &mut |_| {}).await.unwrap_err();
+        let err = analyst
+            .upload(
+                common::upload("shapes", Part::Train, &x, Some(&y)),
+                &mut |_| {},
+            )
+            .await
+            .unwrap_err();
         assert!(err.to_string().contains("no hospital"), "{err}");
+    });
+}
+
+#[test]
+fn a_damaged_chunk_is_found_before_the_session_and_named() {
+    let seed = common::seed();
+    let world = World::start(seed);
+    world.run(async {
+        let (anna, job) = with_data(&world, seed).await;
+        let path = world.chunk(PartyId::P1);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let id = anna.submit(job).await.unwrap();
+        let err = anna.watch(id, &mut |_| {}).await.unwrap_err().to_string();
+        let name = path.to_string_lossy().into_owned();
+        assert!(err.contains("P1: ") && err.contains(&name), "{err}");
     });
 }
 
@@ -183,6 +247,15 @@ fn an_upload_that_ends_early_leaves_nothing_and_a_restarted_party_has_what_was_c
         other.shape = vec![1, 2, 8];
         let err = anna.upload(other, &mut |_| {}).await.unwrap_err();
         assert!(err.to_string().contains("data set shapes holds"), "{err}");
+        let begun = world.begin_upload(&anna).await;
+        assert_eq!(world.staged(), 1);
+        let (sender, mut receiver) = begun.split();
+        sender.finish().await.unwrap();
+        // The party ends the stream when it has cleaned up.
+        assert!(!matches!(
+            receiver.recv::<Answer>(1 << 20).await,
+            Ok(Some(_))
+        ));
         anna.close().await;
         (info, world.staged())
     });
@@ -221,27 +294,39 @@ fn end_in_midst(end: impl FnOnce(&mut World)) -> (String, Duration) {
             (err.to_string(), Instant::now())
         })
     });
-    receiver.recv_timeout(Duration::from_secs(60)).expect("the job starts");
+    receiver
+        .recv_timeout(Duration::from_secs(60))
+        .expect("the job starts");
     let ended = Instant::now();
     end(&mut world);
     let (err, heard) = watching.join().unwrap();
+    println!("{err}");
     (err, heard.duration_since(ended))
 }
 
 #[test]
 fn a_dealer_that_stops_in_mid_run_is_named() {
     let (err, after) = end_in_midst(|world| drop(world.dealer.take()));
-    assert!(err.contains("dealer") && after < Duration::from_secs(10), "{err} after {after:?}");
+    assert!(
+        err.contains("dealer") && after < Duration::from_secs(10),
+        "{err} after {after:?}"
+    );
 }
 
 #[test]
 fn a_dealer_that_vanishes_in_mid_run_is_named() {
     let (err, after) = end_in_midst(|world| world.dealer.take().unwrap().vanish());
-    assert!(err.contains("dealer") && after < Duration::from_secs(10), "{err} after {after:?}");
+    assert!(
+        err.contains("dealer") && after < Duration::from_secs(10),
+        "{err} after {after:?}"
+    );
 }
 
 #[test]
 fn a_party_that_vanishes_in_mid_run_is_named() {
     let (err, after) = end_in_midst(|world| world.parties[1].take().unwrap().vanish());
-    assert!(err.contains("P1") && after < Duration::from_secs(10), "{err} after {after:?}");
+    assert!(
+        err.contains("P1") && after < Duration::from_secs(10),
+        "{err} after {after:?}"
+    );
 }

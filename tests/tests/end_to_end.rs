@@ -13,23 +13,52 @@ use trefoil_protocol::plan::Plan;
 /// Runs `simulate` and gives its JSON.
 fn simulate(folder: &TempDir, file: &std::path::Path, more: &[&str]) -> Value {
     let json = folder.path().join("report.json");
-    let (ok, stdout, stderr) = run(trefoil().arg("simulate").arg(file).arg("--json").arg(&json).args(more));
+    let (ok, stdout, stderr) = run(trefoil()
+        .arg("simulate")
+        .arg(file)
+        .arg("--json")
+        .arg(&json)
+        .args(more));
     assert!(ok, "{stdout}\n{stderr}");
-    assert!(stdout.contains("secure result equals the plaintext reference: yes"), "{stdout}");
-    serde_json::from_slice(&std::fs::read(&json).expect("the report is written")).expect("it is JSON")
+    assert!(
+        stdout.contains("secure result equals the plaintext reference: yes"),
+        "{stdout}"
+    );
+    serde_json::from_slice(&std::fs::read(&json).expect("the report is written"))
+        .expect("it is JSON")
 }
 
 /// Rounds, bytes a party sends, and bytes the dealer sends in a job, by its plans.
 fn planned(kind: &JobKind) -> (u64, u64, u64) {
     let schedule = schedule(kind).expect("the job is valid");
-    let costs: Vec<_> = schedule.programs.iter().map(|program| Plan::new(program).cost()).collect();
-    schedule.steps.iter().map(|step| &costs[step.program]).fold((0, 0, 0), |sum, cost| {
-        (sum.0 + cost.rounds, sum.1 + cost.bytes_sent_per_party, sum.2 + cost.dealer_bytes)
-    })
+    let costs: Vec<_> = schedule
+        .programs
+        .iter()
+        .map(|program| Plan::new(program).cost())
+        .collect();
+    schedule
+        .steps
+        .iter()
+        .map(|step| &costs[step.program])
+        .fold((0, 0, 0), |sum, cost| {
+            (
+                sum.0 + cost.rounds,
+                sum.1 + cost.bytes_sent_per_party,
+                sum.2 + cost.dealer_bytes,
+            )
+        })
 }
 
 /// Twenty training steps of batch 8 over QUIC; everything counted equals the plans of the three jobs.
-fn twenty_steps(network: &str, source: &str, folder: &TempDir, extra: &str, train_rows: usize, test_rows: usize, classes: usize) {
+fn twenty_steps(
+    network: &str,
+    source: &str,
+    folder: &TempDir,
+    extra: &str,
+    train_rows: usize,
+    test_rows: usize,
+    classes: usize,
+) {
     let text = format!(
         "network = {network:?}\n[data]\nsource = {source:?}\nhospitals = 2\ntrain_rows = {train_rows}\ntest_rows = {test_rows}\n\
          preprocess = {{ mean = 0.2, std = 0.3 }}\n[training]\nbatch = 8\nepochs = 1\nlearning_rate = 0.03125\nseed = 7\n{extra}\
@@ -41,9 +70,24 @@ fn twenty_steps(network: &str, source: &str, folder: &TempDir, extra: &str, trai
     assert_eq!(report["train"]["steps"], 20);
     assert_eq!(report["predict"]["images"], 3);
     let text = Network::builtin(network).expect("shipped").to_toml();
-    let spec = TrainSpec { batch: 8, epochs: 1, learning_rate: 0.03125, seed: 7, ..TrainSpec::default() };
-    let spec = if extra.is_empty() { spec } else { toml_spec(spec, extra) };
-    let dataset = DatasetRef { name: "simulated".into(), train_rows, test_rows, snapshot: [0; 32] };
+    let spec = TrainSpec {
+        batch: 8,
+        epochs: 1,
+        learning_rate: 0.03125,
+        seed: 7,
+        ..TrainSpec::default()
+    };
+    let spec = if extra.is_empty() {
+        spec
+    } else {
+        toml_spec(spec, extra)
+    };
+    let dataset = DatasetRef {
+        name: "simulated".into(),
+        train_rows,
+        test_rows,
+        snapshot: [0; 32],
+    };
     let jobs = [
         JobKind::Train {
             network: text.clone(),
@@ -84,7 +128,15 @@ fn toml_spec(spec: TrainSpec, extra: &str) -> TrainSpec {
         true => trefoil_protocol::program::Rounding::Stochastic,
         false => spec.rounding,
     };
-    TrainSpec { rounding, ring_bits: if extra.contains("ring_bits = 48") { 48 } else { 64 }, ..spec }
+    TrainSpec {
+        rounding,
+        ring_bits: if extra.contains("ring_bits = 48") {
+            48
+        } else {
+            64
+        },
+        ..spec
+    }
 }
 
 #[test]
@@ -103,7 +155,15 @@ fn twenty_xray_steps_on_pictures_over_quic_equal_plain_and_cost_what_the_plan_sa
 #[test]
 fn stochastic_rounding_and_the_48_bit_ring_equal_plain_over_quic() {
     let folder = TempDir::new().expect("a temporary folder");
-    twenty_steps("chameleon", "digits", &folder, "rounding = \"stochastic\"\nring_bits = 48\nfrac_bits = 16\n", 160, 40, 10);
+    twenty_steps(
+        "chameleon",
+        "digits",
+        &folder,
+        "rounding = \"stochastic\"\nring_bits = 48\nfrac_bits = 16\n",
+        160,
+        40,
+        10,
+    );
 }
 
 #[test]
@@ -114,23 +174,51 @@ fn an_emulated_wide_area_link_changes_nothing_but_time() {
     let file = experiment(&folder, "wan.toml", text);
     let near = simulate(&folder, &file, &[]);
     let far = simulate(&folder, &file, &["--link", "rtt_ms=4,mbit_per_s=300"]);
-    for key in ["weights_sha256", "rounds", "bytes_sent_per_party", "dealer_bytes", "confusion"] {
+    for key in [
+        "weights_sha256",
+        "rounds",
+        "bytes_sent_per_party",
+        "dealer_bytes",
+        "confusion",
+    ] {
         assert_eq!(near[key], far[key], "{key}");
     }
 }
 
 #[test]
 fn plan_prints_totals_and_layers_as_json() {
-    let (ok, stdout, stderr) =
-        run(trefoil().args(["plan", "--network", "lenet", "--batch", "128", "--train", "--json"]));
+    let (ok, stdout, stderr) = run(trefoil().args([
+        "plan",
+        "--network",
+        "lenet",
+        "--batch",
+        "128",
+        "--train",
+        "--json",
+    ]));
     assert!(ok, "{stderr}");
     let plan: Value = serde_json::from_str(&stdout).expect("JSON");
-    for key in ["rounds", "bytes_sent_per_party", "dealer_bytes", "multiply_adds", "comparisons", "peak_memory_bytes"] {
+    for key in [
+        "rounds",
+        "bytes_sent_per_party",
+        "dealer_bytes",
+        "multiply_adds",
+        "comparisons",
+        "peak_memory_bytes",
+    ] {
         assert!(plan[key].as_u64().is_some_and(|n| n > 0), "{key}: {plan}");
     }
     // The budget of docs/protocol.md for this step: 115 MB a party, 232 MB dealt.
-    assert!(plan["bytes_sent_per_party"].as_u64().is_some_and(|n| n <= 115_000_000));
-    assert!(plan["dealer_bytes"].as_u64().is_some_and(|n| n <= 232_000_000));
+    assert!(
+        plan["bytes_sent_per_party"]
+            .as_u64()
+            .is_some_and(|n| n <= 115_000_000)
+    );
+    assert!(
+        plan["dealer_bytes"]
+            .as_u64()
+            .is_some_and(|n| n <= 232_000_000)
+    );
     let layers = plan["layers"].as_array().expect("layers");
     assert!(layers.iter().any(|layer| layer["name"] == "conv2"));
 }

@@ -9,7 +9,10 @@ fn fails(args: &[&std::ffi::OsStr], parts: &[&str]) {
     let (ok, stdout, stderr) = run(trefoil().args(args));
     assert!(!ok, "{args:?} succeeded: {stdout}");
     for part in parts {
-        assert!(stderr.contains(part), "{args:?}: {part:?} is not in:\n{stderr}");
+        assert!(
+            stderr.contains(part),
+            "{args:?}: {part:?} is not in:\n{stderr}"
+        );
     }
 }
 
@@ -21,16 +24,30 @@ fn simulate_fails(folder: &TempDir, text: &str, parts: &[&str]) {
 #[test]
 fn an_unknown_key_names_file_line_and_key() {
     let folder = TempDir::new().expect("a temporary folder");
-    simulate_fails(&folder, "network = \"mlp\"\nepohcs = 2\n[data]\nsource = \"digits\"\n", &["bad.toml", "line 2", "epohcs"]);
+    simulate_fails(
+        &folder,
+        "network = \"mlp\"\nepohcs = 2\n[data]\nsource = \"digits\"\n",
+        &["bad.toml", "line 2", "epohcs"],
+    );
 }
 
 #[test]
 fn a_missing_experiment_or_network_is_named() {
     let folder = TempDir::new().expect("a temporary folder");
     let missing = folder.path().join("nowhere.toml");
-    fails(&["simulate".as_ref(), missing.as_os_str()], &["nowhere.toml"]);
-    simulate_fails(&folder, "network = \"resnet\"\n[data]\nsource = \"digits\"\n", &["resnet", "lenet"]);
-    fails(&["plan".as_ref(), "--network".as_ref(), "resnet".as_ref()], &["resnet", "lenet"]);
+    fails(
+        &["simulate".as_ref(), missing.as_os_str()],
+        &["nowhere.toml"],
+    );
+    simulate_fails(
+        &folder,
+        "network = \"resnet\"\n[data]\nsource = \"digits\"\n",
+        &["resnet", "lenet"],
+    );
+    fails(
+        &["plan".as_ref(), "--network".as_ref(), "resnet".as_ref()],
+        &["resnet", "lenet"],
+    );
 }
 
 #[test]
@@ -40,8 +57,15 @@ fn a_network_whose_shapes_do_not_fit_names_the_layer() {
     let text = "name = \"tall\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"conv\"\nfilters = 4\nkernel = 31\n\
                 [[layer]]\nkind = \"dense\"\nunits = 10\n";
     std::fs::write(&network, text).expect("a network is written");
-    fails(&["plan".as_ref(), "--network".as_ref(), network.as_os_str()], &["tall.toml", "conv1", "31", "28"]);
-    simulate_fails(&folder, "network = \"xray\"\n[data]\nsource = \"digits\"\n", &["10", "2"]);
+    fails(
+        &["plan".as_ref(), "--network".as_ref(), network.as_os_str()],
+        &["tall.toml", "conv1", "31", "28"],
+    );
+    simulate_fails(
+        &folder,
+        "network = \"xray\"\n[data]\nsource = \"digits\"\n",
+        &["10", "2"],
+    );
 }
 
 #[test]
@@ -51,7 +75,10 @@ fn a_corrupt_picture_is_named() {
     let broken = root.join("train/left/0001.png");
     let bytes = std::fs::read(&broken).expect("a picture");
     std::fs::write(&broken, &bytes[..bytes.len() / 2]).expect("half a picture");
-    let text = format!("network = \"xray\"\n[data]\nsource = {:?}\n[training]\nbatch = 4\n", root.display().to_string());
+    let text = format!(
+        "network = \"xray\"\n[data]\nsource = {:?}\n[training]\nbatch = 4\n",
+        root.display().to_string()
+    );
     simulate_fails(&folder, &text, &["0001.png"]);
 }
 
@@ -69,7 +96,10 @@ fn labels_that_do_not_match_the_images_are_named() {
     ] {
         std::fs::copy(digits.join(from), root.join(to)).expect("a copy");
     }
-    let text = format!("network = \"mlp\"\n[data]\nsource = {:?}\n", root.display().to_string());
+    let text = format!(
+        "network = \"mlp\"\n[data]\nsource = {:?}\n",
+        root.display().to_string()
+    );
     simulate_fails(&folder, &text, &["train-labels", "8000", "2000"]);
 }
 
@@ -78,13 +108,39 @@ fn a_bad_link_and_bad_numbers_are_explained() {
     let folder = TempDir::new().expect("a temporary folder");
     let (ok, _, stderr) = run(trefoil().args(["simulate", "--link", "rtt_ms=fast"]));
     assert!(!ok && stderr.contains("rtt_ms"), "{stderr}");
-    simulate_fails(&folder, "network = \"mlp\"\n[data]\nsource = \"digits\"\n[training]\nbatch = 0\n", &["batch", "0"]);
-    simulate_fails(&folder, "network = \"mlp\"\n[data]\nsource = \"digits\"\ntrain_rows = 9000\n", &["train_rows", "9000", "8000"]);
-    simulate_fails(&folder, "network = \"mlp\"\n[data]\nsource = \"/nowhere/at/all\"\n", &["/nowhere/at/all", "docs/data.md"]);
+    simulate_fails(
+        &folder,
+        "network = \"mlp\"\n[data]\nsource = \"digits\"\n[training]\nbatch = 0\n",
+        &["batch", "0"],
+    );
+    simulate_fails(
+        &folder,
+        "network = \"mlp\"\n[data]\nsource = \"digits\"\ntrain_rows = 9000\n",
+        &["train_rows", "9000", "8000"],
+    );
+    simulate_fails(
+        &folder,
+        "network = \"mlp\"\n[data]\nsource = \"/nowhere/at/all\"\n",
+        &["/nowhere/at/all", "docs/data.md"],
+    );
 }
 
 #[test]
 fn a_node_without_its_configuration_says_which_file() {
-    fails(&["party".as_ref(), "--config".as_ref(), "/nowhere/party.toml".as_ref()], &["/nowhere/party.toml"]);
-    fails(&["dealer".as_ref(), "--config".as_ref(), "/nowhere/dealer.toml".as_ref()], &["/nowhere/dealer.toml"]);
+    fails(
+        &[
+            "party".as_ref(),
+            "--config".as_ref(),
+            "/nowhere/party.toml".as_ref(),
+        ],
+        &["/nowhere/party.toml"],
+    );
+    fails(
+        &[
+            "dealer".as_ref(),
+            "--config".as_ref(),
+            "/nowhere/dealer.toml".as_ref(),
+        ],
+        &["/nowhere/dealer.toml"],
+    );
 }

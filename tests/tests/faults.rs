@@ -26,20 +26,32 @@ fn cluster() -> Cluster {
 }
 
 fn runtime() -> tokio::runtime::Runtime {
-    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime")
 }
 
 async fn connect(cluster: &Cluster, name: &str) -> Remote {
     let member = cluster.member(name).expect("a member");
     let settings = ClusterSpec::of("").settings;
-    Remote::connect(&member.identity, cluster.consortium(), Some(member.parties), &settings)
-        .await
-        .expect("the parties are reachable")
+    Remote::connect(
+        &member.identity,
+        cluster.consortium(),
+        Some(member.parties),
+        &settings,
+    )
+    .await
+    .expect("the parties are reachable")
 }
 
 fn rows(n: usize, part: Part) -> Upload {
-    let images = (0..n * 784).map(|i| (i as u64).wrapping_mul(0x9e37_79b9) >> 17 & 0xffff).collect();
-    let labels = (0..n * 10).map(|i| u64::from(i % 10 == (i / 10) % 10)).collect();
+    let images = (0..n * 784)
+        .map(|i| (i as u64).wrapping_mul(0x9e37_79b9) >> 17 & 0xffff)
+        .collect();
+    let labels = (0..n * 10)
+        .map(|i| u64::from(i % 10 == (i / 10) % 10))
+        .collect();
     Upload {
         dataset: "faults".into(),
         part,
@@ -52,13 +64,23 @@ fn rows(n: usize, part: Part) -> Upload {
 /// A training job that would take minutes.
 async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescription {
     let hospital = connect(cluster, "hospital-1").await;
-    hospital.upload(rows(64, Part::Train), &mut |_| {}).await.expect("shared");
-    hospital.upload(rows(16, Part::Test), &mut |_| {}).await.expect("shared");
+    hospital
+        .upload(rows(64, Part::Train), &mut |_| {})
+        .await
+        .expect("shared");
+    hospital
+        .upload(rows(16, Part::Test), &mut |_| {})
+        .await
+        .expect("shared");
     hospital.close().await;
     let info = analyst.dataset("faults").await.expect("known");
     let kind = JobKind::Train {
         network: Network::builtin("chameleon").expect("shipped").to_toml(),
-        spec: TrainSpec { batch: 32, epochs: 5000, ..TrainSpec::default() },
+        spec: TrainSpec {
+            batch: 32,
+            epochs: 5000,
+            ..TrainSpec::default()
+        },
         dataset: DatasetRef {
             name: "faults".into(),
             train_rows: info.train_rows as usize,
@@ -90,7 +112,10 @@ fn killed(victim: NodeName, name: &str) {
             }
         });
         let limit = Duration::from_secs(60);
-        let error = tokio::time::timeout(limit, watched).await.expect("the job ends").expect_err("the job fails");
+        let error = tokio::time::timeout(limit, watched)
+            .await
+            .expect("the job ends")
+            .expect_err("the job fails");
         let waited = killed_at.expect("the job ran").elapsed();
         assert!(waited < LIMIT, "{name}: reported after {waited:?}");
         error.to_string()
@@ -100,7 +125,10 @@ fn killed(victim: NodeName, name: &str) {
         assert!(cluster.usage(node).is_some(), "{node} has ended too");
     }
     let exits = cluster.stop();
-    assert!(exits.iter().all(|exit| !exit.killed), "a surviving node had to be killed: {exits:?}");
+    assert!(
+        exits.iter().all(|exit| !exit.killed),
+        "a surviving node had to be killed: {exits:?}"
+    );
 }
 
 #[test]
@@ -124,7 +152,12 @@ fn a_stranger_is_refused_by_every_party() {
     let stranger = identity::generate("stranger").expect("an identity");
     let parties = cluster.addresses().parties();
     let settings = ClusterSpec::of("").settings;
-    let refused = runtime().block_on(Remote::connect(&stranger, cluster.consortium(), Some(parties), &settings));
+    let refused = runtime().block_on(Remote::connect(
+        &stranger,
+        cluster.consortium(),
+        Some(parties),
+        &settings,
+    ));
     let error = refused.expect_err("a stranger gets in").to_string();
     assert!(error.contains('P'), "{error}");
 }
@@ -138,8 +171,15 @@ fn a_party_with_another_certificate_is_refused_with_both_pins() {
     let found = consortium.core.parties[1].pin;
     consortium.core.parties[1].pin = other;
     let settings = ClusterSpec::of("").settings;
-    let refused = runtime().block_on(Remote::connect(&member.identity, &consortium, Some(member.parties), &settings));
-    let error = refused.expect_err("another certificate is taken").to_string();
+    let refused = runtime().block_on(Remote::connect(
+        &member.identity,
+        &consortium,
+        Some(member.parties),
+        &settings,
+    ));
+    let error = refused
+        .expect_err("another certificate is taken")
+        .to_string();
     for part in ["P1".to_string(), other.to_string(), found.to_string()] {
         assert!(error.contains(&part), "{part} is not in: {error}");
     }
@@ -153,11 +193,21 @@ fn an_unreachable_party_is_named_with_its_address() {
     let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let mut parties = member.parties;
     parties[2] = silent.local_addr().expect("an address");
-    let settings = trefoil_transport::Settings { connect_timeout_ms: 1_500, ..ClusterSpec::of("").settings };
-    let refused =
-        runtime().block_on(Remote::connect(&member.identity, cluster.consortium(), Some(parties), &settings));
+    let settings = trefoil_transport::Settings {
+        connect_timeout_ms: 1_500,
+        ..ClusterSpec::of("").settings
+    };
+    let refused = runtime().block_on(Remote::connect(
+        &member.identity,
+        cluster.consortium(),
+        Some(parties),
+        &settings,
+    ));
     let error = refused.expect_err("nobody answers").to_string();
-    assert!(error.contains("P2") && error.contains(&parties[2].to_string()), "{error}");
+    assert!(
+        error.contains("P2") && error.contains(&parties[2].to_string()),
+        "{error}"
+    );
 }
 
 #[test]
@@ -176,7 +226,10 @@ fn a_port_in_use_is_an_error_that_names_the_address() {
     let text = text.replace("127.0.0.1:0", &address);
     std::fs::write(&config, text).expect("written");
     let (ok, _, stderr) = run(trefoil().arg("party").arg("--config").arg(&config));
-    assert!(!ok && stderr.contains(&address) && stderr.contains("in use"), "{stderr}");
+    assert!(
+        !ok && stderr.contains(&address) && stderr.contains("in use"),
+        "{stderr}"
+    );
 }
 
 /// Processes whose command line mentions a path.

@@ -4,6 +4,7 @@
 //! the analyst are clients in this process, with the calls that a deployment uses
 //! ([`crate::remote`]). At the end the result is held against the plaintext reference.
 
+mod plain_only;
 mod reference;
 pub mod report;
 mod tables;
@@ -37,8 +38,8 @@ const DATASET: &str = "simulated";
 const MODEL: &str = "simulated";
 
 /// Runs the command: prints the report, writes the JSON. An error if the secure result differs
-/// from the reference.
-pub fn run(args: &SimulateArgs) -> Result<Report> {
+/// from the reference. There is no report if only the references ran.
+pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     let start = Instant::now();
     let mut experiment = Experiment::read(args.experiment.as_deref())?;
     if let Some(network) = &args.network {
@@ -50,6 +51,9 @@ pub fn run(args: &SimulateArgs) -> Result<Report> {
     let loaded = experiment.load(args.data.as_deref())?;
     for warning in &loaded.warnings {
         eprintln!("note: {warning}");
+    }
+    if args.plain_only {
+        return plain_only::run(&loaded).map(|()| None);
     }
     let hospitals = loaded.experiment.data.hospitals;
     let spec = ClusterSpec {
@@ -63,11 +67,24 @@ pub fn run(args: &SimulateArgs) -> Result<Report> {
     };
     println!(
         "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}",
-        loaded.network.name, loaded.splits.train.provenance, loaded.splits.train.len(), loaded.splits.test.len(), args.link
+        loaded.network.name,
+        loaded.splits.train.provenance,
+        loaded.splits.train.len(),
+        loaded.splits.test.len(),
+        args.link
     );
     let cluster = Cluster::start(&spec)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let done = runtime.block_on(Simulation { loaded: &loaded, cluster: &cluster, settings: &spec.settings }.run());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let done = runtime.block_on(
+        Simulation {
+            loaded: &loaded,
+            cluster: &cluster,
+            settings: &spec.settings,
+        }
+        .run(),
+    );
     // A node that died says more about the reason than the client that lost it.
     let done = done.or_else(|error| match cluster.check() {
         Err(node) => Err(error.context(node)),
@@ -82,9 +99,11 @@ pub fn run(args: &SimulateArgs) -> Result<Report> {
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if !report.bit_identical {
-        bail!("the secure result differs from the plaintext reference: this is a defect, please report it");
+        bail!(
+            "the secure result differs from the plaintext reference: this is a defect, please report it"
+        );
     }
-    Ok(report)
+    Ok(Some(report))
 }
 
 /// Loopback carries larger datagrams than a wide-area link.
@@ -127,7 +146,8 @@ struct Simulation<'a> {
 
 fn bar(length: u64, unit: &str) -> ProgressBar {
     let template = format!("{{msg:32}} [{{bar:30}}] {{pos}}/{{len}} {unit} {{eta}}");
-    let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let style =
+        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(length).with_style(style.progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
@@ -136,9 +156,14 @@ fn bar(length: u64, unit: &str) -> ProgressBar {
 impl Simulation<'_> {
     async fn remote(&self, member: &str) -> Result<Remote> {
         let member = self.cluster.member(member)?;
-        Remote::connect(&member.identity, self.cluster.consortium(), Some(member.parties), self.settings)
-            .await
-            .with_context(|| format!("{} cannot reach the parties", member.name))
+        Remote::connect(
+            &member.identity,
+            self.cluster.consortium(),
+            Some(member.parties),
+            self.settings,
+        )
+        .await
+        .with_context(|| format!("{} cannot reach the parties", member.name))
     }
 
     async fn run(&self) -> Result<Done> {
@@ -179,7 +204,9 @@ impl Simulation<'_> {
             dataset,
             auc: self.loaded.network.classes == 2,
         };
-        let evaluate = self.job(&analyst, "analyst", "evaluating", evaluate).await?;
+        let evaluate = self
+            .job(&analyst, "analyst", "evaluating", evaluate)
+            .await?;
         analyst.close().await;
 
         let section = &self.loaded.experiment.predict;
@@ -187,7 +214,9 @@ impl Simulation<'_> {
         let predict_rows = data::subset(&self.loaded.splits.test, &rows)?;
         let start = Instant::now();
         let hospital = self.remote("hospital-1").await?;
-        let receipt = hospital.upload(self.upload(Part::Predict, &predict_rows)?, &mut |_| {}).await?;
+        let receipt = hospital
+            .upload(self.upload(Part::Predict, &predict_rows)?, &mut |_| {})
+            .await?;
         let predict = JobKind::Predict {
             model: MODEL.into(),
             network,
@@ -197,10 +226,20 @@ impl Simulation<'_> {
             upload: receipt.upload,
             output: section.output,
         };
-        let predict = self.job(&hospital, "hospital-1", "predicting", predict).await?;
+        let predict = self
+            .job(&hospital, "hospital-1", "predicting", predict)
+            .await?;
         let predict_seconds = start.elapsed().as_secs_f64();
         hospital.close().await;
-        Ok(Done { holdings, share_seconds, train, evaluate, predict, predict_rows, predict_seconds })
+        Ok(Done {
+            holdings,
+            share_seconds,
+            train,
+            evaluate,
+            predict,
+            predict_rows,
+            predict_seconds,
+        })
     }
 
     fn upload(&self, part: Part, rows: &data::Dataset) -> Result<Upload> {
@@ -227,7 +266,9 @@ impl Simulation<'_> {
                 }
                 let before = bar.position();
                 let upload = self.upload(part, rows)?;
-                remote.upload(upload, &mut |done| bar.set_position(before + done as u64)).await?;
+                remote
+                    .upload(upload, &mut |done| bar.set_position(before + done as u64))
+                    .await?;
             }
             remote.close().await;
         }
@@ -246,11 +287,17 @@ impl Simulation<'_> {
         Ok(order.into_iter().map(|(_, h)| h).collect())
     }
 
-    async fn job(&self, remote: &Remote, member: &str, message: &str, kind: JobKind) -> Result<Job> {
+    async fn job(
+        &self,
+        remote: &Remote,
+        member: &str,
+        message: &str,
+        kind: JobKind,
+    ) -> Result<Job> {
         let plan = schedule(&kind)?;
         let pin = self.cluster.member(member)?.identity.pin()?;
-        let description =
-            JobDescription::new(message, pin, kind.clone()).map_err(|problem| anyhow::anyhow!(problem))?;
+        let description = JobDescription::new(message, pin, kind.clone())
+            .map_err(|problem| anyhow::anyhow!(problem))?;
         let bar = bar(plan.steps.len() as u64, "steps");
         bar.set_message(message.to_string());
         let start = Instant::now();
@@ -266,13 +313,21 @@ impl Simulation<'_> {
                         "train" => format!("{message}, epoch {}{last}", progress.epoch + 1),
                         _ => format!("{message}: {}{last}", progress.phase),
                     });
-                    steps.push((progress.phase, progress.seconds, progress.rounds, progress.sent_bytes));
+                    steps.push((
+                        progress.phase,
+                        progress.seconds,
+                        progress.rounds,
+                        progress.sent_bytes,
+                    ));
                 }
                 Event::Output(revealed) if revealed.name == "confusion" => {
                     let outputs = BTreeMap::from([(revealed.name, revealed.tensor)]);
                     if let Ok(counts) = outcome::confusion(&outputs) {
                         let right: u64 = counts.diag().sum();
-                        last = format!(" ({:.2} %)", 100.0 * right as f64 / counts.sum().max(1) as f64);
+                        last = format!(
+                            " ({:.2} %)",
+                            100.0 * right as f64 / counts.sum().max(1) as f64
+                        );
                     }
                 }
                 Event::Output(_) => {}
@@ -282,9 +337,19 @@ impl Simulation<'_> {
         bar.finish_and_clear();
         let mut revealed = Revealed::new();
         for output in &result.outputs {
-            revealed.entry(output.step).or_default().insert(output.name.clone(), output.tensor.clone());
+            revealed
+                .entry(output.step)
+                .or_default()
+                .insert(output.name.clone(), output.tensor.clone());
         }
-        Ok(Job { kind, plan, revealed, result, steps, seconds: start.elapsed().as_secs_f64() })
+        Ok(Job {
+            kind,
+            plan,
+            revealed,
+            result,
+            steps,
+            seconds: start.elapsed().as_secs_f64(),
+        })
     }
 }
 
@@ -292,7 +357,11 @@ impl Simulation<'_> {
 fn totals(jobs: [&Job; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
     let all: Vec<&JobResult> = jobs.iter().map(|job| &job.result).collect();
     let rounds = all.iter().map(|r| r.parties[0].rounds).sum();
-    let sent = |p: usize| all.iter().map(|r| r.parties[p].sent_to_parties()).sum::<u64>();
+    let sent = |p: usize| {
+        all.iter()
+            .map(|r| r.parties[p].sent_to_parties())
+            .sum::<u64>()
+    };
     let per_party = (0..3).map(sent).max().unwrap_or(0);
     let name = |i: usize| ["P0", "P1", "P2", "dealer"][i].to_string();
     let mut links = Vec::new();
@@ -300,7 +369,11 @@ fn totals(jobs: [&Job; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
         for to in (0..4).filter(|to| *to != from) {
             let bytes = all.iter().map(|r| stats(r, from).sent_bytes[to]).sum();
             if bytes > 0 {
-                links.push(LinkBytes { from: name(from), to: name(to), bytes });
+                links.push(LinkBytes {
+                    from: name(from),
+                    to: name(to),
+                    bytes,
+                });
             }
         }
     };
@@ -308,7 +381,10 @@ fn totals(jobs: [&Job; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
         add(party, |r, p| &r.parties[p]);
     }
     add(3, |r, _| &r.dealer);
-    let dealer = all.iter().map(|r| r.dealer.sent_bytes[..3].iter().sum::<u64>()).sum();
+    let dealer = all
+        .iter()
+        .map(|r| r.dealer.sent_bytes[..3].iter().sum::<u64>())
+        .sum();
     (rounds, per_party, dealer, links)
 }
 
@@ -327,26 +403,50 @@ fn finish(
     let spec = &loaded.experiment.training;
     let holdings: Vec<&Holding> = done.holdings.iter().collect();
     let names = loaded.splits.test.class_names.clone();
-    let coins = (spec.rounding == Rounding::Stochastic).then(|| Prg::new(simulation_coin_key(spec.seed)));
+    let coins =
+        (spec.rounding == Rounding::Stochastic).then(|| Prg::new(simulation_coin_key(spec.seed)));
 
     let jobs = [&done.train, &done.evaluate, &done.predict];
     let steps: usize = jobs.iter().map(|job| job.plan.steps.len()).sum();
     let bar_ = bar((steps + spec.epochs) as u64, "steps");
     bar_.set_message("checking: plaintext reference");
     let mut plain_tables = tables::tables(&holdings, &loaded.preprocess, spec.frac_bits)?;
-    let plain = reference::plain(&done.train.kind, &plain_tables, None, coins.as_ref(), |n| bar_.set_position(n as u64))?;
-    let evaluated = reference::plain(&done.evaluate.kind, &plain_tables, Some(&plain.state), coins.as_ref(), |_| {
-        bar_.inc(1);
+    let plain = reference::plain(&done.train.kind, &plain_tables, None, coins.as_ref(), |n| {
+        bar_.set_position(n as u64)
     })?;
+    let evaluated = reference::plain(
+        &done.evaluate.kind,
+        &plain_tables,
+        Some(&plain.state),
+        coins.as_ref(),
+        |_| {
+            bar_.inc(1);
+        },
+    )?;
     let images = tables::images(&done.predict_rows, &loaded.preprocess, spec.frac_bits)?;
     plain_tables = Tables::from([(
         trefoil_models::schedule::UPLOAD_IMAGES.to_string(),
-        Table { row_words: images.shape()[1], words: images.into_data() },
+        Table {
+            row_words: images.shape()[1],
+            words: images.into_data(),
+        },
     )]);
-    let predicted = reference::plain(&done.predict.kind, &plain_tables, Some(&plain.state), coins.as_ref(), |_| {})?;
+    let predicted = reference::plain(
+        &done.predict.kind,
+        &plain_tables,
+        Some(&plain.state),
+        coins.as_ref(),
+        |_| {},
+    )?;
     bar_.set_message("checking: floating point");
-    let (losses, float) =
-        reference::float(&loaded.network, spec, &holdings, &loaded.preprocess, &names, |_| bar_.inc(1))?;
+    let (losses, float) = reference::float(
+        &loaded.network,
+        spec,
+        &holdings,
+        &loaded.preprocess,
+        &names,
+        |_| bar_.inc(1),
+    )?;
     bar_.finish_and_clear();
 
     let secure_weights = weights::sha256(&model_of(&done.train)?);
@@ -356,12 +456,20 @@ fn finish(
         && done.predict.revealed == predicted.revealed;
     let epochs = confusions(&done.train.plan, &done.train.revealed, &names)?;
     let mut result = confusions(&done.evaluate.plan, &done.evaluate.revealed, &names)?;
-    let (confusion, auc) = result.pop().context("the evaluation revealed no confusion matrix")?;
+    let (confusion, auc) = result
+        .pop()
+        .context("the evaluation revealed no confusion matrix")?;
     let plain_confusion = confusions(&done.evaluate.plan, &evaluated.revealed, &names)?;
     let secure = quality(&confusion, auc);
     let (rounds, bytes_sent_per_party, dealer_bytes, links) = totals(jobs);
-    let train_steps: Vec<&(String, f64, u64, u64)> = done.train.steps.iter().filter(|s| s.0 == "train").collect();
-    let classes = predicted_classes(&done.predict, done.predict_rows.len(), loaded.experiment.predict.output, spec.frac_bits)?;
+    let train_steps: Vec<&(String, f64, u64, u64)> =
+        done.train.steps.iter().filter(|s| s.0 == "train").collect();
+    let classes = predicted_classes(
+        &done.predict,
+        done.predict_rows.len(),
+        loaded.experiment.predict.output,
+        spec.frac_bits,
+    )?;
     let report = Report {
         network: loaded.network.name.clone(),
         data: loaded.splits.train.provenance.clone(),
@@ -383,9 +491,17 @@ fn finish(
         accuracy: secure.accuracy,
         balanced_accuracy: secure.balanced_accuracy,
         auc: secure.auc,
-        confusion: confusion.counts().rows().into_iter().map(|row| row.to_vec()).collect(),
+        confusion: confusion
+            .counts()
+            .rows()
+            .into_iter()
+            .map(|row| row.to_vec())
+            .collect(),
         class_names: names,
-        plain_accuracy: plain_confusion.last().and_then(|(c, _)| c.accuracy()).unwrap_or(0.0),
+        plain_accuracy: plain_confusion
+            .last()
+            .and_then(|(c, _)| c.accuracy())
+            .unwrap_or(0.0),
         float_accuracy: float.accuracy,
         float,
         bit_identical,
@@ -401,7 +517,12 @@ fn finish(
             images: done.predict_rows.len(),
             seconds_per_image: done.predict_seconds / done.predict_rows.len().max(1) as f64,
             predicted: classes,
-            actual: done.predict_rows.labels.iter().map(|label| usize::from(*label)).collect(),
+            actual: done
+                .predict_rows
+                .labels
+                .iter()
+                .map(|label| usize::from(*label))
+                .collect(),
         },
         rounds,
         bytes_sent_per_party,
@@ -420,13 +541,22 @@ fn model_of(train: &Job) -> Result<BTreeMap<String, trefoil_protocol::Tensor>> {
         .map(|(name, tensor)| (name.clone(), tensor.clone()))
         .collect();
     if named.len() != train.plan.save.len() {
-        bail!("the training job revealed {} of {} weights", named.len(), train.plan.save.len());
+        bail!(
+            "the training job revealed {} of {} weights",
+            named.len(),
+            train.plan.save.len()
+        );
     }
     Ok(named)
 }
 
 /// The classes of the predictions, whatever was revealed of them.
-fn predicted_classes(job: &Job, rows: usize, output: PredictOutput, frac_bits: u8) -> Result<Vec<usize>> {
+fn predicted_classes(
+    job: &Job,
+    rows: usize,
+    output: PredictOutput,
+    frac_bits: u8,
+) -> Result<Vec<usize>> {
     let steps: Vec<_> = job.revealed.values().cloned().collect();
     let (name, frac_bits) = match output {
         PredictOutput::Class => return Ok(outcome::classes(&steps, rows)?),

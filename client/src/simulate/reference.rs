@@ -41,18 +41,32 @@ pub fn plain(
     let plan = schedule(job)?;
     let run = plain_run::run(&plan, tables, model, coins, |done, _, _| progress(done))
         .context("the plaintext reference left the range of the number format")?;
-    let revealed = run.outputs.into_iter().enumerate().filter(|(_, outputs)| !outputs.is_empty());
-    Ok(Plain { revealed: revealed.collect(), state: run.state, weights_sha256: run.weights_sha256 })
+    let revealed = run
+        .outputs
+        .into_iter()
+        .enumerate()
+        .filter(|(_, outputs)| !outputs.is_empty());
+    Ok(Plain {
+        revealed: revealed.collect(),
+        state: run.state,
+        weights_sha256: run.weights_sha256,
+    })
 }
 
 /// Confusion matrices of a job's result steps, in order of epochs.
-pub fn confusions(plan: &Schedule, revealed: &Revealed, names: &[String]) -> Result<Vec<(Confusion, Option<f64>)>> {
+pub fn confusions(
+    plan: &Schedule,
+    revealed: &Revealed,
+    names: &[String],
+) -> Result<Vec<(Confusion, Option<f64>)>> {
     let mut out = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
         if !matches!(step.phase, Phase::Result { .. }) {
             continue;
         }
-        let outputs = revealed.get(&index).with_context(|| format!("step {index} revealed nothing"))?;
+        let outputs = revealed
+            .get(&index)
+            .with_context(|| format!("step {index} revealed nothing"))?;
         let counts = outcome::confusion(outputs)?;
         let auc = match outputs.contains_key("auc_balance") {
             true => outcome::auc(outputs)?,
@@ -74,12 +88,22 @@ pub fn float(
 ) -> Result<(Vec<f64>, Quality)> {
     let matrix = |images: ndarray::Array4<u8>| -> Result<Array2<f32>> {
         let rows = images.shape()[0];
-        let values = preprocess.to_float(images.view())?.into_iter().map(|v| v as f32).collect::<Vec<f32>>();
-        Ok(Array2::from_shape_vec((rows, values.len() / rows.max(1)), values)?)
+        let values = preprocess
+            .to_float(images.view())?
+            .into_iter()
+            .map(|v| v as f32)
+            .collect::<Vec<f32>>();
+        Ok(Array2::from_shape_vec(
+            (rows, values.len() / rows.max(1)),
+            values,
+        )?)
     };
     let (labels, images) = concatenated(holdings, |h| &h.train)?;
     let images = matrix(images)?;
-    let data = float::Data { images: images.view(), labels: &labels };
+    let data = float::Data {
+        images: images.view(),
+        labels: &labels,
+    };
     let mut losses = Vec::new();
     let model = float::train(network, spec, data, |report, _| {
         losses.push(report.loss);

@@ -132,6 +132,17 @@ pub fn quality(confusion: &Confusion, auc: Option<f64>) -> Quality {
     }
 }
 
+impl fmt::Display for Quality {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (accuracy, balanced) = (Percent(self.accuracy), Percent(self.balanced_accuracy));
+        write!(f, "accuracy {accuracy}, balanced {balanced}")?;
+        match self.auc {
+            Some(auc) => write!(f, ", AUC {auc:.4}"),
+            None => Ok(()),
+        }
+    }
+}
+
 struct Percent(f64);
 
 impl fmt::Display for Percent {
@@ -163,31 +174,47 @@ impl Report {
         if let Some(auc) = self.auc {
             line("AUC", format!("{auc:.4}"));
         }
-        let float_auc = self.float.auc.map(|auc| format!(", AUC {auc:.4}")).unwrap_or_default();
-        line(
-            "same seed in floating point",
-            format!(
-                "accuracy {}, balanced {}{float_auc}",
-                Percent(self.float.accuracy),
-                Percent(self.float.balanced_accuracy)
-            ),
-        );
+        line("same seed in floating point", &self.float);
         println!("\n{confusion}");
         line("training steps", self.train.steps);
-        line("seconds per step", format!("{:.3}", self.train.seconds_per_step));
+        line(
+            "seconds per step",
+            format!("{:.3}", self.train.seconds_per_step),
+        );
         line("rounds per step", self.train.rounds_per_step);
         line("bytes per step and party", bytes(self.train.bytes_per_step));
-        line("seconds per prediction", format!("{:.3}", self.predict.seconds_per_image));
+        line(
+            "seconds per prediction",
+            format!("{:.3}", self.predict.seconds_per_image),
+        );
         line("rounds in all", self.rounds);
         line("bytes sent per party", bytes(self.bytes_sent_per_party));
         line("dealer bytes", bytes(self.dealer_bytes));
         for link in &self.links {
-            line(&format!("  {} to {}", link.from, link.to), bytes(link.bytes));
+            line(
+                &format!("  {} to {}", link.from, link.to),
+                bytes(link.bytes),
+            );
         }
         println!();
-        let right = self.predict.predicted.iter().zip(&self.predict.actual).filter(|(p, a)| p == a).count();
-        line("predicted for hospital-1", format!("{:?}", self.predict.predicted));
-        line("what the pictures show", format!("{:?} ({right} of {} right)", self.predict.actual, self.predict.images));
+        let right = self
+            .predict
+            .predicted
+            .iter()
+            .zip(&self.predict.actual)
+            .filter(|(p, a)| p == a)
+            .count();
+        line(
+            "predicted for hospital-1",
+            format!("{:?}", self.predict.predicted),
+        );
+        line(
+            "what the pictures show",
+            format!(
+                "{:?} ({right} of {} right)",
+                self.predict.actual, self.predict.images
+            ),
+        );
         println!();
         println!(
             "secure result equals the plaintext reference: {} (weights sha256 {})",

@@ -44,7 +44,10 @@ pub fn holdings(splits: &data::Splits, hospitals: usize, seed: u64) -> Result<Ve
 }
 
 fn joined(parts: impl Iterator<Item = Tensor>) -> Table {
-    let mut table = Table { row_words: 0, words: Vec::new() };
+    let mut table = Table {
+        row_words: 0,
+        words: Vec::new(),
+    };
     for part in parts {
         table.row_words = part.shape()[1];
         table.words.extend(part.into_data());
@@ -60,17 +63,28 @@ pub fn tables(holdings: &[&Holding], preprocess: &Preprocess, frac_bits: u8) -> 
         (schedule::TEST_IMAGES, schedule::TEST_LABELS, |h| &h.test),
     ];
     for (image_table, label_table, part) in splits {
-        let parts: Result<Vec<Tensor>> =
-            holdings.iter().map(|h| images(part(h), preprocess, frac_bits)).collect();
+        let parts: Result<Vec<Tensor>> = holdings
+            .iter()
+            .map(|h| images(part(h), preprocess, frac_bits))
+            .collect();
         tables.insert(image_table.into(), joined(parts?.into_iter()));
-        tables.insert(label_table.into(), joined(holdings.iter().map(|h| labels(part(h)))));
+        tables.insert(
+            label_table.into(),
+            joined(holdings.iter().map(|h| labels(part(h)))),
+        );
     }
     Ok(tables)
 }
 
 /// Rows of all hospitals one after the other.
-pub fn concatenated(holdings: &[&Holding], part: fn(&Holding) -> &Dataset) -> Result<(Vec<u8>, ndarray::Array4<u8>)> {
-    let labels = holdings.iter().flat_map(|h| part(h).labels.iter().copied()).collect();
+pub fn concatenated(
+    holdings: &[&Holding],
+    part: fn(&Holding) -> &Dataset,
+) -> Result<(Vec<u8>, ndarray::Array4<u8>)> {
+    let labels = holdings
+        .iter()
+        .flat_map(|h| part(h).labels.iter().copied())
+        .collect();
     let images: Vec<_> = holdings.iter().map(|h| part(h).images.view()).collect();
     Ok((labels, ndarray::concatenate(ndarray::Axis(0), &images)?))
 }

@@ -63,20 +63,35 @@ pub(super) fn backward(
                 dx
             }
             (LayerKind::Dense { .. }, Some(p), Kept::Input(x)) => {
-                gradients[at] = Some(Parameters { weight: x.t().dot(&g), bias: g.sum_axis(Axis(0)) });
+                gradients[at] = Some(Parameters {
+                    weight: x.t().dot(&g),
+                    bias: g.sum_axis(Axis(0)),
+                });
                 if at > first { g.dot(&p.weight.t()) } else { g }
             }
             (LayerKind::Relu, _, Kept::Input(x)) => times(g, x, |x| f32::from(u8::from(x > 0.0))),
             (LayerKind::Square, _, Kept::Input(x)) => times(g, x, |x| 2.0 * x),
             (LayerKind::Poly(c), _, Kept::Input(x)) => {
-                let slopes: Vec<f64> = c.iter().enumerate().skip(1).map(|(j, c)| j as f64 * c).collect();
+                let slopes: Vec<f64> = c
+                    .iter()
+                    .enumerate()
+                    .skip(1)
+                    .map(|(j, c)| j as f64 * c)
+                    .collect();
                 times(g, x, |x| polynomial(&slopes, x))
             }
             (LayerKind::MaxPool(_), _, Kept::Winners(winners)) => {
                 let mut dx = Array2::zeros((g.nrows(), layer.input.iter().product()));
                 let outputs = g.ncols().max(1);
-                for ((mut dx, g), winners) in dx.rows_mut().into_iter().zip(g.rows()).zip(winners.chunks(outputs)) {
-                    g.iter().zip(winners).for_each(|(g, at)| dx[*at as usize] += g);
+                for ((mut dx, g), winners) in dx
+                    .rows_mut()
+                    .into_iter()
+                    .zip(g.rows())
+                    .zip(winners.chunks(outputs))
+                {
+                    g.iter()
+                        .zip(winners)
+                        .for_each(|(g, at)| dx[*at as usize] += g);
                 }
                 dx
             }
@@ -100,7 +115,10 @@ fn times(mut g: Array2<f32>, x: &Array2<f32>, slope: impl Fn(f32) -> f32) -> Arr
 }
 
 fn polynomial(coefficients: &[f64], x: f32) -> f32 {
-    coefficients.iter().rev().fold(0.0, |sum, c| sum * x + *c as f32)
+    coefficients
+        .iter()
+        .rev()
+        .fold(0.0, |sum, c| sum * x + *c as f32)
 }
 
 /// Calls `each(output, input)` for every element of every pooling window of one image.
@@ -129,7 +147,12 @@ fn max_pool(layer: &Layer, window: Window, x: &Array2<f32>) -> (Array2<f32>, Vec
     let outputs: usize = layer.output.iter().product();
     let mut y = Array2::from_elem((x.nrows(), outputs), f32::NEG_INFINITY);
     let mut winners = vec![0; x.nrows() * outputs];
-    for ((mut y, x), winners) in y.rows_mut().into_iter().zip(x.rows()).zip(winners.chunks_mut(outputs)) {
+    for ((mut y, x), winners) in y
+        .rows_mut()
+        .into_iter()
+        .zip(x.rows())
+        .zip(winners.chunks_mut(outputs))
+    {
         for_windows(layer, window, |out, at| {
             if x[at] > y[out] {
                 y[out] = x[at];
@@ -161,15 +184,30 @@ struct Patches {
 impl Patches {
     fn new(layer: &Layer) -> Patches {
         let [_, oh, ow] = sizes(&layer.output);
-        let LayerKind::Conv { kernel, stride, padding, .. } = layer.kind else {
+        let LayerKind::Conv {
+            kernel,
+            stride,
+            padding,
+            ..
+        } = layer.kind
+        else {
             unreachable!("called for convolutions only");
         };
-        Patches { input: sizes(&layer.input), out: [oh, ow], kernel, stride, padding }
+        Patches {
+            input: sizes(&layer.input),
+            out: [oh, ow],
+            kernel,
+            stride,
+            padding,
+        }
     }
 
     /// Rows (channels times kernel) and columns (positions) of the patch matrix.
     fn dim(&self) -> (usize, usize) {
-        (self.input[0] * self.kernel[0] * self.kernel[1], self.out[0] * self.out[1])
+        (
+            self.input[0] * self.kernel[0] * self.kernel[1],
+            self.out[0] * self.out[1],
+        )
     }
 
     /// Calls `each(row, first column, first input, length)` for every run of positions in a row of the
@@ -181,7 +219,10 @@ impl Patches {
             for ky in 0..self.kernel[0] {
                 for kx in 0..self.kernel[1] {
                     let from = self.padding[1].saturating_sub(kx).div_ceil(self.stride[1]);
-                    let until = (w + self.padding[1]).saturating_sub(kx).div_ceil(self.stride[1]).min(self.out[1]);
+                    let until = (w + self.padding[1])
+                        .saturating_sub(kx)
+                        .div_ceil(self.stride[1])
+                        .min(self.out[1]);
                     for oy in 0..self.out[0] {
                         let y = oy * self.stride[0] + ky;
                         if y < self.padding[0] || y - self.padding[0] >= h || from >= until {
@@ -205,7 +246,9 @@ impl Patches {
             if self.stride[1] == 1 {
                 out.copy_from_slice(&image[at..at + len]);
             } else {
-                out.iter_mut().zip(image[at..].iter().step_by(self.stride[1])).for_each(|(o, x)| *o = *x);
+                out.iter_mut()
+                    .zip(image[at..].iter().step_by(self.stride[1]))
+                    .for_each(|(o, x)| *o = *x);
             }
         });
     }
@@ -214,7 +257,10 @@ impl Patches {
         let cols = self.dim().1;
         self.for_runs(|row, col, at, len| {
             let values = &patches[row * cols + col..][..len];
-            values.iter().zip(image[at..].iter_mut().step_by(self.stride[1])).for_each(|(v, o)| *o += *v);
+            values
+                .iter()
+                .zip(image[at..].iter_mut().step_by(self.stride[1]))
+                .for_each(|(v, o)| *o += *v);
         });
     }
 }
@@ -236,7 +282,9 @@ fn conv(layer: &Layer, p: &Parameters, x: &Array2<f32>) -> Array2<f32> {
     for (x, mut y) in x.rows().into_iter().zip(y.rows_mut()) {
         patches.gather(x.as_slice().unwrap_or_default(), &mut buffer);
         let y = y.as_slice_mut().unwrap_or_default();
-        y.chunks_mut(cols).zip(&p.bias).for_each(|(plane, bias)| plane.fill(*bias));
+        y.chunks_mut(cols)
+            .zip(&p.bias)
+            .for_each(|(plane, bias)| plane.fill(*bias));
         let mut y = matrix_mut(y, (p.bias.len(), cols));
         general_mat_mul(1.0, &p.weight, &matrix(&buffer, (rows, cols)), 1.0, &mut y);
     }
@@ -260,10 +308,22 @@ fn conv_backward(
     for (at, (x, g)) in x.rows().into_iter().zip(g.rows()).enumerate() {
         patches.gather(x.as_slice().unwrap_or_default(), &mut buffer);
         let g = matrix(g.to_slice().unwrap_or_default(), (p.bias.len(), cols));
-        general_mat_mul(1.0, &g, &matrix(&buffer, (rows, cols)).t(), 1.0, &mut weight);
+        general_mat_mul(
+            1.0,
+            &g,
+            &matrix(&buffer, (rows, cols)).t(),
+            1.0,
+            &mut weight,
+        );
         bias += &g.sum_axis(Axis(1));
         if needs_input {
-            general_mat_mul(1.0, &p.weight.t(), &g, 0.0, &mut matrix_mut(&mut buffer, (rows, cols)));
+            general_mat_mul(
+                1.0,
+                &p.weight.t(),
+                &g,
+                0.0,
+                &mut matrix_mut(&mut buffer, (rows, cols)),
+            );
             patches.scatter(&buffer, dx.row_mut(at).as_slice_mut().unwrap_or_default());
         }
     }

@@ -46,7 +46,10 @@ pub struct Parameters {
 
 impl Parameters {
     fn zeros_like(other: &Parameters) -> Parameters {
-        Parameters { weight: Array2::zeros(other.weight.dim()), bias: Array1::zeros(other.bias.dim()) }
+        Parameters {
+            weight: Array2::zeros(other.weight.dim()),
+            bias: Array1::zeros(other.bias.dim()),
+        }
     }
 }
 
@@ -85,12 +88,22 @@ impl Model {
         frac_bits: u32,
     ) -> Result<Model, ModelError> {
         let get = |name: String, expected: &[usize]| {
-            let bad = |problem: String| ModelError::Weights { name: name.clone(), problem };
+            let bad = |problem: String| ModelError::Weights {
+                name: name.clone(),
+                problem,
+            };
             let tensor = weights.get(&name).ok_or_else(|| bad("is missing".into()))?;
             if tensor.shape() != expected {
-                return Err(bad(format!("has shape {:?}, the network needs {expected:?}", tensor.shape())));
+                return Err(bad(format!(
+                    "has shape {:?}, the network needs {expected:?}",
+                    tensor.shape()
+                )));
             }
-            Ok(tensor.data().iter().map(|word| decode(*word, frac_bits) as f32).collect::<Vec<f32>>())
+            Ok(tensor
+                .data()
+                .iter()
+                .map(|word| decode(*word, frac_bits) as f32)
+                .collect::<Vec<f32>>())
         };
         let mut parameters = Vec::new();
         for layer in &network.layers {
@@ -98,21 +111,39 @@ impl Model {
                 (Some(shape), Some(bias_len)) => {
                     let words = get(layer.weight_name(), &shape)?;
                     let cols: usize = shape[1..].iter().product();
-                    let weight = Array2::from_shape_vec((shape[0], cols), words)
-                        .map_err(|e| ModelError::Weights { name: layer.weight_name(), problem: e.to_string() })?;
-                    Some(Parameters { weight, bias: get(layer.bias_name(), &[bias_len])?.into() })
+                    let weight = Array2::from_shape_vec((shape[0], cols), words).map_err(|e| {
+                        ModelError::Weights {
+                            name: layer.weight_name(),
+                            problem: e.to_string(),
+                        }
+                    })?;
+                    Some(Parameters {
+                        weight,
+                        bias: get(layer.bias_name(), &[bias_len])?.into(),
+                    })
                 }
                 _ => None,
             });
         }
-        let velocities = parameters.iter().map(|p| p.as_ref().map(Parameters::zeros_like)).collect();
-        Ok(Model { network: network.clone(), parameters, velocities })
+        let velocities = parameters
+            .iter()
+            .map(|p| p.as_ref().map(Parameters::zeros_like))
+            .collect();
+        Ok(Model {
+            network: network.clone(),
+            parameters,
+            velocities,
+        })
     }
 
     /// The network with the initial weights that a job with this specification starts from.
     pub fn initial(network: &Network, spec: &TrainSpec) -> Result<Model, ModelError> {
         let frac_bits = u32::from(spec.frac_bits);
-        Model::from_weights(network, &weights::initial(network, spec.seed, frac_bits), frac_bits)
+        Model::from_weights(
+            network,
+            &weights::initial(network, spec.seed, frac_bits),
+            frac_bits,
+        )
     }
 
     fn check(&self, images: &ArrayView2<'_, f32>) -> Result<(), ModelError> {
@@ -121,7 +152,11 @@ impl Model {
         }
         Err(ModelError::Table {
             table: "images".into(),
-            problem: format!("{} values a row; the network reads {:?}", images.ncols(), self.network.input),
+            problem: format!(
+                "{} values a row; the network reads {:?}",
+                images.ncols(),
+                self.network.input
+            ),
         })
     }
 
@@ -131,12 +166,18 @@ impl Model {
         let mut logits = Array2::zeros((images.nrows(), self.network.classes));
         let part = part_rows(images.nrows());
         thread::scope(|scope| {
-            let parts = images.axis_chunks_iter(Axis(0), part).zip(logits.axis_chunks_iter_mut(Axis(0), part));
+            let parts = images
+                .axis_chunks_iter(Axis(0), part)
+                .zip(logits.axis_chunks_iter_mut(Axis(0), part));
             for (images, mut logits) in parts {
                 scope.spawn(move || {
                     let chunks = images.axis_chunks_iter(Axis(0), CHUNK_ROWS);
-                    for (chunk, mut out) in chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS)) {
-                        out.assign(&layers::forward(&self.network, &self.parameters, chunk.to_owned()).0);
+                    for (chunk, mut out) in
+                        chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS))
+                    {
+                        out.assign(
+                            &layers::forward(&self.network, &self.parameters, chunk.to_owned()).0,
+                        );
                     }
                 });
             }
@@ -151,13 +192,24 @@ impl Model {
         let rows = data.labels.len();
         let part = part_rows(rows);
         let parts: Vec<Gradients> = thread::scope(|scope| {
-            let parts = data.images.axis_chunks_iter(Axis(0), part).zip(data.labels.chunks(part));
+            let parts = data
+                .images
+                .axis_chunks_iter(Axis(0), part)
+                .zip(data.labels.chunks(part));
             let threads: Vec<_> = parts
-                .map(|(images, labels)| scope.spawn(move || self.part_gradients(images, labels, rows)))
+                .map(|(images, labels)| {
+                    scope.spawn(move || self.part_gradients(images, labels, rows))
+                })
                 .collect();
-            threads.into_iter().map(|thread| thread.join().expect("shapes and labels are checked")).collect()
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("shapes and labels are checked"))
+                .collect()
         });
-        let mut sum = Gradients { loss: 0.0, layers: vec![None; self.parameters.len()] };
+        let mut sum = Gradients {
+            loss: 0.0,
+            layers: vec![None; self.parameters.len()],
+        };
         for part in parts {
             sum.loss += part.loss;
             for (sum, part) in sum.layers.iter_mut().zip(part.layers) {
@@ -178,13 +230,20 @@ impl Model {
     fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
         let (logits, tape) = layers::forward(&self.network, &self.parameters, images.to_owned());
         let (loss, dz) = cross_entropy(&logits, labels, rows);
-        Gradients { loss, layers: layers::backward(&self.network, &self.parameters, &tape, dz) }
+        Gradients {
+            loss,
+            layers: layers::backward(&self.network, &self.parameters, &tape, dz),
+        }
     }
 
     /// One step: `v = mu v + g`, `w = w - rate v`.
     pub fn update(&mut self, gradients: &Gradients, rate: f64, momentum: f64) {
         let (rate, mu) = (rate as f32, momentum as f32);
-        let layers = self.parameters.iter_mut().zip(&mut self.velocities).zip(&gradients.layers);
+        let layers = self
+            .parameters
+            .iter_mut()
+            .zip(&mut self.velocities)
+            .zip(&gradients.layers);
         for ((parameters, velocity), gradient) in layers {
             if let (Some(p), Some(v), Some(g)) = (parameters, velocity, gradient) {
                 v.weight.zip_mut_with(&g.weight, |v, g| *v = mu * *v + g);
@@ -198,13 +257,27 @@ impl Model {
 
 fn check_labels(data: &Data<'_>, classes: usize) -> Result<(), ModelError> {
     let problem = if data.labels.len() != data.images.nrows() {
-        format!("{} labels for {} images", data.labels.len(), data.images.nrows())
-    } else if let Some(row) = data.labels.iter().position(|label| usize::from(*label) >= classes) {
-        format!("row {row} has class {}, but there are {classes} classes", data.labels[row])
+        format!(
+            "{} labels for {} images",
+            data.labels.len(),
+            data.images.nrows()
+        )
+    } else if let Some(row) = data
+        .labels
+        .iter()
+        .position(|label| usize::from(*label) >= classes)
+    {
+        format!(
+            "row {row} has class {}, but there are {classes} classes",
+            data.labels[row]
+        )
     } else {
         return Ok(());
     };
-    Err(ModelError::Table { table: "labels".into(), problem })
+    Err(ModelError::Table {
+        table: "labels".into(),
+        problem,
+    })
 }
 
 fn part_rows(rows: usize) -> usize {
@@ -246,7 +319,12 @@ pub fn predictions(logits: &Array2<f32>) -> Vec<u8> {
 /// The score of class 1 over class 0 for each row: what the AUC ranks.
 pub fn scores(logits: &Array2<f32>) -> Vec<f64> {
     let score = |row: ndarray::ArrayView1<'_, f32>| f64::from(row[1]) - f64::from(row[0]);
-    logits.rows().into_iter().filter(|row| row.len() == 2).map(score).collect()
+    logits
+        .rows()
+        .into_iter()
+        .filter(|row| row.len() == 2)
+        .map(score)
+        .collect()
 }
 
 /// Trains as the job would, batch for batch. `progress` is called after every epoch with its loss and
@@ -259,7 +337,11 @@ pub fn train(
 ) -> Result<Model, ModelError> {
     spec.check()?;
     check_labels(&data, network.classes)?;
-    crate::job::check_range("train rows", data.labels.len(), spec.batch..=u32::MAX as usize - 1)?;
+    crate::job::check_range(
+        "train rows",
+        data.labels.len(),
+        spec.batch..=u32::MAX as usize - 1,
+    )?;
     let mut model = Model::initial(network, spec)?;
     for epoch in 0..spec.epochs {
         let rate = spec.rate_at(epoch);
@@ -269,12 +351,21 @@ pub fn train(
             let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
             let images = data.images.select(Axis(0), &rows);
             let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
-            let gradients = model.gradients(Data { images: images.view(), labels: &labels })?;
+            let gradients = model.gradients(Data {
+                images: images.view(),
+                labels: &labels,
+            })?;
             model.update(&gradients, rate, spec.momentum);
             loss += gradients.loss;
             batches += 1;
         }
-        progress(EpochReport { epoch, loss: loss / f64::from(batches) }, &model);
+        progress(
+            EpochReport {
+                epoch,
+                loss: loss / f64::from(batches),
+            },
+            &model,
+        );
     }
     Ok(model)
 }

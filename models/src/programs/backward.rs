@@ -33,7 +33,10 @@ pub(crate) fn backward(
     g: Val,
 ) -> Result<Vec<Gradient>, BuildError> {
     let f = format.frac_bits;
-    let first = tape.iter().position(|entry| matches!(entry.what, What::Linear { .. })).unwrap_or(0);
+    let first = tape
+        .iter()
+        .position(|entry| matches!(entry.what, What::Linear { .. }))
+        .unwrap_or(0);
     let mut gradients = Vec::new();
     let mut g = g;
     let mut at = tape.len();
@@ -50,7 +53,12 @@ pub(crate) fn backward(
                 g = at_most(b, g, f, rounding)?;
                 let trailing = out_shape.len() - 2;
                 let db = b.sum(g, 1, trailing)?;
-                gradients.push(Gradient { layer: entry.layer, name: layer.bias_name(), value: *bias, sum: db });
+                gradients.push(Gradient {
+                    layer: entry.layer,
+                    name: layer.bias_name(),
+                    value: *bias,
+                    sum: db,
+                });
                 let w_shape = b.shape(*w);
                 let dw = if let LayerKind::Conv { .. } = layer.kind {
                     b.conv2d_grad_weight(*x, g, &w_shape, conv_spec(&layer.kind))?
@@ -58,7 +66,12 @@ pub(crate) fn backward(
                     let x = b.reshape(*x, &[rows, layer.fan_in()])?;
                     b.matmul(x, g, true, false)?
                 };
-                gradients.push(Gradient { layer: entry.layer, name: layer.weight_name(), value: *w, sum: dw });
+                gradients.push(Gradient {
+                    layer: entry.layer,
+                    name: layer.weight_name(),
+                    value: *w,
+                    sum: dw,
+                });
                 if at > first {
                     g = if let LayerKind::Conv { .. } = layer.kind {
                         b.conv2d_grad_input(g, *w, &entry.x_shape, conv_spec(&layer.kind))?
@@ -69,11 +82,25 @@ pub(crate) fn backward(
             }
             What::Relu { bit } => {
                 let pooled = at.checked_sub(1).map(|before| &tape[before]);
-                if let Some(Recorded { layer: pool, x_shape, what: What::MaxPool { bits } }) = pooled
+                if let Some(Recorded {
+                    layer: pool,
+                    x_shape,
+                    what: What::MaxPool { bits },
+                }) = pooled
                     && at > first
                 {
                     at -= 1;
-                    g = pool_grad(b, network, *pool, *bits, Some(*bit), g, x_shape, f, rounding)?;
+                    g = pool_grad(
+                        b,
+                        network,
+                        *pool,
+                        *bits,
+                        Some(*bit),
+                        g,
+                        x_shape,
+                        f,
+                        rounding,
+                    )?;
                 } else {
                     g = match b.ty(g).frac_bits.checked_sub(f) {
                         None | Some(0) => b.bit_mul(*bit, g)?[0],
@@ -82,7 +109,17 @@ pub(crate) fn backward(
                 }
             }
             What::MaxPool { bits } => {
-                g = pool_grad(b, network, entry.layer, *bits, None, g, &entry.x_shape, f, rounding)?;
+                g = pool_grad(
+                    b,
+                    network,
+                    entry.layer,
+                    *bits,
+                    None,
+                    g,
+                    &entry.x_shape,
+                    f,
+                    rounding,
+                )?;
             }
             What::AvgPool { factor } => {
                 let LayerKind::AvgPool(window) = layer.kind else {
@@ -127,7 +164,11 @@ fn pool_grad(
     let selectors = b.pool_select(bits, relu, x_shape, spec)?;
     // The operation truncates: a gradient that has f fraction bits already gets one more first.
     let target = b.ty(g).frac_bits.min(f);
-    let g = if b.ty(g).frac_bits == target { exactly(b, g, target + 1, rounding)? } else { g };
+    let g = if b.ty(g).frac_bits == target {
+        exactly(b, g, target + 1, rounding)?
+    } else {
+        g
+    };
     let shift = b.ty(g).frac_bits - target;
     b.max_pool_grad(selectors, g, shift, rounding, x_shape, spec)
 }

@@ -22,8 +22,15 @@ const COUNT_BITS: u8 = 40;
 
 /// Opens the weights once and sets all counts to zero. `scores`: number of rows, padding included,
 /// if an AUC is to follow.
-pub fn evaluation_setup(network: &Network, format: Format, scores: Option<usize>) -> Result<Program, BuildError> {
-    let mut b = Builder::new(&format!("{}-evaluation-setup", network.name), format.ring_bits)?;
+pub fn evaluation_setup(
+    network: &Network,
+    format: Format,
+    scores: Option<usize>,
+) -> Result<Program, BuildError> {
+    let mut b = Builder::new(
+        &format!("{}-evaluation-setup", network.name),
+        format.ring_bits,
+    )?;
     open_weights(&mut b, network, format)?;
     b.scope("counts");
     let mut clear = |name: &str, shape: &[usize], frac_bits: u8| {
@@ -50,7 +57,15 @@ pub fn evaluate(
     let mut b = Builder::new(&format!("{}-evaluate", network.name), format.ring_bits)?;
     let images = images(&mut b, network, format, rows)?;
     let labels = b.input("labels", &[rows, classes], 0, 1)?;
-    let pass = forward(&mut b, network, format, Rounding::Nearest, Masking::Kept, images, false)?;
+    let pass = forward(
+        &mut b,
+        network,
+        format,
+        Rounding::Nearest,
+        Masking::Kept,
+        images,
+        false,
+    )?;
     b.scope("argmax");
     let best = b.argmax(pass.logits)?;
     b.scope("counts");
@@ -65,7 +80,12 @@ pub fn evaluate(
         let score = b.sub(positive, negative)?;
         let score = b.reshape(score, &[rows])?;
         let frac = b.ty(score).frac_bits;
-        let kept = b.carried(SCORES, &[total], frac, frac + COUNT_BITS.min(format.ring_bits - 2 - frac))?;
+        let kept = b.carried(
+            SCORES,
+            &[total],
+            frac,
+            frac + COUNT_BITS.min(format.ring_bits - 2 - frac),
+        )?;
         push(&mut b, SCORES, kept, score)?;
         let kept = b.carried(LABELS, &[total, 2], 0, 1)?;
         push(&mut b, LABELS, kept, labels)?;
@@ -91,7 +111,12 @@ pub fn auc_block(format: Format, rows: usize, scores: usize) -> Result<Program, 
     let mut b = Builder::new("auc", format.ring_bits)?;
     b.scope("auc");
     let frac = 2 * format.frac_bits;
-    let s = b.carried(SCORES, &[scores], frac, frac + COUNT_BITS.min(format.ring_bits - 2 - frac))?;
+    let s = b.carried(
+        SCORES,
+        &[scores],
+        frac,
+        frac + COUNT_BITS.min(format.ring_bits - 2 - frac),
+    )?;
     let labels = b.carried(LABELS, &[scores, 2], 0, 1)?;
     let block = b.slice(s, 0, 0, rows)?;
     let block_labels = b.slice(labels, 0, 0, rows)?;
@@ -115,8 +140,15 @@ pub fn auc_block(format: Format, rows: usize, scores: usize) -> Result<Program, 
 }
 
 /// Reveals `confusion [classes, classes]` and, after an AUC, `auc_balance [1]`.
-pub fn evaluation_result(network: &Network, format: Format, auc: bool) -> Result<Program, BuildError> {
-    let mut b = Builder::new(&format!("{}-evaluation-result", network.name), format.ring_bits)?;
+pub fn evaluation_result(
+    network: &Network,
+    format: Format,
+    auc: bool,
+) -> Result<Program, BuildError> {
+    let mut b = Builder::new(
+        &format!("{}-evaluation-result", network.name),
+        format.ring_bits,
+    )?;
     b.scope("counts");
     let confusion = b.carried(CONFUSION, &[network.classes; 2], 0, COUNT_BITS)?;
     b.output("confusion", confusion, Sink::Reveal)?;

@@ -53,12 +53,20 @@ pub(crate) struct Pass {
 }
 
 pub(crate) fn pool_spec(window: Window) -> PoolSpec {
-    PoolSpec { window: window.size, stride: window.stride }
+    PoolSpec {
+        window: window.size,
+        stride: window.stride,
+    }
 }
 
 pub(crate) fn conv_spec(kind: &LayerKind) -> ConvSpec {
     match kind {
-        LayerKind::Conv { stride, padding, .. } => ConvSpec { stride: *stride, pad: *padding },
+        LayerKind::Conv {
+            stride, padding, ..
+        } => ConvSpec {
+            stride: *stride,
+            pad: *padding,
+        },
         _ => ConvSpec::default(),
     }
 }
@@ -89,7 +97,11 @@ pub(crate) fn forward(
             }
             LayerKind::Relu => {
                 // The operation truncates: a value that has f fraction bits already gets more first.
-                let wide = if b.ty(x).frac_bits <= f { exactly(b, x, 2 * f, rounding)? } else { x };
+                let wide = if b.ty(x).frac_bits <= f {
+                    exactly(b, x, 2 * f, rounding)?
+                } else {
+                    x
+                };
                 let shift = b.ty(wide).frac_bits - f;
                 let (y, bit) = b.relu_trunc(wide, shift, rounding)?;
                 x = y;
@@ -109,19 +121,29 @@ pub(crate) fn forward(
             LayerKind::Square => {
                 let at_f = exactly(b, x, f, rounding)?;
                 x = b.powers(at_f, 2)?[0];
-                What::Derivative { value: at_f, log2_factor: 1 }
+                What::Derivative {
+                    value: at_f,
+                    log2_factor: 1,
+                }
             }
             LayerKind::Poly(coefficients) => {
                 let (y, derivative) = polynomial(b, x, coefficients, f, rounding, derivatives)?;
                 x = y;
-                What::Derivative { value: derivative, log2_factor: 0 }
+                What::Derivative {
+                    value: derivative,
+                    log2_factor: 0,
+                }
             }
             LayerKind::Flatten => {
                 x = b.reshape(x, &[rows, layer.output.iter().product()])?;
                 What::Reshape
             }
         };
-        tape.push(Recorded { layer: index, x_shape, what });
+        tape.push(Recorded {
+            layer: index,
+            x_shape,
+            what,
+        });
     }
     b.scope("logits");
     let logits = b.reshape(x, &[rows, network.classes])?;
@@ -143,12 +165,24 @@ fn parameters(
         Masking::Fresh => b.carried(&name, &shape, f, bound)?,
         Masking::Kept => b.carried_masked(&name, &shape, f, bound)?,
     };
-    let bias = b.carried(&layer.bias_name(), &[layer.bias_len().unwrap_or(0)], f, bound)?;
+    let bias = b.carried(
+        &layer.bias_name(),
+        &[layer.bias_len().unwrap_or(0)],
+        f,
+        bound,
+    )?;
     Ok((w, bias))
 }
 
 /// `w x + bias` with 2f fraction bits.
-fn linear(b: &mut Builder, layer: &Layer, x: Val, w: Val, bias: Val, f: u8) -> Result<Val, BuildError> {
+fn linear(
+    b: &mut Builder,
+    layer: &Layer,
+    x: Val,
+    w: Val,
+    bias: Val,
+    f: u8,
+) -> Result<Val, BuildError> {
     let rows = b.shape(x)[0];
     let bias = exactly(b, bias, 2 * f, Rounding::Nearest)?;
     let (y, bias) = if let LayerKind::Conv { .. } = layer.kind {
@@ -156,7 +190,10 @@ fn linear(b: &mut Builder, layer: &Layer, x: Val, w: Val, bias: Val, f: u8) -> R
         (y, b.broadcast(bias, &[rows], &layer.output[1..])?)
     } else {
         let x = b.reshape(x, &[rows, layer.fan_in()])?;
-        (b.matmul(x, w, false, false)?, b.broadcast(bias, &[rows], &[])?)
+        (
+            b.matmul(x, w, false, false)?,
+            b.broadcast(bias, &[rows], &[])?,
+        )
     };
     b.add(y, bias)
 }
@@ -170,8 +207,16 @@ pub(crate) fn divide(
     rounding: Rounding,
 ) -> Result<Val, BuildError> {
     let room = b.ring_bits() - 2 - 8;
-    let x = if b.ty(x).frac_bits + factor.shift > room { at_most(b, x, f, rounding)? } else { x };
-    let scaled = if factor.factor == 1 { x } else { b.scale(x, factor.factor)? };
+    let x = if b.ty(x).frac_bits + factor.shift > room {
+        at_most(b, x, f, rounding)?
+    } else {
+        x
+    };
+    let scaled = if factor.factor == 1 {
+        x
+    } else {
+        b.scale(x, factor.factor)?
+    };
     let frac = b.ty(x).frac_bits + factor.shift;
     b.rescale(scaled, frac)
 }
@@ -215,6 +260,11 @@ fn polynomial(
     if !derivative {
         return Ok((y, y));
     }
-    let slopes: Vec<f64> = coefficients.iter().enumerate().skip(1).map(|(j, c)| j as f64 * c).collect();
+    let slopes: Vec<f64> = coefficients
+        .iter()
+        .enumerate()
+        .skip(1)
+        .map(|(j, c)| j as f64 * c)
+        .collect();
     Ok((y, sum(b, &slopes)?))
 }

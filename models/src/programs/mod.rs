@@ -35,10 +35,20 @@ const IMAGE_INTEGER_BITS: u8 = 3;
 /// Integer bits of weights that the programs presume.
 const WEIGHT_INTEGER_BITS: u8 = 4;
 
-pub(crate) fn images(b: &mut Builder, network: &Network, format: Format, rows: usize) -> Result<Val, BuildError> {
+pub(crate) fn images(
+    b: &mut Builder,
+    network: &Network,
+    format: Format,
+    rows: usize,
+) -> Result<Val, BuildError> {
     let [c, h, w] = network.input;
     b.scope("input");
-    b.input("images", &[rows, c, h, w], format.frac_bits, format.frac_bits + IMAGE_INTEGER_BITS)
+    b.input(
+        "images",
+        &[rows, c, h, w],
+        format.frac_bits,
+        format.frac_bits + IMAGE_INTEGER_BITS,
+    )
 }
 
 /// One step of stochastic gradient descent on the softmax cross-entropy.
@@ -46,11 +56,22 @@ pub(crate) fn images(b: &mut Builder, network: &Network, format: Format, rows: u
 /// Inputs `images [batch, c, h, w]` (f fraction bits) and `labels [batch, classes]` (one-hot, 0
 /// fraction bits); carries the weights (and velocities); reveals nothing.
 pub fn train(network: &Network, spec: &TrainSpec, rate: f64) -> Result<Program, BuildError> {
-    let format = Format { frac_bits: spec.frac_bits, ring_bits: spec.ring_bits };
+    let format = Format {
+        frac_bits: spec.frac_bits,
+        ring_bits: spec.ring_bits,
+    };
     let mut b = Builder::new(&format!("{}-train", network.name), spec.ring_bits)?;
     let images = images(&mut b, network, format, spec.batch)?;
     let labels = b.input("labels", &[spec.batch, network.classes], 0, 1)?;
-    let pass = forward(&mut b, network, format, spec.rounding, Masking::Fresh, images, true)?;
+    let pass = forward(
+        &mut b,
+        network,
+        format,
+        spec.rounding,
+        Masking::Fresh,
+        images,
+        true,
+    )?;
     b.scope("softmax");
     let p = b.softmax(pass.logits)?;
     let frac = b.ty(p).frac_bits;
@@ -78,7 +99,12 @@ fn open_weights(b: &mut Builder, network: &Network, format: Format) -> Result<()
         if let Some(shape) = layer.weight_shape() {
             b.scope(&layer.name);
             let name = layer.weight_name();
-            let w = b.carried(&name, &shape, format.frac_bits, format.frac_bits + WEIGHT_INTEGER_BITS)?;
+            let w = b.carried(
+                &name,
+                &shape,
+                format.frac_bits,
+                format.frac_bits + WEIGHT_INTEGER_BITS,
+            )?;
             b.output(&name, w, Sink::CarryMasked)?;
         }
     }
@@ -97,7 +123,16 @@ pub fn predict(
 ) -> Result<Program, BuildError> {
     let mut b = Builder::new(&format!("{}-predict", network.name), format.ring_bits)?;
     let images = images(&mut b, network, format, rows)?;
-    let logits = forward(&mut b, network, format, Rounding::Nearest, Masking::Kept, images, false)?.logits;
+    let logits = forward(
+        &mut b,
+        network,
+        format,
+        Rounding::Nearest,
+        Masking::Kept,
+        images,
+        false,
+    )?
+    .logits;
     match output {
         PredictOutput::Class => {
             b.scope("argmax");
@@ -116,16 +151,29 @@ pub fn predict(
 
 /// Reveals every weight and bias under its name.
 pub fn reveal_weights(network: &Network, format: Format) -> Result<Program, BuildError> {
-    let mut b = Builder::new(&format!("{}-reveal-weights", network.name), format.ring_bits)?;
+    let mut b = Builder::new(
+        &format!("{}-reveal-weights", network.name),
+        format.ring_bits,
+    )?;
     for (name, shape) in network.parameters() {
-        let w = b.carried(&name, &shape, format.frac_bits, format.frac_bits + WEIGHT_INTEGER_BITS)?;
+        let w = b.carried(
+            &name,
+            &shape,
+            format.frac_bits,
+            format.frac_bits + WEIGHT_INTEGER_BITS,
+        )?;
         b.output(&name, w, Sink::Reveal)?;
     }
     Ok(b.finish())
 }
 
 /// The value with at most `frac_bits` fraction bits: truncated if it has more.
-pub(crate) fn at_most(b: &mut Builder, x: Val, frac_bits: u8, rounding: Rounding) -> Result<Val, BuildError> {
+pub(crate) fn at_most(
+    b: &mut Builder,
+    x: Val,
+    frac_bits: u8,
+    rounding: Rounding,
+) -> Result<Val, BuildError> {
     match b.ty(x).frac_bits.checked_sub(frac_bits) {
         None | Some(0) => Ok(x),
         Some(shift) => b.trunc(x, shift, rounding),
@@ -133,7 +181,12 @@ pub(crate) fn at_most(b: &mut Builder, x: Val, frac_bits: u8, rounding: Rounding
 }
 
 /// The value with exactly `frac_bits` fraction bits.
-pub(crate) fn exactly(b: &mut Builder, x: Val, frac_bits: u8, rounding: Rounding) -> Result<Val, BuildError> {
+pub(crate) fn exactly(
+    b: &mut Builder,
+    x: Val,
+    frac_bits: u8,
+    rounding: Rounding,
+) -> Result<Val, BuildError> {
     let frac = b.ty(x).frac_bits;
     if frac >= frac_bits {
         return at_most(b, x, frac_bits, rounding);

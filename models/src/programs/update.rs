@@ -54,7 +54,10 @@ impl Ratio {
             factor <<= -shift.max(-32);
             shift = 0;
         }
-        Ratio { factor, shift: shift.min(255) as u8 }
+        Ratio {
+            factor,
+            shift: shift.min(255) as u8,
+        }
     }
 
     /// The real number that it stands for.
@@ -82,19 +85,46 @@ struct Momentum {
 impl Sgd {
     pub(crate) fn new(b: &Builder, spec: &TrainSpec, rate: f64) -> Result<Sgd, BuildError> {
         let batch = spec.batch as f64;
-        let momentum = (spec.momentum > 0.0)
-            .then(|| Momentum { mu: Ratio::nearest(spec.momentum), per_batch: Ratio::nearest(1.0 / batch) });
-        let factor_bits = if b.ring_bits() == 48 { NARROW_FACTOR_BITS } else { FACTOR_BITS };
-        let rate = Ratio::with_bits(if momentum.is_some() { rate } else { rate / batch }, factor_bits);
+        let momentum = (spec.momentum > 0.0).then(|| Momentum {
+            mu: Ratio::nearest(spec.momentum),
+            per_batch: Ratio::nearest(1.0 / batch),
+        });
+        let factor_bits = if b.ring_bits() == 48 {
+            NARROW_FACTOR_BITS
+        } else {
+            FACTOR_BITS
+        };
+        let rate = Ratio::with_bits(
+            if momentum.is_some() {
+                rate
+            } else {
+                rate / batch
+            },
+            factor_bits,
+        );
         let largest = b.ring_bits() - 3 - spec.frac_bits;
         if rate.shift > largest {
-            return Err(b.error("update", format!("a learning rate of {} is too small to apply", rate.value())));
+            return Err(b.error(
+                "update",
+                format!("a learning rate of {} is too small to apply", rate.value()),
+            ));
         }
-        Ok(Sgd { rounding: spec.rounding, frac_bits: spec.frac_bits, rate, momentum })
+        Ok(Sgd {
+            rounding: spec.rounding,
+            frac_bits: spec.frac_bits,
+            rate,
+            momentum,
+        })
     }
 
     /// Carries `value - update` under the parameter's name. `gradient` is summed over the batch.
-    pub(crate) fn apply(&self, b: &mut Builder, name: &str, value: Val, gradient: Val) -> Result<(), BuildError> {
+    pub(crate) fn apply(
+        &self,
+        b: &mut Builder,
+        name: &str,
+        value: Val,
+        gradient: Val,
+    ) -> Result<(), BuildError> {
         let step = match self.momentum {
             None => gradient,
             Some(momentum) => self.velocity(b, name, gradient, momentum)?,
@@ -116,7 +146,8 @@ impl Sgd {
         let name = velocity_name(name);
         let shape = b.shape(gradient);
         let v = b.carried(&name, &shape, frac, frac + super::WEIGHT_INTEGER_BITS)?;
-        let common = (frac + momentum.mu.shift).max(b.ty(gradient).frac_bits + momentum.per_batch.shift);
+        let common =
+            (frac + momentum.mu.shift).max(b.ty(gradient).frac_bits + momentum.per_batch.shift);
         let kept = scaled(b, v, momentum.mu, Some(common))?;
         let mean = scaled(b, gradient, momentum.per_batch, Some(common))?;
         let sum = b.add(kept, mean)?;
@@ -141,13 +172,34 @@ mod tests {
 
     #[test]
     fn ratios_are_exact_for_powers_of_two_and_close_elsewhere() {
-        assert_eq!(Ratio::nearest(1.0), Ratio { factor: 1, shift: 0 });
-        assert_eq!(Ratio::nearest(0.0625 / 128.0), Ratio { factor: 1, shift: 11 });
-        assert_eq!(Ratio::nearest(4.0), Ratio { factor: 4, shift: 0 });
+        assert_eq!(
+            Ratio::nearest(1.0),
+            Ratio {
+                factor: 1,
+                shift: 0
+            }
+        );
+        assert_eq!(
+            Ratio::nearest(0.0625 / 128.0),
+            Ratio {
+                factor: 1,
+                shift: 11
+            }
+        );
+        assert_eq!(
+            Ratio::nearest(4.0),
+            Ratio {
+                factor: 4,
+                shift: 0
+            }
+        );
         for x in [0.9, 0.1 / 100.0, 1.0 / 49.0, 3.7, 0.001 / 4096.0, 700.25] {
             let ratio = Ratio::nearest(x);
             assert!(ratio.factor <= 1 << FACTOR_BITS, "{ratio:?}");
-            assert!((ratio.value() / x - 1.0).abs() <= 1.0 / 1024.0, "{x} became {ratio:?}");
+            assert!(
+                (ratio.value() / x - 1.0).abs() <= 1.0 / 1024.0,
+                "{x} became {ratio:?}"
+            );
         }
     }
 }

@@ -16,7 +16,10 @@ use trefoil_protocol::run::memory::{self, MemoryRun, MemoryStep};
 
 /// The seed of all randomness of a test, printed; `TREFOIL_TEST_SEED` sets another.
 pub fn seed() -> u64 {
-    let seed = std::env::var("TREFOIL_TEST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_261_122);
+    let seed = std::env::var("TREFOIL_TEST_SEED")
+        .ok()
+        .and_then(|seed| seed.parse().ok())
+        .unwrap_or(20_261_122);
     println!("TREFOIL_TEST_SEED={seed}");
     seed
 }
@@ -44,10 +47,19 @@ pub fn synthetic(network: &Network, rows: usize, noise: f32, seed: u64) -> Synth
     let mut labels = Vec::new();
     for _ in 0..rows {
         let label = (rng.next_u32() as usize) % classes;
-        images.extend(patterns[label * row..][..row].iter().map(|p| p + noise * uniform(&mut rng)));
+        images.extend(
+            patterns[label * row..][..row]
+                .iter()
+                .map(|p| p + noise * uniform(&mut rng)),
+        );
         labels.push(label as u8);
     }
-    Synthetic { images, labels, row, classes }
+    Synthetic {
+        images,
+        labels,
+        row,
+        classes,
+    }
 }
 
 impl Synthetic {
@@ -56,19 +68,48 @@ impl Synthetic {
     }
 
     pub fn tables(&self, split: &str, frac_bits: u8, tables: &mut Tables) {
-        let words = self.images.iter().map(|x| encode(f64::from(*x), u32::from(frac_bits))).collect();
-        tables.insert(format!("{split}/images"), Table { row_words: self.row, words });
+        let words = self
+            .images
+            .iter()
+            .map(|x| encode(f64::from(*x), u32::from(frac_bits)))
+            .collect();
+        tables.insert(
+            format!("{split}/images"),
+            Table {
+                row_words: self.row,
+                words,
+            },
+        );
         let mut words = vec![0; self.rows() * self.classes];
-        self.labels.iter().enumerate().for_each(|(row, label)| words[row * self.classes + usize::from(*label)] = 1);
-        tables.insert(format!("{split}/labels"), Table { row_words: self.classes, words });
+        self.labels
+            .iter()
+            .enumerate()
+            .for_each(|(row, label)| words[row * self.classes + usize::from(*label)] = 1);
+        tables.insert(
+            format!("{split}/labels"),
+            Table {
+                row_words: self.classes,
+                words,
+            },
+        );
     }
 }
 
 pub fn dataset(train_rows: usize, test_rows: usize) -> DatasetRef {
-    DatasetRef { name: "synthetic".into(), train_rows, test_rows, snapshot: [0; 32] }
+    DatasetRef {
+        name: "synthetic".into(),
+        train_rows,
+        test_rows,
+        snapshot: [0; 32],
+    }
 }
 
-pub fn train_job(network: &Network, spec: &TrainSpec, train_rows: usize, test_rows: usize) -> JobKind {
+pub fn train_job(
+    network: &Network,
+    spec: &TrainSpec,
+    train_rows: usize,
+    test_rows: usize,
+) -> JobKind {
     JobKind::Train {
         network: network.to_toml(),
         spec: spec.clone(),
@@ -86,7 +127,8 @@ pub fn plain(
     seed: u64,
 ) -> PlainRun {
     let coins = memory::test_coins(seed);
-    plain_run::run(schedule, tables, model, Some(&coins), |_, _, _| {}).expect("the plain run stays in range")
+    plain_run::run(schedule, tables, model, Some(&coins), |_, _, _| {})
+        .expect("the plain run stays in range")
 }
 
 /// The schedule by three parties and a dealer as threads.
@@ -105,7 +147,10 @@ pub fn secure(
         .iter()
         .map(|step| {
             let inputs = plain_run::step_inputs(&schedule.programs[step.program], step, tables);
-            MemoryStep { plan: step.program, inputs: inputs.expect("tables fit") }
+            MemoryStep {
+                plan: step.program,
+                inputs: inputs.expect("tables fit"),
+            }
         })
         .collect();
     let initial = match (&schedule.initial, model) {
@@ -126,11 +171,22 @@ pub fn assert_secure_equals_plain(
     let plain = plain(schedule, tables, model, seed);
     let secure = secure(schedule, tables, model, seed);
     for (step, (p, s)) in plain.outputs.iter().zip(&secure.outputs).enumerate() {
-        assert!(p == s, "step {step} ({:?}) reveals something else", schedule.steps[step].phase);
+        assert!(
+            p == s,
+            "step {step} ({:?}) reveals something else",
+            schedule.steps[step].phase
+        );
     }
-    assert_eq!(plain.state.keys().collect::<Vec<_>>(), secure.state.keys().collect::<Vec<_>>());
+    assert_eq!(
+        plain.state.keys().collect::<Vec<_>>(),
+        secure.state.keys().collect::<Vec<_>>()
+    );
     for (name, tensor) in &plain.state {
-        assert!(tensor == &secure.state[name], "carried {name:?} differs after {} steps", schedule.steps.len());
+        assert!(
+            tensor == &secure.state[name],
+            "carried {name:?} differs after {} steps",
+            schedule.steps.len()
+        );
     }
     plain
 }

@@ -27,7 +27,10 @@ pub(super) fn make_folder(path: &Path) -> Result<(), StoreError> {
 /// What lies in a folder, sorted.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, StoreError> {
     let entries = fs::read_dir(folder).map_err(at(folder))?;
-    let mut paths = entries.map(|entry| entry.map(|entry| entry.path())).collect::<Result<Vec<_>, _>>().map_err(at(folder))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(at(folder))?;
     paths.sort();
     Ok(paths)
 }
@@ -63,59 +66,91 @@ pub(super) fn write_new(path: &Path, payload: &[&[u8]]) -> Result<(), StoreError
 /// Makes renames in a folder durable, where the platform can.
 pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(at(folder))?;
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(at(folder))?;
     }
     Ok(())
 }
 
-/// Opens a file, checks its form and checksum by reading it once, and returns it with the length
-/// of its payload, which starts at [`HEADER_BYTES`].
-pub(super) fn open(path: &Path, max_bytes: u64) -> Result<(File, u64), StoreError> {
-    let damaged = |detail: String| StoreError::Damaged { path: path.to_owned(), detail };
+/// Opens a file and checks its form; returns it with its header and the length of its payload,
+/// which starts at [`HEADER_BYTES`]. The payload itself is not read.
+pub(super) fn open(
+    path: &Path,
+    max_bytes: u64,
+) -> Result<(File, [u8; HEADER_BYTES as usize], u64), StoreError> {
+    let damaged = |detail: String| StoreError::Damaged {
+        path: path.to_owned(),
+        detail,
+    };
     let mut file = File::open(path).map_err(at(path))?;
     let total = file.metadata().map_err(at(path))?.len();
     let mut header = [0; HEADER_BYTES as usize];
-    let too_short = || damaged(format!("{total} bytes are too few"));
     if total < HEADER_BYTES + DIGEST_BYTES {
-        return Err(too_short());
+        return Err(damaged(format!("{total} bytes are too few")));
     }
     file.read_exact(&mut header).map_err(at(path))?;
     let (magic, rest) = header.split_at(8);
     let (version, length) = rest.split_at(4);
-    let version = version.iter().rev().fold(0u32, |value, byte| value << 8 | u32::from(*byte));
-    let length = length.iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte));
+    let version = version
+        .iter()
+        .rev()
+        .fold(0u32, |value, byte| value << 8 | u32::from(*byte));
+    let length = length
+        .iter()
+        .rev()
+        .fold(0u64, |value, byte| value << 8 | u64::from(*byte));
     if magic != MAGIC {
         return Err(damaged("this is no file of a Trefoil store".into()));
     }
     if version != VERSION {
-        return Err(damaged(format!("store version {version}, this software reads {VERSION}")));
+        return Err(damaged(format!(
+            "store version {version}, this software reads {VERSION}"
+        )));
     }
     if length != total - HEADER_BYTES - DIGEST_BYTES || length > max_bytes {
-        return Err(damaged(format!("a payload of {length} bytes in a file of {total}")));
+        return Err(damaged(format!(
+            "a payload of {length} bytes in a file of {total}"
+        )));
     }
-    let mut hash = Sha256::new().chain_update(header);
-    let mut left = length;
+    Ok((file, header, length))
+}
+
+/// Hashes the payload of a file that [`open`] has returned, piece by piece.
+pub(super) fn hash_payload(
+    file: &mut File,
+    path: &Path,
+    length: u64,
+    mut hash: Sha256,
+) -> Result<Sha256, StoreError> {
+    file.seek(SeekFrom::Start(HEADER_BYTES)).map_err(at(path))?;
     let mut buffer = vec![0; 1 << 20];
+    let mut left = length;
     while left > 0 {
         let part = left.min(buffer.len() as u64) as usize;
         file.read_exact(&mut buffer[..part]).map_err(at(path))?;
         hash.update(&buffer[..part]);
         left -= part as u64;
     }
-    let mut digest = [0; DIGEST_BYTES as usize];
-    file.read_exact(&mut digest).map_err(at(path))?;
-    if hash.finalize().as_slice() != digest {
-        return Err(damaged("the checksum does not fit: the file is damaged".into()));
-    }
-    Ok((file, length))
+    Ok(hash)
 }
 
-/// Reads a file's whole payload.
+/// Reads a file's whole payload and checks its checksum.
 pub(super) fn read(path: &Path, max_bytes: u64) -> Result<Vec<u8>, StoreError> {
-    let (mut file, length) = open(path, max_bytes)?;
-    file.seek(SeekFrom::Start(HEADER_BYTES)).map_err(at(path))?;
+    let (mut file, header, length) = open(path, max_bytes)?;
     let mut payload = vec![0; length as usize];
-    file.read_exact(&mut payload).map_err(at(path))?;
+    let mut digest = [0; DIGEST_BYTES as usize];
+    file.read_exact(&mut payload)
+        .and_then(|()| file.read_exact(&mut digest))
+        .map_err(at(path))?;
+    let hash = Sha256::new().chain_update(header).chain_update(&payload);
+    if hash.finalize().as_slice() != digest {
+        let detail = "the checksum does not fit: the file is damaged".into();
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail,
+        });
+    }
     Ok(payload)
 }
 

@@ -56,7 +56,10 @@ pub enum StoreError {
 
 /// Attaches a path to an error of the file system.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
-    |source| StoreError::File { path: path.to_owned(), source }
+    |source| StoreError::File {
+        path: path.to_owned(),
+        source,
+    }
 }
 
 /// One contribution and where it lies.
@@ -93,7 +96,10 @@ struct Catalog {
 impl Store {
     /// Opens the store, removes what an earlier run left unfinished, and reads its catalog.
     pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
-        let store = Store { home: home.to_owned(), catalog: Mutex::default() };
+        let store = Store {
+            home: home.to_owned(),
+            catalog: Mutex::default(),
+        };
         for folder in ["staging", "datasets", "uploads", "models"] {
             file::make_folder(&home.join(folder))?;
         }
@@ -109,15 +115,26 @@ impl Store {
         }
         let mut catalog = Catalog::default();
         for dataset in file::list(&home.join("datasets"))? {
-            let name = dataset.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = dataset
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             let entries = catalog.datasets.entry(name).or_default();
             for folder in file::list(&dataset)? {
                 let entry = upload::read_entry(&folder)?;
-                entries.insert((entry.contribution.hospital, entry.contribution.number), entry);
+                entries.insert(
+                    (entry.contribution.hospital, entry.contribution.number),
+                    entry,
+                );
             }
         }
         for folder in file::list(&home.join("uploads"))? {
-            let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = folder
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned();
             catalog.uploads.insert(name, upload::read_entry(&folder)?);
         }
         *store.lock() = catalog;
@@ -132,25 +149,46 @@ impl Store {
     pub(crate) fn dataset(&self, name: &str) -> Result<DatasetInfo, StoreError> {
         check_name(name).map_err(StoreError::Refused)?;
         let catalog = self.lock();
-        let entries: Vec<&Entry> = catalog.datasets.get(name).into_iter().flat_map(BTreeMap::values).collect();
+        let entries: Vec<&Entry> = catalog
+            .datasets
+            .get(name)
+            .into_iter()
+            .flat_map(BTreeMap::values)
+            .collect();
         Ok(info(&entries))
     }
 
     /// The lowest upload number of a hospital that is free.
     pub(crate) fn next_number(&self, dataset: &str, hospital: Pin) -> u64 {
         let catalog = self.lock();
-        let numbers = catalog.datasets.get(dataset).into_iter().flat_map(BTreeMap::keys);
-        numbers.filter(|(pin, _)| *pin == hospital).map(|(_, number)| number + 1).max().unwrap_or(1)
+        let numbers = catalog
+            .datasets
+            .get(dataset)
+            .into_iter()
+            .flat_map(BTreeMap::keys);
+        numbers
+            .filter(|(pin, _)| *pin == hospital)
+            .map(|(_, number)| number + 1)
+            .max()
+            .unwrap_or(1)
     }
 
     /// The schema that new contributions to a data set must have.
     pub(crate) fn schema(&self, dataset: &str) -> Option<Schema> {
-        self.lock().datasets.get(dataset)?.values().next().map(|entry| entry.schema.clone())
+        self.lock()
+            .datasets
+            .get(dataset)?
+            .values()
+            .next()
+            .map(|entry| entry.schema.clone())
     }
 
     /// The owner of images to predict, and their number.
     pub(crate) fn upload(&self, upload: &str) -> Option<(Pin, u64)> {
-        self.lock().uploads.get(upload).map(|entry| (entry.contribution.hospital, entry.contribution.rows))
+        self.lock()
+            .uploads
+            .get(upload)
+            .map(|entry| (entry.contribution.hospital, entry.contribution.rows))
     }
 
     /// Removes images whose predictions are done.
@@ -162,12 +200,25 @@ impl Store {
     }
 
     /// Opens the tables of a data set or of an upload, checking every chunk's checksum.
-    pub(crate) fn tables(&self, dataset: Option<&str>, upload: Option<&str>) -> Result<Tables, StoreError> {
+    pub(crate) fn tables(
+        &self,
+        dataset: Option<&str>,
+        upload: Option<&str>,
+    ) -> Result<Tables, StoreError> {
         let (entries, uploaded) = {
             let catalog = self.lock();
             let entries = dataset.and_then(|name| catalog.datasets.get(name));
-            let entries: Vec<Entry> = entries.into_iter().flat_map(BTreeMap::values).cloned().collect();
-            (entries, upload.and_then(|upload| catalog.uploads.get(upload)).cloned())
+            let entries: Vec<Entry> = entries
+                .into_iter()
+                .flat_map(BTreeMap::values)
+                .cloned()
+                .collect();
+            (
+                entries,
+                upload
+                    .and_then(|upload| catalog.uploads.get(upload))
+                    .cloned(),
+            )
         };
         let mut tables = Tables::default();
         for entry in entries.iter().chain(&uploaded) {
@@ -179,7 +230,12 @@ impl Store {
 
 fn info(entries: &[&Entry]) -> DatasetInfo {
     let rows = |part: Part| {
-        entries.iter().map(|entry| &entry.contribution).filter(|c| c.part == part).map(|c| c.rows).sum::<u64>()
+        entries
+            .iter()
+            .map(|entry| &entry.contribution)
+            .filter(|c| c.part == part)
+            .map(|c| c.rows)
+            .sum::<u64>()
     };
     let mut hash = Sha256::new().chain_update(b"trefoil snapshot v1\0");
     for entry in entries {

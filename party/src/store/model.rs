@@ -79,23 +79,32 @@ impl Store {
         }
         let bytes = file::read(&path, MODEL_MAX_BYTES)?;
         let record = postcard::from_bytes(&bytes);
-        record.map(Some).map_err(|err| StoreError::Damaged { path, detail: err.to_string() })
+        record.map(Some).map_err(|err| StoreError::Damaged {
+            path,
+            detail: err.to_string(),
+        })
     }
 
     /// Whether a job of `owner` may keep a model under `name`: it is free, or the owner's.
     pub(crate) fn may_save(&self, name: &str, owner: Pin) -> Result<(), StoreError> {
         match self.read_model(name)? {
-            Some(record) if record.owner != owner => {
-                Err(StoreError::Refused(format!("model {name} belongs to another member: choose another name")))
-            }
+            Some(record) if record.owner != owner => Err(StoreError::Refused(format!(
+                "model {name} belongs to another member: choose another name"
+            ))),
             _ => Ok(()),
         }
     }
 
     /// The shares of a model.
-    pub(crate) fn model(&self, name: &str, ring_bits: u8, frac_bits: u8) -> Result<Model, StoreError> {
+    pub(crate) fn model(
+        &self,
+        name: &str,
+        ring_bits: u8,
+        frac_bits: u8,
+    ) -> Result<Model, StoreError> {
         let record = self.read_model(name)?;
-        let record = record.ok_or_else(|| StoreError::Refused(format!("there is no model {name}")))?;
+        let record =
+            record.ok_or_else(|| StoreError::Refused(format!("there is no model {name}")))?;
         if (record.ring_bits, record.frac_bits) != (ring_bits, frac_bits) {
             return Err(StoreError::Refused(format!(
                 "model {name} has {} ring and {} fraction bits, the job says {ring_bits} and {frac_bits}",
@@ -106,13 +115,18 @@ impl Store {
         let mut shares = BTreeMap::new();
         for (name, shape, words) in record.tensors {
             let shape: Vec<usize> = shape.iter().map(|side| *side as usize).collect();
-            let len = shape.iter().try_fold(1usize, |len, side| len.checked_mul(*side));
+            let len = shape
+                .iter()
+                .try_fold(1usize, |len, side| len.checked_mul(*side));
             if len != Some(words.0.len()) {
                 return Err(damaged(&name));
             }
             shares.insert(name, Tensor::new(shape, words.0));
         }
-        Ok(Model { source: record.source, shares })
+        Ok(Model {
+            source: record.source,
+            shares,
+        })
     }
 
     /// Writes a model beside its name, to be kept or dropped when the session ends.
@@ -125,7 +139,10 @@ impl Store {
         ));
         let staged = StagedModel { temporary, path };
         let shape = |tensor: &Tensor| tensor.shape().iter().map(|side| *side as u64).collect();
-        let tensors = model.shares.into_iter().map(|(name, tensor)| (name, shape(&tensor), Words(tensor.into_data())));
+        let tensors = model
+            .shares
+            .into_iter()
+            .map(|(name, tensor)| (name, shape(&tensor), Words(tensor.into_data())));
         let record = Record {
             source: model.source,
             job: model.job,
@@ -134,7 +151,8 @@ impl Store {
             frac_bits: model.frac_bits,
             tensors: tensors.collect(),
         };
-        let bytes = postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
+        let bytes =
+            postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
         file::write_new(&staged.temporary, &[&bytes])?;
         Ok(staged)
     }

@@ -4,12 +4,14 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use trefoil_consortium::receipt::CHUNK_BYTES_MAX;
 use trefoil_consortium::{Part, Words};
-use trefoil_models::schedule::{PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES};
+use trefoil_models::schedule::{
+    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES,
+};
 
 use super::upload::chunk_path;
 use super::{Entry, StoreError, at, file};
@@ -60,7 +62,7 @@ impl Tables {
             let path = chunk_path(&entry.folder, number);
             let rows = chunk.rows as usize;
             let expected = 8 * rows as u64 * (image_words + classes) as u64;
-            let (mut file, length) = file::open(&path, 2 * CHUNK_BYTES_MAX as u64)?;
+            let (mut file, _, length) = file::open(&path, 2 * CHUNK_BYTES_MAX as u64)?;
             if length != expected {
                 let detail = format!("expected {expected} bytes of shares, found {length}");
                 return Err(StoreError::Damaged { path, detail });
@@ -70,27 +72,42 @@ impl Tables {
             let mut add = |name, row_words, offset| {
                 let table: &mut Table = self.tables.entry(name).or_default();
                 table.row_words = row_words;
-                table.runs.push(Run { first: table.rows, rows, file: index, offset });
+                table.runs.push(Run {
+                    first: table.rows,
+                    rows,
+                    file: index,
+                    offset,
+                });
                 table.rows += rows;
             };
             add(images, image_words, file::HEADER_BYTES);
             if let Some(labels) = labels {
-                add(labels, classes, file::HEADER_BYTES + 8 * (rows * image_words) as u64);
+                add(
+                    labels,
+                    classes,
+                    file::HEADER_BYTES + 8 * (rows * image_words) as u64,
+                );
             }
-            self.files.push(Piece { path, file: (index < OPEN_MAX).then_some(file) });
+            self.files.push(Piece {
+                path,
+                file: (index < OPEN_MAX).then_some(file),
+            });
         }
         Ok(())
     }
 
     /// Words of a table's rows, and their number.
     pub(crate) fn size(&self, table: &str) -> Option<(usize, usize)> {
-        self.tables.get(table).map(|table| (table.row_words, table.rows))
+        self.tables
+            .get(table)
+            .map(|table| (table.row_words, table.rows))
     }
 
     /// The named rows of a table, one after the other; padding rows are zeros.
     pub(crate) fn gather(&mut self, table: &str, rows: &[u32]) -> Result<Vec<u64>, StoreError> {
         let found = self.tables.get(table);
-        let found = found.ok_or_else(|| StoreError::Refused(format!("there are no rows of {table}")))?;
+        let found =
+            found.ok_or_else(|| StoreError::Refused(format!("there are no rows of {table}")))?;
         let mut out = Vec::with_capacity(rows.len() * found.row_words);
         let mut buffer = vec![0; 8 * found.row_words];
         for row in rows {
@@ -99,10 +116,17 @@ impl Tables {
                 continue;
             }
             let row = *row as usize;
-            let run = found.runs.partition_point(|run| run.first <= row).checked_sub(1).map(|at| &found.runs[at]);
+            let run = found
+                .runs
+                .partition_point(|run| run.first <= row)
+                .checked_sub(1)
+                .map(|at| &found.runs[at]);
             let run = run.filter(|run| row < run.first + run.rows);
             let run = run.ok_or_else(|| {
-                StoreError::Refused(format!("{table} has {} rows, row {row} is not among them", found.rows))
+                StoreError::Refused(format!(
+                    "{table} has {} rows, row {row} is not among them",
+                    found.rows
+                ))
             })?;
             let piece = &mut self.files[run.file];
             let mut opened;
@@ -123,27 +147,22 @@ impl Tables {
     }
 }
 
-/// The receipt's digest once more: a chunk under another one's name would pass its own checksum.
+/// Against the digest that this party signed, which covers more than a file's own checksum: a chunk
+/// under another one's name would pass that.
 fn check_digest(
     file: &mut File,
-    path: &std::path::Path,
+    path: &Path,
     length: u64,
     digest: &[u8; 32],
 ) -> Result<(), StoreError> {
-    file.seek(SeekFrom::Start(file::HEADER_BYTES)).map_err(at(path))?;
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    let mut left = length;
-    while left > 0 {
-        let part = left.min(buffer.len() as u64) as usize;
-        file.read_exact(&mut buffer[..part]).map_err(at(path))?;
-        hash.update(&buffer[..part]);
-        left -= part as u64;
-    }
+    let hash = file::hash_payload(file, path, length, Sha256::new())?;
     if hash.finalize().as_slice() == digest {
         Ok(())
     } else {
-        let detail = "holds other shares than its receipt says".into();
-        Err(StoreError::Damaged { path: path.to_owned(), detail })
+        let detail = "holds other shares than its receipt says: the file is damaged".into();
+        Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail,
+        })
     }
 }

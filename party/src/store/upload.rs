@@ -75,28 +75,52 @@ impl Staging {
         let number = self.digests.len();
         let refuse = |detail: String| Err(StoreError::Refused(detail));
         if number >= self.rows.len() || chunk.chunk as usize != number {
-            return refuse(format!("chunk {} came where {number} of {} was due", chunk.chunk, self.rows.len()));
+            return refuse(format!(
+                "chunk {} came where {number} of {} was due",
+                chunk.chunk,
+                self.rows.len()
+            ));
         }
         let rows = self.rows[number];
         let schema = &self.begin.schema;
         let image_words = schema.image_words().unwrap_or(0) * rows as usize;
         let label_words = schema.classes as usize * rows as usize;
         let Some(images) = CompressedShare::from(chunk.images).expand(image_words) else {
-            return refuse(format!("chunk {number}: the images' share is not {image_words} words long"));
+            return refuse(format!(
+                "chunk {number}: the images' share is not {image_words} words long"
+            ));
         };
         let labels = match (chunk.labels, label_words) {
             (None, 0) => Vec::new(),
             (Some(labels), 1..) => match CompressedShare::from(labels).expand(label_words) {
                 Some(labels) => labels,
-                None => return refuse(format!("chunk {number}: the labels' share is not {label_words} words long")),
+                None => {
+                    return refuse(format!(
+                        "chunk {number}: the labels' share is not {label_words} words long"
+                    ));
+                }
             },
-            _ => return refuse(format!("chunk {number}: labels and {} classes do not fit", schema.classes)),
+            _ => {
+                return refuse(format!(
+                    "chunk {number}: labels and {} classes do not fit",
+                    schema.classes
+                ));
+            }
         };
         let (images, labels) = (Words::to_bytes(&images), Words::to_bytes(&labels));
-        let digest = Sha256::new().chain_update(&images).chain_update(&labels).finalize().into();
+        let digest = Sha256::new()
+            .chain_update(&images)
+            .chain_update(&labels)
+            .finalize()
+            .into();
         file::write_new(&chunk_path(&self.folder, number), &[&images, &labels])?;
         self.digests.push(digest);
-        Ok(StagedReceipt { chunk: number as u32, rows, digest, ..self.about() })
+        Ok(StagedReceipt {
+            chunk: number as u32,
+            rows,
+            digest,
+            ..self.about()
+        })
     }
 }
 
@@ -118,10 +142,18 @@ pub(super) fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
 /// Reads a committed upload's record.
 pub(super) fn read_entry(folder: &Path) -> Result<Entry, StoreError> {
     let path = folder.join("commit.bin");
-    let damaged = |detail: String| StoreError::Damaged { path: path.clone(), detail };
+    let damaged = |detail: String| StoreError::Damaged {
+        path: path.clone(),
+        detail,
+    };
     let bytes = file::read(&path, COMMIT_MAX_BYTES)?;
-    let record: CommitRecord = postcard::from_bytes(&bytes).map_err(|err| damaged(err.to_string()))?;
-    let rows: u64 = record.chunks.iter().map(|chunk| u64::from(chunk.rows)).sum();
+    let record: CommitRecord =
+        postcard::from_bytes(&bytes).map_err(|err| damaged(err.to_string()))?;
+    let rows: u64 = record
+        .chunks
+        .iter()
+        .map(|chunk| u64::from(chunk.rows))
+        .sum();
     if rows != record.contribution.rows || record.schema.image_words().is_none() {
         return Err(damaged("its numbers do not fit together".into()));
     }
@@ -139,70 +171,146 @@ impl Store {
         let refuse = |detail: String| Err(StoreError::Refused(detail));
         let predict = begin.part == Part::Predict;
         if predict != begin.dataset.is_empty() || predict != (begin.schema.classes == 0) {
-            return refuse("images to predict have neither data set nor labels, all others have both".into());
+            return refuse(
+                "images to predict have neither data set nor labels, all others have both".into(),
+            );
         }
         if !predict {
             check_name(&begin.dataset).map_err(StoreError::Refused)?;
         }
-        if begin.schema.classes > 1 << 16 || begin.schema.image_words().is_none() || begin.rows > ROWS_MAX {
-            return refuse(format!("{} rows of {:?} cannot be stored", begin.rows, begin.schema));
+        if begin.schema.classes > 1 << 16
+            || begin.schema.image_words().is_none()
+            || begin.rows > ROWS_MAX
+        {
+            return refuse(format!(
+                "{} rows of {:?} cannot be stored",
+                begin.rows, begin.schema
+            ));
         }
         if let Some(schema) = self.schema(&begin.dataset)
             && schema != begin.schema
         {
-            return refuse(format!("data set {} holds {schema:?}, these rows are {:?}", begin.dataset, begin.schema));
+            return refuse(format!(
+                "data set {} holds {schema:?}, these rows are {:?}",
+                begin.dataset, begin.schema
+            ));
         }
         let Some(rows) = chunk_rows(begin.rows as usize, &begin.schema) else {
-            return refuse(format!("{} rows are too few or too many for one upload", begin.rows));
+            return refuse(format!(
+                "{} rows are too few or too many for one upload",
+                begin.rows
+            ));
         };
         let folder = self.home.join("staging").join(upload_name(&begin.upload));
         if folder.exists() {
             return refuse("an upload of this name is under way".into());
         }
         file::make_folder(&folder)?;
-        Ok(Staging { begin, owner, folder, rows, digests: Vec::new() })
+        Ok(Staging {
+            begin,
+            owner,
+            folder,
+            rows,
+            digests: Vec::new(),
+        })
     }
 
     /// Commits an upload whose receipts have been checked. `digest` is the upload's as a whole.
-    pub(crate) fn commit(&self, staging: &Staging, number: u64, digest: [u8; 32]) -> Result<Committed, StoreError> {
+    pub(crate) fn commit(
+        &self,
+        staging: &Staging,
+        number: u64,
+        digest: [u8; 32],
+    ) -> Result<Committed, StoreError> {
         let begin = &staging.begin;
         if staging.digests.len() != staging.rows.len() {
-            let detail = format!("{} of {} chunks are here", staging.digests.len(), staging.rows.len());
+            let detail = format!(
+                "{} of {} chunks are here",
+                staging.digests.len(),
+                staging.rows.len()
+            );
             return Err(StoreError::Refused(detail));
         }
-        let contribution =
-            Contribution { hospital: staging.owner, number, part: begin.part, rows: begin.rows, digest };
-        let chunks = staging.rows.iter().zip(&staging.digests).map(|(rows, digest)| Chunk { rows: *rows, digest: *digest });
-        let record = CommitRecord { contribution, schema: begin.schema.clone(), chunks: chunks.collect() };
-        let bytes = postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
+        let contribution = Contribution {
+            hospital: staging.owner,
+            number,
+            part: begin.part,
+            rows: begin.rows,
+            digest,
+        };
+        let chunks = staging
+            .rows
+            .iter()
+            .zip(&staging.digests)
+            .map(|(rows, digest)| Chunk {
+                rows: *rows,
+                digest: *digest,
+            });
+        let record = CommitRecord {
+            contribution,
+            schema: begin.schema.clone(),
+            chunks: chunks.collect(),
+        };
+        let bytes =
+            postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
         file::write(&staging.folder.join("commit.bin"), &[&bytes])?;
 
         // From here on other commits wait, so that number and schema stay true.
         let mut catalog = self.lock();
         let predict = begin.part == Part::Predict;
-        let parent = if predict { self.home.join("uploads") } else { self.home.join("datasets").join(&begin.dataset) };
+        let parent = if predict {
+            self.home.join("uploads")
+        } else {
+            self.home.join("datasets").join(&begin.dataset)
+        };
         let name = upload_name(&begin.upload);
         let (taken, schema) = match catalog.datasets.get(&begin.dataset) {
             Some(entries) if !predict => (
                 entries.contains_key(&(staging.owner, number)),
-                entries.values().next().is_some_and(|entry| entry.schema != begin.schema),
+                entries
+                    .values()
+                    .next()
+                    .is_some_and(|entry| entry.schema != begin.schema),
             ),
             _ => (predict && catalog.uploads.contains_key(&name), false),
         };
         if taken || schema {
-            let what = if taken { "number is taken" } else { "schema has changed" };
-            return Err(StoreError::Refused(format!("the upload's {what} meanwhile: upload again")));
+            let what = if taken {
+                "number is taken"
+            } else {
+                "schema has changed"
+            };
+            return Err(StoreError::Refused(format!(
+                "the upload's {what} meanwhile: upload again"
+            )));
         }
         file::make_folder(&parent)?;
-        let folder = parent.join(if predict { name.clone() } else { contribution_name(staging.owner, number) });
+        let folder = parent.join(if predict {
+            name.clone()
+        } else {
+            contribution_name(staging.owner, number)
+        });
         std::fs::rename(&staging.folder, &folder).map_err(at(&folder))?;
         file::sync_folder(&parent)?;
-        let CommitRecord { contribution, schema, chunks } = record;
-        let entry = Entry { contribution, schema, chunks, folder };
+        let CommitRecord {
+            contribution,
+            schema,
+            chunks,
+        } = record;
+        let entry = Entry {
+            contribution,
+            schema,
+            chunks,
+            folder,
+        };
         if predict {
             catalog.uploads.insert(name, entry);
         } else {
-            catalog.datasets.entry(begin.dataset.clone()).or_default().insert((staging.owner, number), entry);
+            catalog
+                .datasets
+                .entry(begin.dataset.clone())
+                .or_default()
+                .insert((staging.owner, number), entry);
         }
         Ok(Committed { digest })
     }

@@ -10,14 +10,17 @@ use std::time::Duration;
 
 use trefoil_client::remote::{Part, Remote, RemoteError, Upload};
 use trefoil_consortium::config::{IdentityFiles, Policy};
+use trefoil_consortium::receipt::Schema;
+use trefoil_consortium::wire::{Answer, Ask, CONTROL_VERSION, Request, UploadBegin};
 use trefoil_consortium::{
-    Addresses, ConsortiumFile, Core, DatasetInfo, DealerConfig, Member, MemberEntry, MemberRole, PartyConfig, identity,
+    Addresses, ConsortiumFile, Core, DatasetInfo, DealerConfig, Member, MemberEntry, MemberRole,
+    PartyConfig, identity,
 };
 use trefoil_models::{JobKind, TrainSpec, plain_run};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::memory::test_key;
-use trefoil_transport::{Identity, Pin, Settings};
+use trefoil_transport::{Identity, MsgStream, Pin, Settings, StreamKind};
 
 /// A network that trains in no time.
 pub const NETWORK: &str = r#"
@@ -53,7 +56,10 @@ fn number(seed: u64, at: usize) -> u64 {
 
 /// Images of values in [0, 1) with 16 fraction bits.
 pub fn images(seed: u64, rows: usize) -> Tensor {
-    Tensor::new(vec![rows, 16], (0..rows * 16).map(|at| number(seed, at) & 0xffff).collect())
+    Tensor::new(
+        vec![rows, 16],
+        (0..rows * 16).map(|at| number(seed, at) & 0xffff).collect(),
+    )
 }
 
 /// One-hot labels of three classes.
@@ -77,7 +83,10 @@ pub fn upload(dataset: &str, part: Part, images: &Tensor, labels: Option<&Tensor
 
 /// A table in the clear, of tensors one after the other.
 pub fn table<'a>(parts: impl Iterator<Item = &'a Tensor>) -> plain_run::Table {
-    let mut table = plain_run::Table { row_words: 0, words: Vec::new() };
+    let mut table = plain_run::Table {
+        row_words: 0,
+        words: Vec::new(),
+    };
     for part in parts {
         table.row_words = part.shape()[1];
         table.words.extend_from_slice(part.data());
@@ -89,7 +98,12 @@ pub fn table<'a>(parts: impl Iterator<Item = &'a Tensor>) -> plain_run::Table {
 pub fn train(info: &DatasetInfo, save_as: &str) -> JobKind {
     JobKind::Train {
         network: NETWORK.into(),
-        spec: TrainSpec { batch: 8, epochs: 1, momentum: 0.5, ..TrainSpec::default() },
+        spec: TrainSpec {
+            batch: 8,
+            epochs: 1,
+            momentum: 0.5,
+            ..TrainSpec::default()
+        },
         dataset: info.reference("shapes"),
         evaluate_each_epoch: true,
         save_as: save_as.into(),
@@ -99,7 +113,11 @@ pub fn train(info: &DatasetInfo, save_as: &str) -> JobKind {
 
 /// Short enough for a test, long enough for a loaded machine.
 pub fn settings() -> Settings {
-    Settings { keep_alive_ms: 500, idle_timeout_ms: 3_000, ..Settings::default() }
+    Settings {
+        keep_alive_ms: 500,
+        idle_timeout_ms: 3_000,
+        ..Settings::default()
+    }
 }
 
 pub struct World {
@@ -112,7 +130,10 @@ pub struct World {
 }
 
 fn files(folder: &Path) -> IdentityFiles {
-    IdentityFiles { certificate: folder.join("cert.der"), key: folder.join("key.der") }
+    IdentityFiles {
+        certificate: folder.join("cert.der"),
+        key: folder.join("key.der"),
+    }
 }
 
 impl World {
@@ -123,7 +144,9 @@ impl World {
         }
         let folder = tempfile::tempdir().unwrap();
         let mut identities = BTreeMap::new();
-        for name in ["p0", "p1", "p2", "centre", "st-anna", "st-bernd", "analyst", "stranger"] {
+        for name in [
+            "p0", "p1", "p2", "centre", "st-anna", "st-bernd", "analyst", "stranger",
+        ] {
             let made = identity::generate(name).unwrap();
             let home = folder.path().join(name);
             std::fs::create_dir(&home).unwrap();
@@ -132,8 +155,16 @@ impl World {
             identities.insert(name.to_owned(), made);
         }
         let pin = |name: &str| identity::pin(&identities[name]).unwrap();
-        let node = |name: &str| Member { name: name.into(), pin: pin(name), address: "127.0.0.1:1".into() };
-        let member = |name: &str, role| MemberEntry { name: name.into(), role, pin: pin(name) };
+        let node = |name: &str| Member {
+            name: name.into(),
+            pin: pin(name),
+            address: "127.0.0.1:1".into(),
+        };
+        let member = |name: &str, role| MemberEntry {
+            name: name.into(),
+            role,
+            pin: pin(name),
+        };
         let consortium = ConsortiumFile {
             core: Core {
                 name: "test".into(),
@@ -148,7 +179,10 @@ impl World {
             ],
         };
         std::fs::write(folder.path().join("consortium.toml"), consortium.to_toml()).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
         let mut world = World {
             folder,
             consortium,
@@ -184,13 +218,20 @@ impl World {
                 log: "info".into(),
                 identity: files(&home),
                 peers: Addresses::default(),
-                policy: Policy { requesters: vec!["st-anna".into(), "st-bernd".into()] },
+                policy: Policy {
+                    requesters: vec!["st-anna".into(), "st-bernd".into()],
+                },
                 transport: settings(),
             };
             trefoil_party::Daemon::start(&config, true).unwrap()
         });
-        let addresses = Addresses::of(parties.each_ref().map(|party| party.local_addr()), dealer.local_addr());
-        parties.iter().for_each(|party| party.set_addresses(addresses.clone()));
+        let addresses = Addresses::of(
+            parties.each_ref().map(|party| party.local_addr()),
+            dealer.local_addr(),
+        );
+        parties
+            .iter()
+            .for_each(|party| party.set_addresses(addresses.clone()));
         self.parties = parties.map(Some);
         self.dealer = Some(dealer);
     }
@@ -204,8 +245,11 @@ impl World {
     }
 
     pub fn run<T>(&self, doing: impl Future<Output = T>) -> T {
-        self.runtime
-            .block_on(async { tokio::time::timeout(Duration::from_secs(120), doing).await.expect("the test hangs") })
+        self.runtime.block_on(async {
+            tokio::time::timeout(Duration::from_secs(120), doing)
+                .await
+                .expect("the test hangs")
+        })
     }
 
     pub fn member(&self, name: &str) -> (&Identity, Pin) {
@@ -214,14 +258,71 @@ impl World {
     }
 
     pub async fn connect(&self, name: &str) -> Result<Remote, RemoteError> {
-        let addresses =
-            self.parties.each_ref().map(|party| party.as_ref().expect("the party runs").local_addr());
-        Remote::connect(self.member(name).0, &self.consortium, Some(addresses), &settings()).await
+        let addresses = self
+            .parties
+            .each_ref()
+            .map(|party| party.as_ref().expect("the party runs").local_addr());
+        Remote::connect(
+            self.member(name).0,
+            &self.consortium,
+            Some(addresses),
+            &settings(),
+        )
+        .await
+    }
+
+    /// Begins an upload of a hundred rows at P0 and stops there.
+    pub async fn begin_upload(&self, remote: &Remote) -> MsgStream {
+        let begin = UploadBegin {
+            upload: trefoil_consortium::random_bytes().unwrap(),
+            dataset: "shapes".into(),
+            part: Part::Train,
+            schema: Schema {
+                shape: vec![1, 4, 4],
+                classes: 3,
+            },
+            rows: 100,
+        };
+        let mut stream = remote.links()[0]
+            .open(StreamKind::Control, [0; 32])
+            .await
+            .unwrap();
+        stream
+            .send(&Request {
+                version: CONTROL_VERSION,
+                ask: Ask::Upload(begin),
+            })
+            .await
+            .unwrap();
+        let answer = stream.recv::<Answer>(1 << 20).await.unwrap();
+        assert!(matches!(answer, Some(Answer::Ready { .. })), "{answer:?}");
+        stream
+    }
+
+    /// A chunk of the training rows at a party.
+    pub fn chunk(&self, party: PartyId) -> PathBuf {
+        let dataset = self
+            .folder
+            .path()
+            .join(format!("p{}/home/datasets/shapes", party.index()));
+        let mut folders: Vec<PathBuf> = std::fs::read_dir(dataset)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect();
+        folders.sort();
+        folders[0].join("chunk-00000.bin")
     }
 
     /// Staged uploads at all parties together.
     pub fn staged(&self) -> usize {
-        let folder = |party: PartyId| self.folder.path().join(format!("p{}/home/staging", party.index()));
-        PartyId::ALL.into_iter().map(|party| std::fs::read_dir(folder(party)).unwrap().count()).sum()
+        let folder = |party: PartyId| {
+            self.folder
+                .path()
+                .join(format!("p{}/home/staging", party.index()))
+        };
+        PartyId::ALL
+            .into_iter()
+            .map(|party| std::fs::read_dir(folder(party)).unwrap().count())
+            .sum()
     }
 }

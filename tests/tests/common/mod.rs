@@ -12,7 +12,11 @@ pub fn trefoil() -> Command {
 
 /// Runs the tool; stdout, stderr and whether it succeeded.
 pub fn run(command: &mut Command) -> (bool, String, String) {
-    let Output { status, stdout, stderr } = command.output().expect("the tool starts");
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("the tool starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     (status.success(), text(stdout), text(stderr))
 }
@@ -32,7 +36,9 @@ pub fn pictures(folder: &Path, train: usize, test: usize) -> PathBuf {
                     image::Luma([(noise + if bright { 120 } else { 0 }) as u8])
                 };
                 let picture = image::GrayImage::from_fn(28, 28, pixel);
-                picture.save(place.join(format!("{i:04}.png"))).expect("a picture is written");
+                picture
+                    .save(place.join(format!("{i:04}.png")))
+                    .expect("a picture is written");
             }
         }
     }

@@ -1,0 +1,265 @@
+//! A layer as it is written in TOML, and what it becomes behind a given shape.
+
+use serde::{Deserialize, Serialize};
+
+use super::{LayerKind, Window};
+
+/// Values between two layers for one image, and weights of one layer, at most.
+pub(super) const MAX_ELEMENTS: usize = 1 << 24;
+
+/// One number for both directions, or height and width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Extent {
+    /// The same down and right.
+    Both(usize),
+    /// Height, then width.
+    Each([usize; 2]),
+}
+
+impl Extent {
+    fn pair(self) -> [usize; 2] {
+        match self {
+            Extent::Both(length) => [length, length],
+            Extent::Each(pair) => pair,
+        }
+    }
+}
+
+/// Zeros around an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Padding {
+    /// This many on each side.
+    Zeros(Extent),
+    /// As many as leave the size unchanged at stride 1 (odd kernels).
+    Named(PaddingName),
+}
+
+/// A padding that follows from the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PaddingName {
+    /// `(kernel - 1) / 2` on each side.
+    Same,
+    /// None.
+    Valid,
+}
+
+/// A layer as it is written in TOML.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum LayerSpec {
+    /// Convolution with bias.
+    Conv {
+        /// Output channels.
+        filters: usize,
+        /// Window.
+        kernel: Extent,
+        /// Steps between windows; 1 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Extent>,
+        /// Zeros around the image; none unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<Padding>,
+    },
+    /// Fully connected, with bias; flattens its input.
+    Dense {
+        /// Outputs; one for each class unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        units: Option<usize>,
+    },
+    /// `max(0, x)`
+    Relu {},
+    /// `x * x`
+    Square {},
+    /// `c_0 + c_1 x + .. + c_d x^d`, degree 2 to 4.
+    Poly {
+        /// From the constant upward.
+        coefficients: Vec<f64>,
+    },
+    /// Maxima over windows.
+    MaxPool {
+        /// Window.
+        window: Extent,
+        /// Steps between windows; the window unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Extent>,
+    },
+    /// Averages over windows.
+    AvgPool {
+        /// Window.
+        window: Extent,
+        /// Steps between windows; the window unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stride: Option<Extent>,
+    },
+    /// The average of every channel.
+    GlobalAvgPool {},
+    /// One axis instead of three; done before `dense` in any case.
+    Flatten {},
+}
+
+impl LayerSpec {
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            LayerSpec::Conv { .. } => "conv",
+            LayerSpec::Dense { .. } => "dense",
+            LayerSpec::Relu {} => "relu",
+            LayerSpec::Square {} => "square",
+            LayerSpec::Poly { .. } => "poly",
+            LayerSpec::MaxPool { .. } => "max_pool",
+            LayerSpec::AvgPool { .. } => "avg_pool",
+            LayerSpec::GlobalAvgPool {} => "global_avg_pool",
+            LayerSpec::Flatten {} => "flatten",
+        }
+    }
+}
+
+/// The number of elements, if it is within the limit.
+pub(super) fn elements(shape: &[usize]) -> Option<usize> {
+    shape
+        .iter()
+        .try_fold(1usize, |product, length| product.checked_mul(*length))
+        .filter(|product| *product <= MAX_ELEMENTS)
+}
+
+/// The resolved layer and its output's shape.
+pub(super) fn resolve(
+    spec: &LayerSpec,
+    shape: &[usize],
+    classes: usize,
+) -> Result<(LayerKind, Vec<usize>), String> {
+    let image = || match shape {
+        [c, h, w] => Ok([*c, *h, *w]),
+        _ => Err(format!("needs [channels, height, width], has {shape:?}")),
+    };
+    let positive = |what: &str, pair: [usize; 2]| match pair {
+        [0, _] | [_, 0] => Err(format!("{what} = {pair:?}; at least 1")),
+        _ => Ok(pair),
+    };
+    let pool = |window: &Extent, stride: &Option<Extent>| {
+        let [c, h, w] = image()?;
+        let size = positive("window", window.pair())?;
+        let stride = positive("stride", stride.unwrap_or(*window).pair())?;
+        if size[0] > h || size[1] > w {
+            return Err(format!("window {size:?} does not fit into {shape:?}"));
+        }
+        let out = vec![
+            c,
+            (h - size[0]) / stride[0] + 1,
+            (w - size[1]) / stride[1] + 1,
+        ];
+        Ok((Window { size, stride }, out))
+    };
+    let (kind, output) = match spec {
+        LayerSpec::Conv {
+            filters,
+            kernel,
+            stride,
+            padding,
+        } => {
+            let [c, h, w] = image()?;
+            let kernel = positive("kernel", kernel.pair())?;
+            let stride = positive("stride", stride.unwrap_or(Extent::Both(1)).pair())?;
+            if *filters == 0 {
+                return Err("filters = 0; at least 1".into());
+            }
+            let padding = match padding {
+                None | Some(Padding::Named(PaddingName::Valid)) => [0, 0],
+                Some(Padding::Zeros(zeros)) => zeros.pair(),
+                Some(Padding::Named(PaddingName::Same)) if kernel.iter().all(|k| k % 2 == 1) => {
+                    kernel.map(|k| (k - 1) / 2)
+                }
+                Some(Padding::Named(PaddingName::Same)) => {
+                    return Err(format!(
+                        "padding \"same\" needs an odd kernel, has {kernel:?}"
+                    ));
+                }
+            };
+            if padding[0] >= kernel[0] || padding[1] >= kernel[1] {
+                return Err(format!(
+                    "padding {padding:?} is not smaller than the kernel {kernel:?}"
+                ));
+            }
+            if kernel[0] > h + 2 * padding[0] || kernel[1] > w + 2 * padding[1] {
+                return Err(format!(
+                    "kernel {kernel:?} does not fit into {shape:?} with padding {padding:?}"
+                ));
+            }
+            if elements(&[*filters, c, kernel[0], kernel[1]]).is_none() {
+                return Err(format!(
+                    "{filters} filters of {c}x{kernel:?}: more than {MAX_ELEMENTS} weights"
+                ));
+            }
+            let out =
+                |i: usize, length: usize| (length + 2 * padding[i] - kernel[i]) / stride[i] + 1;
+            (
+                LayerKind::Conv {
+                    filters: *filters,
+                    kernel,
+                    stride,
+                    padding,
+                },
+                vec![*filters, out(0, h), out(1, w)],
+            )
+        }
+        LayerSpec::Dense { units } => {
+            let units = units.unwrap_or(classes);
+            let inputs: usize = shape.iter().product();
+            if units == 0 || elements(&[inputs, units]).is_none() {
+                return Err(format!(
+                    "{inputs} inputs, {units} units; 1 to {MAX_ELEMENTS} weights are possible"
+                ));
+            }
+            (LayerKind::Dense { units }, vec![units])
+        }
+        LayerSpec::Relu {} => (LayerKind::Relu, shape.to_vec()),
+        LayerSpec::Square {} => (LayerKind::Square, shape.to_vec()),
+        LayerSpec::Poly { coefficients } => {
+            if !(3..=5).contains(&coefficients.len()) {
+                return Err(format!(
+                    "{} coefficients; 3 to 5 (degree 2 to 4) are possible",
+                    coefficients.len()
+                ));
+            }
+            if coefficients
+                .iter()
+                .any(|c| !c.is_finite() || c.abs() > 16.0)
+            {
+                return Err(format!(
+                    "coefficients {coefficients:?}; -16 to 16 are possible"
+                ));
+            }
+            (LayerKind::Poly(coefficients.clone()), shape.to_vec())
+        }
+        LayerSpec::MaxPool { window, stride } => {
+            let (window, out) = pool(window, stride)?;
+            if window.size == [1, 1] {
+                return Err("a window of 1x1 has nothing to compare".into());
+            }
+            (LayerKind::MaxPool(window), out)
+        }
+        LayerSpec::AvgPool { window, stride } => {
+            let (window, out) = pool(window, stride)?;
+            (LayerKind::AvgPool(window), out)
+        }
+        LayerSpec::GlobalAvgPool {} => {
+            let [c, h, w] = image()?;
+            (
+                LayerKind::AvgPool(Window {
+                    size: [h, w],
+                    stride: [1, 1],
+                }),
+                vec![c, 1, 1],
+            )
+        }
+        LayerSpec::Flatten {} => (LayerKind::Flatten, vec![shape.iter().product()]),
+    };
+    if elements(&output).is_none() {
+        return Err(format!(
+            "{shape:?} becomes {output:?}: more than {MAX_ELEMENTS} values"
+        ));
+    }
+    Ok((kind, output))
+}
