@@ -268,8 +268,8 @@ fn gradients_agree(network: &Network, frac_bits: u8, tolerance: f64) {
                 network.name,
                 (error / norm).sqrt()
             );
-            // And a unit of the last place for each element.
-            let unit = (after.len() as f64).sqrt() * (-f64::from(frac_bits)).exp2();
+            // And a unit of the last place for each element, and what the softmax may err (below 2^-10).
+            let unit = (after.len() as f64).sqrt() * (-f64::from(frac_bits)).exp2() + 1.0 / 2048.0;
             assert!(
                 error.sqrt() <= tolerance * norm.sqrt() + unit,
                 "{name}: {error} beside {norm}"
@@ -412,7 +412,7 @@ fn plain_training_learns_as_well_as_float() {
             epochs: 20,
             ..spec
         },
-        0.75,
+        0.6,
     );
 }
 

@@ -86,9 +86,9 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
         .run(),
     );
     // A node that died says more about the reason than the client that lost it.
-    let done = done.or_else(|error| match cluster.check() {
-        Err(node) => Err(error.context(node)),
-        Ok(()) => Err(error),
+    let done = done.map_err(|error| match cluster.check() {
+        Err(node) => error.context(node),
+        Ok(()) => error,
     });
     cluster.stop();
     let done = done?;

@@ -23,8 +23,8 @@ pub fn run(loaded: &Loaded) -> Result<()> {
     let holdings: Vec<&Holding> = holdings.iter().collect();
     let names = &loaded.splits.test.class_names;
     let tables = tables::tables(&holdings, &loaded.preprocess, spec.frac_bits)?;
-    let coins = (spec.rounding == Rounding::Stochastic)
-        .then(|| Prg::new(simulation_coin_key(spec.seed)));
+    let coins =
+        (spec.rounding == Rounding::Stochastic).then(|| Prg::new(simulation_coin_key(spec.seed)));
     let dataset = DatasetRef {
         name: DATASET.into(),
         train_rows: loaded.splits.train.len(),
@@ -54,19 +54,34 @@ pub fn run(loaded: &Loaded) -> Result<()> {
     let start = Instant::now();
     let plain = reference::plain(&train, &tables, None, coins.as_ref(), |_| progress.inc(1))?;
     let plain_seconds = start.elapsed().as_secs_f64();
-    let evaluated = reference::plain(&evaluate, &tables, Some(&plain.state), coins.as_ref(), |_| {
-        progress.inc(1);
-    })?;
-    progress.set_message("floating point");
-    let (losses, float) =
-        reference::float(&loaded.network, spec, &holdings, &loaded.preprocess, names, |_| {
+    let evaluated = reference::plain(
+        &evaluate,
+        &tables,
+        Some(&plain.state),
+        coins.as_ref(),
+        |_| {
             progress.inc(1);
-        })?;
+        },
+    )?;
+    progress.set_message("floating point");
+    let (losses, float) = reference::float(
+        &loaded.network,
+        spec,
+        &holdings,
+        &loaded.preprocess,
+        names,
+        |_| {
+            progress.inc(1);
+        },
+    )?;
     progress.finish_and_clear();
     let epochs = confusions(&plan, &plain.revealed, names)?;
     for (epoch, ((confusion, _), loss)) in epochs.iter().zip(losses).enumerate() {
         let quality = quality(confusion, None);
-        println!("epoch {}: plain fixed point {quality} (float: mean loss {loss:.4})", epoch + 1);
+        println!(
+            "epoch {}: plain fixed point {quality} (float: mean loss {loss:.4})",
+            epoch + 1
+        );
     }
     let result = confusions(&plan_evaluate, &evaluated.revealed, names)?;
     let (confusion, auc) = result.last().context("the evaluation gave no result")?;

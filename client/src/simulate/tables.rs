@@ -8,6 +8,9 @@ use trefoil_protocol::Tensor;
 
 use crate::data::{self, Dataset, Preprocess};
 
+/// Which split of a holding.
+type Split = fn(&Holding) -> &Dataset;
+
 /// One hospital's rows.
 #[derive(Clone, Debug)]
 pub struct Holding {
@@ -58,7 +61,7 @@ fn joined(parts: impl Iterator<Item = Tensor>) -> Table {
 /// The tables of a data set whose contributions come in the order of `holdings`.
 pub fn tables(holdings: &[&Holding], preprocess: &Preprocess, frac_bits: u8) -> Result<Tables> {
     let mut tables = Tables::new();
-    let splits: [(&str, &str, fn(&Holding) -> &Dataset); 2] = [
+    let splits: [(&str, &str, Split); 2] = [
         (schedule::TRAIN_IMAGES, schedule::TRAIN_LABELS, |h| &h.train),
         (schedule::TEST_IMAGES, schedule::TEST_LABELS, |h| &h.test),
     ];
@@ -77,10 +80,7 @@ pub fn tables(holdings: &[&Holding], preprocess: &Preprocess, frac_bits: u8) -> 
 }
 
 /// Rows of all hospitals one after the other.
-pub fn concatenated(
-    holdings: &[&Holding],
-    part: fn(&Holding) -> &Dataset,
-) -> Result<(Vec<u8>, ndarray::Array4<u8>)> {
+pub fn concatenated(holdings: &[&Holding], part: Split) -> Result<(Vec<u8>, ndarray::Array4<u8>)> {
     let labels = holdings
         .iter()
         .flat_map(|h| part(h).labels.iter().copied())

@@ -1,8 +1,6 @@
 //! Bad input gets a clear error that names file, field or peer, and a non-zero exit.
 
-mod common;
-
-use common::{experiment, pictures, run, trefoil};
+use crate::common::{experiment, pictures, run, trefoil};
 use tempfile::TempDir;
 
 fn fails(args: &[&std::ffi::OsStr], parts: &[&str]) {

@@ -1,9 +1,7 @@
 //! Whole experiments with three party processes and a dealer process over QUIC: the secure result
 //! equals the plaintext reference bit for bit, and what was counted equals the plan.
 
-mod common;
-
-use common::{experiment, pictures, run, trefoil};
+use crate::common::{experiment, pictures, run, trefoil};
 use serde_json::Value;
 use tempfile::TempDir;
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput, TrainSpec};

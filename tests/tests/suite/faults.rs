@@ -1,14 +1,12 @@
 //! Faults with real processes: a killed node, a wrong certificate, an unreachable party, a port in
 //! use, a parent that is killed. Every failure names the peer, in time, and leaves nothing running.
 
-mod common;
-
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use common::{experiment, run, trefoil};
+use crate::common::{experiment, run, trefoil};
 use tempfile::TempDir;
 use trefoil_client::remote::{Event, Part, Remote, Upload};
 use trefoil_cluster::{Cluster, ClusterSpec, Home, NodeName};
@@ -103,14 +101,15 @@ fn killed(victim: NodeName, name: &str) {
         let job = long_job(&cluster, &analyst).await;
         let id = analyst.submit(job).await.expect("accepted");
         let mut killed_at = None;
-        let watched = analyst.watch(id, &mut |event| {
+        let mut on_event = |event| {
             if let (Event::Progress(progress), None) = (event, killed_at)
                 && progress.step >= 2
             {
                 cluster.kill(victim).expect("killed");
                 killed_at = Some(Instant::now());
             }
-        });
+        };
+        let watched = analyst.watch(id, &mut on_event);
         let limit = Duration::from_secs(60);
         let error = tokio::time::timeout(limit, watched)
             .await

@@ -1,0 +1,6 @@
+//! End-to-end tests with real processes: whole experiments, bad input, faults.
+
+mod common;
+mod end_to_end;
+mod errors;
+mod faults;
