@@ -43,11 +43,26 @@ pub struct DataSection {
     pub train_rows: Option<usize>,
     /// Use the first so many test rows only.
     pub test_rows: Option<usize>,
+    /// Which rows the model is judged by. Choose hyper-parameters by the validation split, so that
+    /// the test split stays unseen.
+    #[serde(default)]
+    pub evaluate: Judge,
     /// Pixel statistics; measured on the training split if absent.
     pub preprocess: Option<Preprocess>,
     /// Class names in order.
     #[serde(default)]
     pub class_names: Vec<String>,
+}
+
+/// A split that a model is judged by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Judge {
+    /// The test split.
+    #[default]
+    Test,
+    /// The validation split, where the data has one.
+    Validation,
 }
 
 /// The prediction at the end.
@@ -137,6 +152,12 @@ impl Experiment {
         };
         let (source, warnings) = data::resolve(&self.data.source, data, want)?;
         let mut splits = data::load(&source)?;
+        if self.data.evaluate == Judge::Validation {
+            splits.test = splits
+                .validation
+                .take()
+                .context("data.evaluate is \"validation\", but the data has no validation split")?;
+        }
         splits.train = first(&splits.train, self.data.train_rows, "train")?;
         splits.test = first(&splits.test, self.data.test_rows, "test")?;
         if splits.train.len() < self.training.batch {

@@ -1,7 +1,7 @@
 //! What both daemons share as processes: logging, and the attached mode in which a parent starts
 //! them, learns their port, tells them where the others are, and takes them along when it ends.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -57,6 +57,7 @@ pub fn init_logging(filter: &str) -> Result<(), String> {
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .try_init();
     Ok(())
 }

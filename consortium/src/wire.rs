@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
 use trefoil_protocol::share::CompressedShare;
@@ -303,6 +304,12 @@ impl WireOutput {
     }
 }
 
+/// A figure for each of P0, P1, P2 and the dealer.
+pub fn by_peer(figure: impl Fn(Peer) -> u64) -> [u64; 4] {
+    let [p0, p1, p2] = PartyId::ALL.map(|party| figure(Peer::Party(party)));
+    [p0, p1, p2, figure(Peer::Dealer)]
+}
+
 /// What a node counted in one session.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeStats {
@@ -312,9 +319,9 @@ pub struct NodeStats {
     pub rounds: u64,
     /// Steps executed.
     pub steps: u64,
-    /// Bytes posted to P0, P1, P2 and the dealer: frames with their headers.
+    /// Payload bytes posted to P0, P1, P2 and the dealer: what the plans predict.
     pub sent_bytes: [u64; 4],
-    /// Bytes taken from P0, P1, P2 and the dealer.
+    /// Payload bytes taken from P0, P1, P2 and the dealer.
     pub received_bytes: [u64; 4],
     /// The process's largest memory so far; 0 where the platform does not say.
     pub peak_memory_bytes: u64,

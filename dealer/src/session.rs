@@ -8,7 +8,7 @@ use tracing::Instrument;
 use trefoil_consortium::config::simulation_coin_key;
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::keys::KeyTray;
-use trefoil_consortium::wire::{Acceptance, Proposal, session_failure};
+use trefoil_consortium::wire::{Acceptance, Proposal, by_peer, session_failure};
 use trefoil_consortium::{
     Derived, NodeStats, SOFTWARE, SessionId, fresh_nonce, host, random_bytes,
 };
@@ -231,8 +231,8 @@ fn deal(
         seconds: start.elapsed().as_secs_f64(),
         rounds: 0,
         steps: derived.schedule.steps.len() as u64,
-        sent_bytes: counted.sent_bytes,
-        received_bytes: counted.received_bytes,
+        sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
+        received_bytes: by_peer(|peer| counted.payload_received(peer)),
         peak_memory_bytes: host::peak_memory_bytes(),
     })
 }

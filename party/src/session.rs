@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use trefoil_consortium::keys::{KeyTray, send_key};
-use trefoil_consortium::wire::{Event, Progress, session_failure};
+use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
 use trefoil_consortium::{NodeStats, SessionId, host, random_bytes};
 use trefoil_models::{JobKind, Phase};
 use trefoil_protocol::party::{PartyId, Peer};
@@ -256,8 +256,8 @@ impl Work {
             seconds: start.elapsed().as_secs_f64(),
             rounds: counted.rounds,
             steps: self.prepared.derived.schedule.steps.len() as u64,
-            sent_bytes: counted.sent_bytes,
-            received_bytes: counted.received_bytes,
+            sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
+            received_bytes: by_peer(|peer| counted.payload_received(peer)),
             peak_memory_bytes: host::peak_memory_bytes(),
         };
         Ok(Outcome { stats, model })
@@ -371,7 +371,8 @@ fn progress(
         Phase::Result { epoch } => ("result", epoch, 0, 1),
         Phase::RevealWeights => ("reveal_weights", 0, 0, 1),
     };
-    let sum = |stats: &SessionStats| stats.sent_bytes.iter().sum::<u64>();
+    let sent = |stats: &SessionStats| by_peer(|peer| stats.payload_sent(peer)).iter().sum::<u64>();
+    let dealt = |stats: &SessionStats| stats.payload_received(Peer::Dealer);
     Progress {
         step: step as u64,
         steps: steps as u64,
@@ -381,8 +382,8 @@ fn progress(
         batches: batches as u64,
         seconds,
         rounds: now.rounds - before.rounds,
-        sent_bytes: sum(now) - sum(before),
-        dealer_bytes: now.received_bytes[3] - before.received_bytes[3],
+        sent_bytes: sent(now) - sent(before),
+        dealer_bytes: dealt(now) - dealt(before),
     }
 }
 

@@ -169,13 +169,10 @@ impl Simulation<'_> {
     async fn run(&self) -> Result<Done> {
         let spec = &self.loaded.experiment.training;
         let count = self.loaded.experiment.data.hospitals;
-        let split = tables::holdings(&self.loaded.splits, count, spec.seed)?;
+        let holdings = tables::holdings(&self.loaded.splits, count, spec.seed)?;
         let start = Instant::now();
-        self.share(&split).await?;
+        self.share(&holdings).await?;
         let share_seconds = start.elapsed().as_secs_f64();
-        let order = self.contribution_order(count)?;
-        let mut split: Vec<Option<Holding>> = split.into_iter().map(Some).collect();
-        let holdings: Vec<Holding> = order.into_iter().filter_map(|h| split[h].take()).collect();
 
         let analyst = self.remote("analyst").await?;
         let info = analyst.dataset(DATASET).await?;
@@ -253,13 +250,13 @@ impl Simulation<'_> {
         })
     }
 
-    async fn share(&self, split: &[Holding]) -> Result<()> {
-        let total: usize = split.iter().map(|h| h.train.len() + h.test.len()).sum();
+    async fn share(&self, holdings: &[Holding]) -> Result<()> {
+        let total: usize = holdings.iter().map(|h| h.train.len() + h.test.len()).sum();
         let bar = bar(total as u64, "images");
-        for (h, holding) in split.iter().enumerate() {
-            let name = format!("hospital-{}", h + 1);
+        let names = self.hospitals_in_order(holdings.len())?;
+        for (name, holding) in names.iter().zip(holdings) {
             bar.set_message(format!("{name} shares its images"));
-            let remote = self.remote(&name).await?;
+            let remote = self.remote(name).await?;
             for (part, rows) in [(Part::Train, &holding.train), (Part::Test, &holding.test)] {
                 if rows.is_empty() {
                     continue;
@@ -276,15 +273,18 @@ impl Simulation<'_> {
         Ok(())
     }
 
-    /// The parties keep contributions in the order of the hospitals' public keys.
-    fn contribution_order(&self, count: usize) -> Result<Vec<usize>> {
+    /// The parties keep contributions in the order of the hospitals' public keys, which are fresh in
+    /// every simulation. Parts go to hospitals in that order, so that the rows' order, and with it
+    /// the trained weights, follow from the seed alone.
+    fn hospitals_in_order(&self, count: usize) -> Result<Vec<String>> {
         let mut order = Vec::new();
-        for h in 0..count {
-            let member = self.cluster.member(&format!("hospital-{}", h + 1))?;
-            order.push((*member.identity.pin()?.as_bytes(), h));
+        for h in 1..=count {
+            let name = format!("hospital-{h}");
+            let pin = self.cluster.member(&name)?.identity.pin()?;
+            order.push((*pin.as_bytes(), name));
         }
         order.sort();
-        Ok(order.into_iter().map(|(_, h)| h).collect())
+        Ok(order.into_iter().map(|(_, name)| name).collect())
     }
 
     async fn job(

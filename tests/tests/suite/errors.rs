@@ -57,7 +57,7 @@ fn a_network_whose_shapes_do_not_fit_names_the_layer() {
     std::fs::write(&network, text).expect("a network is written");
     fails(
         &["plan".as_ref(), "--network".as_ref(), network.as_os_str()],
-        &["tall.toml", "conv1", "31", "28"],
+        &["tall.toml", "layer 1 (conv)", "31", "28"],
     );
     simulate_fails(
         &folder,
