@@ -311,19 +311,17 @@ impl Remote {
         for (chunk, chunk_rows) in chunks.iter().enumerate() {
             let range = done..done + *chunk_rows as usize;
             let full_to = PartyId::ALL[chunk % 3];
-            let images = split(&upload.images, range.clone(), full_to)?;
-            let mut labels = match &upload.labels {
+            let [a, b, c] = split(&upload.images, range.clone(), full_to)?;
+            let [label_a, label_b, label_c] = match &upload.labels {
                 Some(labels) => split(labels, range.clone(), full_to)?.map(Some),
                 None => [None, None, None],
             };
-            let mut messages = images.map(Some);
-            let messages = PartyId::ALL.map(|party| Chunk {
-                chunk: chunk as u32,
-                images: messages[party.index()]
-                    .take()
-                    .unwrap_or(Share::Seed([0; 16])),
-                labels: labels[party.index()].take(),
-            });
+            let messages =
+                [(a, label_a), (b, label_b), (c, label_c)].map(|(images, labels)| Chunk {
+                    chunk: chunk as u32,
+                    images,
+                    labels,
+                });
             let bytes = 8 * range.len() * schema.row_words().unwrap_or(0);
             self.send_all(&mut streams, &messages, "a chunk", bytes as u64)
                 .await?;
@@ -458,7 +456,7 @@ impl Remote {
         let asks = jobs.map(Ask::Watch);
         let [a, b, c] = PartyId::ALL.map(|party| self.open(party, &asks[party.index()]));
         let (mut a, mut b, mut c) = tokio::try_join!(a, b, c)?;
-        let mut gather = Gather::default();
+        let mut gather = Gather::new(self.consortium.core.ring_bits);
         while !gather.complete() {
             let [open_a, open_b, open_c] =
                 PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
@@ -590,17 +588,29 @@ impl Remote {
 type Watched = wire::Event;
 
 /// The three parties' reports on one job.
-#[derive(Default)]
 struct Gather {
-    started: usize,
+    /// The session that each party says it has started.
+    started: [Option<(SessionId, u64)>; 3],
     pending: Vec<(u64, String, [Option<OutputShare>; 3])>,
     outputs: Vec<Revealed>,
     stats: [Option<NodeStats>; 3],
     dealer: Option<NodeStats>,
+    /// The consortium's ring, in which additive shares combine.
     ring_bits: u8,
 }
 
 impl Gather {
+    fn new(ring_bits: u8) -> Gather {
+        Gather {
+            started: [None; 3],
+            pending: Vec::new(),
+            outputs: Vec::new(),
+            stats: [None, None, None],
+            dealer: None,
+            ring_bits,
+        }
+    }
+
     fn complete(&self) -> bool {
         self.stats.iter().all(Option::is_some)
     }
@@ -617,9 +627,18 @@ impl Gather {
                 steps,
                 ring_bits,
             } => {
-                self.started += 1;
-                self.ring_bits = ring_bits;
-                if self.started == PartyId::ALL.len() {
+                let known = self.started.iter().flatten().next().copied();
+                if ring_bits != self.ring_bits || known.is_some_and(|k| k != (session, steps)) {
+                    return Err(RemoteError::Disagree {
+                        what: "the session".into(),
+                        detail: format!(
+                            "{party} started {} with {steps} steps in a ring of {ring_bits} bits",
+                            hex(&session[..8])
+                        ),
+                    });
+                }
+                self.started[party.index()] = Some((session, steps));
+                if self.started.iter().all(Option::is_some) {
                     on_event(Event::Started { session, steps });
                 }
             }

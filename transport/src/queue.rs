@@ -244,6 +244,12 @@ impl FrameQueue {
     }
 }
 
+/// What a frame takes of the bound: small ones cost their place in the queue too, so that a flood of
+/// empty frames is bounded.
+fn charge(frame: &Bytes) -> u64 {
+    frame.len() as u64 + 64
+}
+
 impl State {
     fn admits(&self, limit_bytes: u64) -> bool {
         self.frames.is_empty() || self.bytes < limit_bytes
@@ -254,13 +260,13 @@ impl State {
     }
 
     fn put(&mut self, frame: Bytes) {
-        self.bytes += frame.len() as u64;
+        self.bytes += charge(&frame);
         self.frames.push_back(frame);
     }
 
     fn take(&mut self) -> Option<Bytes> {
         let frame = self.frames.pop_front()?;
-        self.bytes -= frame.len() as u64;
+        self.bytes -= charge(&frame);
         Some(frame)
     }
 
@@ -291,8 +297,11 @@ mod tests {
             queue.pop_blocking(SOON, Duration::ZERO).unwrap().len(),
             1000
         );
-        queue.push_blocking(Bytes::from_static(b"x"), SOON).unwrap();
-        queue.push_blocking(Bytes::from_static(b"y"), SOON).unwrap();
+        queue.push_blocking(Bytes::new(), SOON).unwrap();
+        assert!(matches!(
+            queue.push_blocking(Bytes::new(), SOON),
+            Err(Refusal::Timeout)
+        ));
     }
 
     #[test]

@@ -68,7 +68,7 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     println!(
         "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}",
         loaded.network.name,
-        loaded.splits.train.provenance,
+        loaded.experiment.data.source,
         loaded.splits.train.len(),
         loaded.splits.test.len(),
         args.link
@@ -472,7 +472,7 @@ fn finish(
     )?;
     let report = Report {
         network: loaded.network.name.clone(),
-        data: loaded.splits.train.provenance.clone(),
+        data: loaded.experiment.data.source.clone(),
         link: args.link.to_string(),
         hospitals: holdings.len(),
         train_rows: loaded.splits.train.len(),
