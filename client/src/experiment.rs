@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use trefoil_models::Network;
 use trefoil_models::job::{PredictOutput, TrainSpec};
+use trefoil_models::{Network, schedule};
 
 use crate::data::{self, Dataset, Preprocess, Splits, Want};
 
@@ -103,6 +103,13 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+impl Loaded {
+    /// Whether the AUC is computed: two classes, and not more rows than all pairs allow.
+    pub fn wants_auc(&self) -> bool {
+        self.network.classes == 2 && self.splits.test.len() <= schedule::MAX_AUC_ROWS
+    }
+}
+
 impl Experiment {
     /// Parses an experiment; `place` names it in errors.
     pub fn parse(text: &str, place: &str) -> Result<Experiment> {
@@ -172,6 +179,14 @@ impl Experiment {
             None => Preprocess::measure(&splits.train)?,
         };
         preprocess.check()?;
+        let mut warnings = warnings;
+        if network.classes == 2 && splits.test.len() > schedule::MAX_AUC_ROWS {
+            warnings.push(format!(
+                "no AUC: it compares all pairs of at most {} test rows, there are {}",
+                schedule::MAX_AUC_ROWS,
+                splits.test.len()
+            ));
+        }
         let predict = self.predict.images.min(splits.test.len());
         let mut experiment = self;
         experiment.predict.images = predict;

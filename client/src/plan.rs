@@ -37,7 +37,15 @@ pub struct Report {
     /// Bytes that opening the weights costs once in a session (predictions only).
     #[serde(skip_serializing_if = "Option::is_none")]
     setup_bytes_sent_per_party: Option<u64>,
-    layers: Vec<LayerCost>,
+    layers: Vec<Layer>,
+}
+
+/// A layer's cost and its part of the time.
+#[derive(Debug, Serialize)]
+struct Layer {
+    #[serde(flatten)]
+    cost: LayerCost,
+    estimated_seconds: f64,
 }
 
 /// Parses what a prediction reveals.
@@ -66,6 +74,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     } else {
         Work::Predict(args.output)
     };
+    let total = cost::report(&network, &spec, work)?;
     if args.text {
         let format = Format {
             frac_bits: spec.frac_bits,
@@ -78,11 +87,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         print!("{}", program.map_err(|error| anyhow!(error))?);
         return Ok(());
     }
-    let total = cost::report(&network, &spec, work)?;
     let setup = match work {
         Work::Train => None,
         _ => Some(cost::report(&network, &spec, Work::Setup)?.bytes_sent_per_party),
     };
+    let speeds = Speeds::of(args.link);
     let report = Report {
         network: network.name.clone(),
         work: if args.train { "train" } else { "predict" },
@@ -93,9 +102,13 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         multiply_adds: total.multiply_adds,
         comparisons: total.comparisons,
         peak_memory_bytes: total.peak_memory_bytes,
-        estimated_seconds: estimate(&total, args.link),
+        estimated_seconds: speeds.step(&total),
         setup_bytes_sent_per_party: setup,
-        layers: total.layers,
+        layers: total
+            .layers
+            .into_iter()
+            .map(|layer| speeds.layer(layer))
+            .collect(),
     };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -105,20 +118,62 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
-/// Seconds of one step if every party has a core like this one: compute, bytes and round trips
-/// one after the other, which is what a step does without overlap.
-fn estimate(cost: &Cost, link: Link) -> f64 {
-    let (rtt_s, bytes_per_s) = match link {
-        Link::Loopback => (0.0, LAN_BYTES_PER_S),
-        Link::Emulated { rtt_ms, mbit_per_s } => (rtt_ms / 1e3, mbit_per_s * 1e6 / 8.0),
-    };
-    let (macs_per_s, words_per_s) = speeds();
-    let compute =
-        cost.multiply_adds as f64 / macs_per_s + cost.prg_words_per_party as f64 / words_per_s;
-    // Each party sends half of its bytes on each of its two links; one way is half a round trip.
-    let bytes = cost.bytes_sent_per_party as f64 / 2.0 / bytes_per_s;
-    let dealt = cost.dealer_bytes as f64 / 3.0 / bytes_per_s;
-    compute + bytes.max(dealt) + cost.rounds as f64 * (rtt_s / 2.0 + ROUND_S)
+/// What the estimate multiplies with.
+struct Speeds {
+    rtt_s: f64,
+    bytes_per_s: f64,
+    macs_per_s: f64,
+    words_per_s: f64,
+}
+
+impl Speeds {
+    fn of(link: Link) -> Speeds {
+        let (rtt_s, bytes_per_s) = match link {
+            Link::Loopback => (0.0, LAN_BYTES_PER_S),
+            Link::Emulated { rtt_ms, mbit_per_s } => (rtt_ms / 1e3, mbit_per_s * 1e6 / 8.0),
+        };
+        let (macs_per_s, words_per_s) = speeds();
+        Speeds {
+            rtt_s,
+            bytes_per_s,
+            macs_per_s,
+            words_per_s,
+        }
+    }
+
+    /// Seconds if every party has a core like this one: compute, bytes and round trips one after
+    /// the other, which is what a step does without overlap.
+    fn seconds(&self, macs: u64, words: u64, sent: u64, dealt: u64, rounds: u64) -> f64 {
+        let compute = macs as f64 / self.macs_per_s + words as f64 / self.words_per_s;
+        // Each party sends half of its bytes on each of its two links; one way is half a round trip.
+        let sent = sent as f64 / 2.0 / self.bytes_per_s;
+        let dealt = dealt as f64 / 3.0 / self.bytes_per_s;
+        compute + sent.max(dealt) + rounds as f64 * (self.rtt_s / 2.0 + ROUND_S)
+    }
+
+    fn step(&self, cost: &Cost) -> f64 {
+        self.seconds(
+            cost.multiply_adds,
+            cost.prg_words_per_party,
+            cost.bytes_sent_per_party,
+            cost.dealer_bytes,
+            cost.rounds,
+        )
+    }
+
+    fn layer(&self, cost: LayerCost) -> Layer {
+        let estimated_seconds = self.seconds(
+            cost.multiply_adds,
+            cost.prg_words_per_party,
+            cost.bytes_sent_per_party,
+            cost.dealer_bytes,
+            cost.rounds,
+        );
+        Layer {
+            cost,
+            estimated_seconds,
+        }
+    }
 }
 
 /// Multiply-adds and stream words a second of one core here.
@@ -161,43 +216,59 @@ fn print(report: &Report, link: Link) {
         "{} {}, {} image(s) a step",
         report.network, report.work, report.batch
     );
-    println!(
-        "{:<16} {:>7} {:>14} {:>12} {:>16} {:>12}",
-        "layer", "rounds", "sent a party", "dealt", "multiply-adds", "comparisons"
-    );
-    for layer in &report.layers {
-        println!(
-            "{:<16} {:>7} {:>14} {:>12} {:>16} {:>12}",
-            layer.name,
-            layer.rounds,
-            bytes(layer.bytes_sent_per_party),
-            bytes(layer.dealer_bytes),
-            layer.multiply_adds,
-            layer.comparisons
+    let row = |name: &str, columns: [String; 7]| {
+        print!("{name:<12}");
+        for (column, width) in columns.iter().zip([7, 13, 11, 15, 12, 11, 9]) {
+            print!(" {column:>width$}");
+        }
+        println!();
+    };
+    let heads = [
+        "rounds",
+        "sent a party",
+        "dealt",
+        "multiply-adds",
+        "comparisons",
+        "peak",
+        "seconds",
+    ];
+    row("layer", heads.map(String::from));
+    for Layer {
+        cost,
+        estimated_seconds,
+    } in &report.layers
+    {
+        row(
+            &cost.name,
+            [
+                cost.rounds.to_string(),
+                bytes(cost.bytes_sent_per_party),
+                bytes(cost.dealer_bytes),
+                cost.multiply_adds.to_string(),
+                cost.comparisons.to_string(),
+                bytes(cost.peak_memory_bytes),
+                format!("{estimated_seconds:.3}"),
+            ],
         );
     }
-    println!(
-        "{:<16} {:>7} {:>14} {:>12} {:>16} {:>12}",
+    row(
         "total",
-        report.rounds,
-        bytes(report.bytes_sent_per_party),
-        bytes(report.dealer_bytes),
-        report.multiply_adds,
-        report.comparisons
+        [
+            report.rounds.to_string(),
+            bytes(report.bytes_sent_per_party),
+            bytes(report.dealer_bytes),
+            report.multiply_adds.to_string(),
+            report.comparisons.to_string(),
+            bytes(report.peak_memory_bytes),
+            format!("{:.3}", report.estimated_seconds),
+        ],
     );
-    println!("layers share rounds: the total is not their sum");
+    println!("layers share rounds and memory: the total is not their sum");
     if let Some(setup) = report.setup_bytes_sent_per_party {
         println!(
             "opening the weights, once in a session: {} sent a party",
             bytes(setup)
         );
     }
-    println!(
-        "peak memory of tensors at a party: {}",
-        bytes(report.peak_memory_bytes)
-    );
-    println!(
-        "estimated time on {link}: {:.3} s",
-        report.estimated_seconds
-    );
+    println!("seconds are an estimate for the link {link}, every party on a core like this one");
 }

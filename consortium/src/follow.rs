@@ -10,6 +10,7 @@ use trefoil_transport::{MsgStream, TransportError};
 use crate::session::{SessionId, session_id};
 use crate::wire::{
     Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Lead, NodeStats, Proposal, clip_reason,
+    reported,
 };
 use crate::{Hex, JobId, SOFTWARE};
 
@@ -80,7 +81,7 @@ impl Following {
     /// What P0 says next; no deadline of its own.
     async fn next(&mut self) -> Result<Lead, String> {
         match self.stream.recv::<Lead>(CONTROL_MAX_BYTES).await {
-            Ok(Some(Lead::Abandon(reason))) => Err(clip_reason(&reason)),
+            Ok(Some(Lead::Abandon(reason))) => Err(clip_reason(&reported("P0", &reason))),
             Ok(Some(lead)) => Ok(lead),
             Ok(None) => Err("P0 ended the session's stream without a word".into()),
             Err(err) => Err(says(&err)),

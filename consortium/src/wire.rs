@@ -448,6 +448,16 @@ pub fn attributed(node: impl fmt::Display, reason: &str) -> String {
     }
 }
 
+/// A reason that a node gave and that may be about another node: it says whose word it is, once.
+pub fn reported(node: impl fmt::Display, reason: &str) -> String {
+    let node = node.to_string();
+    if reason.starts_with(&node) {
+        reason.into()
+    } else {
+        format!("{node} reports: {reason}")
+    }
+}
+
 /// Why a node's part of a session failed: in the words of whoever ended it, where somebody did.
 pub fn session_failure(me: impl fmt::Display, failure: Option<NetError>, own: &str) -> String {
     match failure {
@@ -465,5 +475,20 @@ impl DatasetInfo {
             test_rows: usize::try_from(self.test_rows).unwrap_or(usize::MAX),
             snapshot: self.snapshot,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reported_reason_says_once_whose_word_it_is() {
+        let p1 = Peer::Party(PartyId::P1);
+        assert_eq!(
+            reported(p1, "the dealer is late"),
+            "P1 reports: the dealer is late"
+        );
+        assert_eq!(reported(p1, "P1: no disk"), "P1: no disk");
     }
 }

@@ -1,6 +1,7 @@
 //! The process: one runtime on its own thread, links from the three parties, orderly end.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub(crate) struct Dealer {
     pub(crate) slot: tokio::sync::Mutex<()>,
     pub(crate) running: Mutex<Option<AbortHandle>>,
     links: [watch::Sender<Option<(u64, Link)>>; 3],
+    /// Links so far: each has a number of its own, so that the end of an old one clears no other.
+    links_held: AtomicU64,
 }
 
 impl Dealer {
@@ -85,11 +88,8 @@ impl Dealer {
 
     async fn hold(&self, party: PartyId, link: Link) {
         let place = &self.links[party.index()];
-        let mut number = 0;
-        place.send_modify(|held| {
-            number = held.as_ref().map_or(0, |(number, _)| number + 1);
-            *held = Some((number, link.clone()));
-        });
+        let number = self.links_held.fetch_add(1, Ordering::Relaxed);
+        place.send_replace(Some((number, link.clone())));
         tracing::info!(peer = %party, addr = %link.remote_addr(), "linked");
         let reason = link.closed().await;
         tracing::info!(peer = %party, %reason, "link closed");
@@ -162,6 +162,7 @@ impl Daemon {
             slot: tokio::sync::Mutex::default(),
             running: Mutex::default(),
             links: std::array::from_fn(|_| watch::channel(None).0),
+            links_held: AtomicU64::new(0),
         });
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

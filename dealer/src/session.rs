@@ -215,7 +215,7 @@ fn deal(
     let start = Instant::now();
     let mut state = DealerState::default();
     for (index, step) in derived.schedule.steps.iter().enumerate() {
-        let _span = tracing::debug_span!("step", step = index).entered();
+        let _span = tracing::info_span!("step", step = index).entered();
         let plan = derived
             .plans
             .get(step.program)

@@ -186,11 +186,11 @@ impl TrainSpec {
         if !(rate.is_finite() && (1e-9..=64.0).contains(&rate)) {
             return Err(job_error("learning_rate", rate, "1e-9 to 64 are possible"));
         }
-        if !(self.momentum.is_finite() && (0.0..=0.999).contains(&self.momentum)) {
+        if self.momentum != 0.0 && !(0.001..=0.999).contains(&self.momentum) {
             return Err(job_error(
                 "momentum",
                 self.momentum,
-                "0 to 0.999 are possible",
+                "0, or 0.001 to 0.999, are possible",
             ));
         }
         if let LrSchedule::Step {
@@ -206,6 +206,14 @@ impl TrainSpec {
                     "more than 0, at most 1",
                 ));
             }
+        }
+        let last = self.rate_at(self.epochs - 1);
+        if last < 1e-9 {
+            return Err(job_error(
+                "schedule",
+                last,
+                "the last epoch's learning rate; at least 1e-9 is possible",
+            ));
         }
         check_format(self.frac_bits, self.ring_bits)
     }

@@ -23,7 +23,7 @@ pub const INFERENCE_ROWS: usize = 128;
 /// Row indices in one schedule, at most: they are held in memory.
 const MAX_SCHEDULED_ROWS: usize = 1 << 26;
 /// Rows of the AUC, at most: every row is compared with every other.
-const MAX_AUC_ROWS: usize = 4096;
+pub const MAX_AUC_ROWS: usize = 4096;
 
 /// Training images.
 pub const TRAIN_IMAGES: &str = "train/images";

@@ -54,6 +54,7 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
             }
             Err(Failure::Failed(reason)) => {
                 following.failed(&reason).await;
+                session::forget_upload(party, &job).await;
                 job.fail(&reason);
                 Err(reason)
             }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
@@ -10,6 +11,10 @@ use trefoil_consortium::{JobDescription, JobId};
 
 /// Jobs that wait at the same time.
 const WAITING_MAX: usize = 64;
+/// Those of one requester among them.
+const WAITING_PER_REQUESTER_MAX: usize = 8;
+/// How long a job waits while no other runs: P0 may have given it up without a word to this party.
+const WAITING_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Finished jobs whose results are kept.
 const FINISHED_MAX: usize = 16;
 /// Events about progress that are kept for slow watchers.
@@ -20,6 +25,7 @@ const PROGRESS_MAX: usize = 4_096;
 pub(crate) struct Job {
     pub(crate) id: JobId,
     pub(crate) description: JobDescription,
+    submitted: Instant,
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
 }
@@ -30,6 +36,8 @@ struct Inner {
     events: VecDeque<(u64, Arc<Event>)>,
     next: u64,
     progress: usize,
+    /// When it was over.
+    ended: Option<Instant>,
 }
 
 /// Where a job is.
@@ -94,6 +102,9 @@ impl Job {
                 }
                 Event::Started { .. } | Event::Output { .. } => {}
             }
+            if inner.state == State::Finished {
+                inner.ended = Some(Instant::now());
+            }
             let next = inner.next;
             inner.next += 1;
             inner.events.push_back((next, Arc::new(event)));
@@ -132,6 +143,28 @@ struct Book {
     order: VecDeque<JobId>,
 }
 
+impl Book {
+    /// Ends the jobs that have waited too long. Time in which a job runs does not count: the
+    /// others wait for its end.
+    fn give_up_old(&self, now: Instant) {
+        let jobs = || self.jobs.values();
+        if jobs().any(|job| job.state() == State::Running) {
+            return;
+        }
+        let idle_since = jobs().filter_map(|job| job.lock().ended).max();
+        for job in jobs() {
+            let since = idle_since.map_or(job.submitted, |idle| idle.max(job.submitted));
+            let old = now.saturating_duration_since(since) > WAITING_AGE_MAX;
+            if old && job.begin() {
+                job.fail(&format!(
+                    "P0 has not started the job within {} s",
+                    WAITING_AGE_MAX.as_secs()
+                ));
+            }
+        }
+    }
+}
+
 impl Jobs {
     fn lock(&self) -> MutexGuard<'_, Book> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -139,11 +172,24 @@ impl Jobs {
 
     /// Notes a job that its requester submitted.
     pub(crate) fn submit(&self, description: JobDescription) -> Result<Arc<Job>, String> {
+        self.submit_at(description, Instant::now())
+    }
+
+    fn submit_at(&self, description: JobDescription, now: Instant) -> Result<Arc<Job>, String> {
         let id = description.id();
         let mut book = self.lock();
         if book.jobs.contains_key(&id) {
             return Err(format!(
                 "job {id} is known already: a repeated job needs a new nonce"
+            ));
+        }
+        book.give_up_old(now);
+        let waiting = book.jobs.values().filter(|job| {
+            job.description.requester == description.requester && job.state() == State::Waiting
+        });
+        if waiting.count() >= WAITING_PER_REQUESTER_MAX {
+            return Err(format!(
+                "busy: {WAITING_PER_REQUESTER_MAX} jobs of this requester are waiting already"
             ));
         }
         let finished: Vec<JobId> = book
@@ -170,6 +216,7 @@ impl Jobs {
         let job = Arc::new(Job {
             id,
             description,
+            submitted: now,
             inner: Mutex::default(),
             changed,
         });
@@ -199,5 +246,59 @@ impl Jobs {
     pub(crate) fn fail_all(&self, reason: &str) {
         let jobs: Vec<Arc<Job>> = self.lock().jobs.values().cloned().collect();
         jobs.iter().for_each(|job| job.fail(reason));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_models::JobKind;
+    use trefoil_models::job::{DatasetRef, TrainSpec};
+    use trefoil_transport::Pin;
+
+    use super::*;
+
+    fn description(requester: u8) -> JobDescription {
+        let kind = JobKind::Train {
+            network: "name = \"mlp\"".into(),
+            spec: TrainSpec::default(),
+            dataset: DatasetRef {
+                name: "digits".into(),
+                train_rows: 10,
+                test_rows: 2,
+                snapshot: [7; 32],
+            },
+            evaluate_each_epoch: true,
+            save_as: "digits-mlp".into(),
+            reveal_weights: true,
+        };
+        JobDescription::new("job", Pin::from_bytes([requester; 32]), kind).unwrap()
+    }
+
+    #[test]
+    fn a_requester_has_few_waiting_jobs_and_the_others_still_get_in() {
+        let jobs = Jobs::default();
+        for _ in 0..WAITING_PER_REQUESTER_MAX {
+            jobs.submit(description(1)).unwrap();
+        }
+        let err = jobs.submit(description(1)).unwrap_err();
+        assert!(err.contains("of this requester"), "{err}");
+        jobs.submit(description(2)).unwrap();
+    }
+
+    #[test]
+    fn a_job_that_nobody_starts_is_given_up_but_not_while_another_runs() {
+        let jobs = Jobs::default();
+        let old = jobs.submit(description(1)).unwrap();
+        let late = || Instant::now() + WAITING_AGE_MAX + Duration::from_secs(1);
+        let running = jobs.submit(description(2)).unwrap();
+        assert!(running.begin());
+        jobs.submit_at(description(3), late()).unwrap();
+        assert_eq!(old.state(), State::Waiting, "another job runs");
+        running.fail("over");
+        jobs.submit_at(description(4), Instant::now()).unwrap();
+        assert_eq!(old.state(), State::Waiting, "its turn has just come");
+        let young = jobs.submit_at(description(5), late()).unwrap();
+        assert_eq!(old.state(), State::Finished);
+        assert_eq!(young.state(), State::Waiting);
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tracing::Instrument;
 use trefoil_consortium::wire::{
     Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Lead, NodeStats, Proposal,
-    attributed, clip_reason,
+    attributed, clip_reason, reported,
 };
 use trefoil_consortium::{Nonce, SOFTWARE, SessionId, fresh_nonce, session_id};
 use trefoil_protocol::party::{PartyId, Peer};
@@ -47,6 +47,15 @@ async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
     let prepared = prepare(party, &job.description)
         .await
         .map_err(|reason| format!("{}: {reason}", party.me))?;
+    let led = propose(party, job, prepared).await;
+    if led.is_err() {
+        session::forget_upload(party, job).await;
+    }
+    led
+}
+
+/// Proposes a prepared job to the followers and takes it to its end.
+async fn propose(party: &Arc<Party>, job: &Arc<Job>, prepared: Prepared) -> Result<(), String> {
     let links = session::links(party).await?;
     let nonce = fresh_nonce()?;
     let proposal = Proposal {
@@ -58,8 +67,22 @@ async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
     };
     let [p1, p2, dealer] =
         FOLLOWERS.map(|peer| Follower::open(party, peer, links.of(peer), &proposal));
-    let (p1, p2, dealer) = tokio::try_join!(p1, p2, dealer)?;
-    let mut followers = [p1, p2, dealer];
+    let mut followers = match tokio::join!(p1, p2, dealer) {
+        (Ok(p1), Ok(p2), Ok(dealer)) => [p1, p2, dealer],
+        (p1, p2, dealer) => {
+            let mut reasons = Vec::new();
+            let mut opened = Vec::new();
+            for follower in [p1, p2, dealer] {
+                match follower {
+                    Ok(follower) => opened.push(follower),
+                    Err(reason) => reasons.push(reason),
+                }
+            }
+            let reason = reasons.join("; ");
+            abandon(&mut opened, &reason).await;
+            return Err(reason);
+        }
+    };
     let led = agree_and_run(party, job, prepared, links, nonce, &mut followers).await;
     match led {
         Ok(outcome) => {
@@ -73,10 +96,7 @@ async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
             Ok(())
         }
         Err(reason) => {
-            for follower in &mut followers {
-                // A follower that is gone needs no telling.
-                let _ = follower.say(&Lead::Abandon(clip_reason(&reason))).await;
-            }
+            abandon(&mut followers, &reason).await;
             Err(reason)
         }
     }
@@ -159,6 +179,13 @@ async fn everybody(followers: &mut [Follower; 3], message: &Lead) -> Result<(), 
         follower.say(message).await?;
     }
     Ok(())
+}
+
+async fn abandon(followers: &mut [Follower], reason: &str) {
+    for follower in followers {
+        // A follower that is gone needs no telling.
+        let _ = follower.say(&Lead::Abandon(clip_reason(reason))).await;
+    }
 }
 
 /// What another node derived against what this one did.
@@ -248,8 +275,8 @@ impl Follower {
                 "refused by {}",
                 attributed(peer, &clip_reason(&reason))
             )),
-            // It may pass on what another node said, in that node's words.
-            Ok(Some(Follow::Failed(reason))) => Err(clip_reason(&reason)),
+            // It may pass on what another node said: that is its word, not the other's.
+            Ok(Some(Follow::Failed(reason))) => Err(clip_reason(&reported(peer, &reason))),
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(format!("{peer} ended the session's stream without a word")),
             Err(err) => Err(format!("{peer}: {err}")),

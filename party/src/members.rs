@@ -18,6 +18,9 @@ use crate::store::{Staging, StoreError};
 /// A hospital may take this many rounds' time-outs between two chunks.
 const CHUNK_PATIENCE: u32 = 10;
 
+/// Upload numbers stay below this.
+const UPLOAD_NUMBERS_END: u64 = 1 << 32;
+
 /// Answers one request. An error is for the log: the member has been told.
 pub(crate) async fn answer(
     party: &Arc<Party>,
@@ -188,8 +191,12 @@ fn commit_checked(
             party.me
         )));
     }
-    if commit.number == 0 {
-        return Err(refuse("upload numbers start at 1".into()));
+    if !(1..UPLOAD_NUMBERS_END).contains(&commit.number) {
+        return Err(refuse(format!(
+            "upload number {} is not between 1 and {}",
+            commit.number,
+            UPLOAD_NUMBERS_END - 1
+        )));
     }
     party
         .store
@@ -226,10 +233,10 @@ async fn submit(
     let job = party.jobs.submit(job)?;
     if party.me == PartyId::P0 {
         // The queue is as long as the book of jobs.
-        party
-            .queue
-            .try_send(job.clone())
-            .map_err(|_| "busy: too many jobs are waiting".to_owned())?;
+        if party.queue.try_send(job.clone()).is_err() {
+            party.jobs.withdraw(&job)?;
+            return Err("busy: too many jobs are waiting".into());
+        }
     }
     Ok(job.id)
 }

@@ -1,6 +1,7 @@
 //! The links to the other nodes: of two parties the higher dials, parties dial the dealer. A link
 //! that breaks is made again; who is at the other end is the certificate's word alone.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ struct Place {
     pin: Pin,
     dials: bool,
     link: watch::Sender<Option<(u64, Link)>>,
+    /// Links so far: each has a number of its own, so that the end of an old one clears no other.
+    links: AtomicU64,
     trouble: Mutex<Option<String>>,
 }
 
@@ -38,6 +41,7 @@ impl Mesh {
                 Peer::Dealer => true,
             },
             link: watch::channel(None).0,
+            links: AtomicU64::new(0),
             trouble: Mutex::default(),
         });
         Mesh { places }
@@ -60,11 +64,8 @@ impl Mesh {
         let Some(place) = self.place(peer) else {
             return;
         };
-        let mut number = 0;
-        place.link.send_modify(|held| {
-            number = held.as_ref().map_or(0, |(number, _)| number + 1);
-            *held = Some((number, link.clone()));
-        });
+        let number = place.links.fetch_add(1, Ordering::Relaxed);
+        place.link.send_replace(Some((number, link.clone())));
         tracing::info!(%peer, addr = %link.remote_addr(), "linked");
         let reason = link.closed().await;
         tracing::info!(%peer, %reason, "link closed");

@@ -280,7 +280,7 @@ impl Work {
         let mut before = net.stats();
         for (index, step) in steps.iter().enumerate() {
             let start = Instant::now();
-            let _span = tracing::debug_span!("step", step = index).entered();
+            let _span = tracing::info_span!("step", step = index).entered();
             let mut inputs = BTreeMap::new();
             for input in &step.inputs {
                 let data = tables
@@ -387,18 +387,27 @@ fn progress(
     }
 }
 
-/// Keeps what a finished session leaves: the model, and no images whose predictions are done.
+/// Keeps what a finished session leaves: the model, and no images whose predictions are done. That
+/// images could not be removed is no reason to fail a job that is done.
 pub(crate) async fn keep(
     party: &Arc<Party>,
     job: &Arc<Job>,
     model: Option<StagedModel>,
 ) -> Result<(), String> {
-    let (party, upload) = (party.clone(), job.description.upload().map(str::to_owned));
-    on_files(move || {
-        if let Some(model) = model {
-            model.keep()?;
-        }
-        upload.map_or(Ok(()), |upload| party.store.remove_upload(&upload))
-    })
-    .await
+    if let Some(model) = model {
+        on_files(move || model.keep()).await?;
+    }
+    forget_upload(party, job).await;
+    Ok(())
+}
+
+/// Removes the images of a job that this party has accepted and that is over, well or not.
+pub(crate) async fn forget_upload(party: &Arc<Party>, job: &Job) {
+    let Some(upload) = job.description.upload().map(str::to_owned) else {
+        return;
+    };
+    let party = party.clone();
+    if let Err(reason) = on_files(move || party.store.remove_upload(&upload)).await {
+        tracing::warn!(%reason, "images to predict could not be removed");
+    }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::{Instr, Plan, Rep};
 use trefoil_protocol::prg::{Prg, Shifts};
-use trefoil_protocol::program::{Builder, PoolSpec, Program, Rounding, Sink, Table};
+use trefoil_protocol::program::{Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::dealer::{DealerKeys, DealerState, deal_step};
 use trefoil_protocol::run::frame;
@@ -338,6 +338,35 @@ fn programs() -> Vec<Program> {
             vec![b.bit_dot(best, x).unwrap()]
         }),
     ];
+    all.push(one_input("products", |b, x| {
+        let x = b.rescale(x, 10).unwrap();
+        let a = b.reshape(x, &[7, 11]).unwrap();
+        let square = b.matmul(a, a, false, true).unwrap();
+        let image = b.reshape(x, &[1, 1, 7, 11]).unwrap();
+        let w = b.slice(x, 0, 3, 6).unwrap();
+        let w = b.reshape(w, &[1, 1, 2, 3]).unwrap();
+        let y = b.conv2d(image, w, ConvSpec::default()).unwrap();
+        let dw = b
+            .conv2d_grad_weight(image, y, &[1, 1, 2, 3], ConvSpec::default())
+            .unwrap();
+        let dx = b
+            .conv2d_grad_input(y, w, &[1, 1, 7, 11], ConvSpec::default())
+            .unwrap();
+        vec![square, y, dw, dx]
+    }));
+    all.push(one_input("select and bits as numbers", |b, x| {
+        let y = b.scale(x, -3).unwrap();
+        let bit = b.greater_equal(x, y).unwrap();
+        let larger = b.select(bit, x, y).unwrap();
+        vec![larger, b.bit_to_ring(bit).unwrap()]
+    }));
+    let mut b = Builder::new("relu in the 48-bit ring", 48).unwrap();
+    let x = b.input("x", &[N], 20, 44).unwrap();
+    let (y, bit) = b.relu_trunc(x, 12, Rounding::Nearest).unwrap();
+    let g = b.bit_trunc(bit, x, 12, Rounding::Stochastic).unwrap();
+    b.output("y", y, Sink::Carry).unwrap();
+    b.output("g", g[0], Sink::Carry).unwrap();
+    all.push(b.finish());
     let spec = PoolSpec {
         window: [2, 2],
         stride: [2, 2],

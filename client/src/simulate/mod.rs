@@ -10,6 +10,7 @@ pub mod report;
 mod tables;
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -73,6 +74,14 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
         loaded.splits.test.len(),
         args.link
     );
+    let json = match &args.json {
+        // Opened before anything runs: a wrong path must not cost a whole run.
+        Some(path) => Some(
+            std::fs::File::create(path)
+                .with_context(|| format!("cannot write {}", path.display()))?,
+        ),
+        None => None,
+    };
     let cluster = Cluster::start(&spec)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -94,9 +103,9 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     let done = done?;
     let (report, confusion) = finish(&loaded, args, done, start)?;
     report.print(&confusion);
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_string_pretty(&report)? + "\n")
-            .with_context(|| format!("cannot write {}", path.display()))?;
+    if let Some(mut file) = json {
+        serde_json::to_writer_pretty(&mut file, &report)?;
+        writeln!(file)?;
     }
     if !report.bit_identical {
         bail!(
@@ -199,7 +208,7 @@ impl Simulation<'_> {
             frac_bits: spec.frac_bits,
             ring_bits: spec.ring_bits,
             dataset,
-            auc: self.loaded.network.classes == 2,
+            auc: self.loaded.wants_auc(),
         };
         let evaluate = self
             .job(&analyst, "analyst", "evaluating", evaluate)

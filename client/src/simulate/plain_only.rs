@@ -45,7 +45,7 @@ pub fn run(loaded: &Loaded) -> Result<()> {
         frac_bits: spec.frac_bits,
         ring_bits: spec.ring_bits,
         dataset,
-        auc: loaded.network.classes == 2,
+        auc: loaded.wants_auc(),
     };
     let (plan, plan_evaluate) = (schedule(&train)?, schedule(&evaluate)?);
     let steps = plan.steps.len() + plan_evaluate.steps.len() + spec.epochs;

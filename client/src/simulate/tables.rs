@@ -23,7 +23,7 @@ pub struct Holding {
 /// Normalised images in fixed point, one row each.
 pub fn images(data: &Dataset, preprocess: &Preprocess, frac_bits: u8) -> Result<Tensor> {
     let tensor = preprocess.to_fixed(data.images.view(), u32::from(frac_bits))?;
-    let words = tensor.len() / data.len().max(1);
+    let words = data.shape().iter().product();
     Ok(tensor.reshaped(&[data.len(), words]))
 }
 

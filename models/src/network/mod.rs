@@ -19,7 +19,7 @@ const MAX_TEXT_BYTES: usize = 64 << 10;
 /// Layers, at most.
 const MAX_LAYERS: usize = 128;
 /// Classes, at most: the limit of the protocol's argmax.
-const MAX_CLASSES: usize = 1024;
+const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
 const SHIPPED: [(&str, &str); 7] = [

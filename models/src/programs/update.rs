@@ -6,7 +6,7 @@
 //! extra bits keep the rounding of the velocity, which is never fed to a product, below that of the
 //! weights.
 //!
-//! Rates and momentum are applied as ratios `q / 2^s` with a q of at most 10 bits (5 for the rate in
+//! Rates and momentum are applied as ratios `q / 2^s` with a q of at most 10 bits (5 in
 //! the 48-bit ring, where q takes room from the gradient): exact for powers of two, else within
 //! 0.1 % (1.6 %).
 
@@ -18,7 +18,7 @@ use crate::job::TrainSpec;
 const VELOCITY_GUARD_BITS: u8 = 8;
 /// Bits of a ratio's numerator.
 const FACTOR_BITS: u8 = 10;
-/// Bits of the rate's numerator in the 48-bit ring.
+/// Bits of a ratio's numerator in the 48-bit ring.
 const NARROW_FACTOR_BITS: u8 = 5;
 
 /// The carried name of a parameter's velocity.
@@ -85,15 +85,15 @@ struct Momentum {
 impl Sgd {
     pub(crate) fn new(b: &Builder, spec: &TrainSpec, rate: f64) -> Result<Sgd, BuildError> {
         let batch = spec.batch as f64;
-        let momentum = (spec.momentum > 0.0).then(|| Momentum {
-            mu: Ratio::nearest(spec.momentum),
-            per_batch: Ratio::nearest(1.0 / batch),
-        });
         let factor_bits = if b.ring_bits() == 48 {
             NARROW_FACTOR_BITS
         } else {
             FACTOR_BITS
         };
+        let momentum = (spec.momentum > 0.0).then(|| Momentum {
+            mu: Ratio::with_bits(spec.momentum, factor_bits),
+            per_batch: Ratio::with_bits(1.0 / batch, factor_bits),
+        });
         let rate = Ratio::with_bits(
             if momentum.is_some() {
                 rate

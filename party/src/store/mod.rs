@@ -3,8 +3,9 @@
 //!
 //! ```text
 //! home/staging/UPLOAD/                   chunks that are not committed; swept at start-up
+//! home/staging/removed-COUNT/            an upload that is being removed; swept like the others
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
-//! home/uploads/UPLOAD/                   images to predict, until their job is done
+//! home/uploads/UPLOAD/                   images to predict, until their job is over
 //! home/models/NAME.model                 shares of weights
 //! ```
 //! `file.rs` is the form of a file, `upload.rs` staging and commit, `table.rs` reading rows,
@@ -18,7 +19,9 @@ mod upload;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
 use trefoil_consortium::receipt::Schema;
@@ -29,6 +32,9 @@ use trefoil_transport::Pin;
 pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use table::Tables;
 pub(crate) use upload::Staging;
+
+/// Images to predict whose job never came are removed at the first start after this time.
+const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Why the store could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +89,8 @@ struct Chunk {
 pub(crate) struct Store {
     home: PathBuf,
     catalog: Mutex<Catalog>,
+    /// Folders removed so far, for names that nothing else has.
+    removed: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +107,7 @@ impl Store {
         let store = Store {
             home: home.to_owned(),
             catalog: Mutex::default(),
+            removed: AtomicU64::new(0),
         };
         for folder in ["staging", "datasets", "uploads", "models"] {
             file::make_folder(&home.join(folder))?;
@@ -130,6 +139,11 @@ impl Store {
             }
         }
         for folder in file::list(&home.join("uploads"))? {
+            if let Some(why) = useless(&folder, SystemTime::now())? {
+                tracing::info!(path = %folder.display(), "removed images to predict: {why}");
+                store.discard(&folder)?;
+                continue;
+            }
             let name = folder
                 .file_name()
                 .unwrap_or_default()
@@ -168,7 +182,7 @@ impl Store {
             .flat_map(BTreeMap::keys);
         numbers
             .filter(|(pin, _)| *pin == hospital)
-            .map(|(_, number)| number + 1)
+            .map(|(_, number)| number.saturating_add(1))
             .max()
             .unwrap_or(1)
     }
@@ -191,12 +205,20 @@ impl Store {
             .map(|entry| (entry.contribution.hospital, entry.contribution.rows))
     }
 
-    /// Removes images whose predictions are done.
+    /// Removes images whose job is over; does nothing where they are gone already.
     pub(crate) fn remove_upload(&self, upload: &str) -> Result<(), StoreError> {
-        match self.lock().uploads.remove(upload) {
-            Some(entry) => std::fs::remove_dir_all(&entry.folder).map_err(at(&entry.folder)),
-            None => Ok(()),
-        }
+        let entry = self.lock().uploads.remove(upload);
+        entry.map_or(Ok(()), |entry| self.discard(&entry.folder))
+    }
+
+    /// Removes a committed folder. It goes to `staging/` first: whatever interrupts the removal,
+    /// no half of it stays where committed ones are looked for.
+    fn discard(&self, folder: &Path) -> Result<(), StoreError> {
+        let number = self.removed.fetch_add(1, Ordering::Relaxed);
+        let aside = self.home.join("staging").join(format!("removed-{number}"));
+        std::fs::rename(folder, &aside).map_err(at(folder))?;
+        file::sync_folder(folder.parent().unwrap_or(folder))?;
+        std::fs::remove_dir_all(&aside).map_err(at(&aside))
     }
 
     /// Opens the tables of a data set or of an upload, checking every chunk's checksum.
@@ -226,6 +248,20 @@ impl Store {
         }
         Ok(tables)
     }
+}
+
+/// Why a folder of images to predict may be removed at start-up. One with a commit record is kept
+/// until it is too old, readable or not.
+fn useless(folder: &Path, now: SystemTime) -> Result<Option<&'static str>, StoreError> {
+    let record = folder.join(upload::COMMIT_FILE);
+    if !record.try_exists().map_err(at(&record))? {
+        return Ok(Some("their removal was interrupted"));
+    }
+    let modified = std::fs::metadata(folder).and_then(|about| about.modified());
+    let modified = modified.map_err(at(folder))?;
+    // A time in the future counts as now.
+    let age = now.duration_since(modified).unwrap_or_default();
+    Ok((age > UPLOAD_AGE_MAX).then_some("no job has used them for too long"))
 }
 
 fn info(entries: &[&Entry]) -> DatasetInfo {

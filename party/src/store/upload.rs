@@ -13,6 +13,8 @@ use trefoil_transport::Pin;
 
 use super::{Chunk, Entry, Store, StoreError, at, contribution_name, file, upload_name};
 
+/// The commit's record in an upload's folder.
+pub(super) const COMMIT_FILE: &str = "commit.bin";
 /// Longest `commit.bin`.
 const COMMIT_MAX_BYTES: u64 = 8 << 20;
 /// Most rows in one upload: row numbers are 32 bits wide, one is taken.
@@ -141,7 +143,7 @@ pub(super) fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
 
 /// Reads a committed upload's record.
 pub(super) fn read_entry(folder: &Path) -> Result<Entry, StoreError> {
-    let path = folder.join("commit.bin");
+    let path = folder.join(COMMIT_FILE);
     let damaged = |detail: String| StoreError::Damaged {
         path: path.clone(),
         detail,
@@ -253,7 +255,7 @@ impl Store {
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
-        file::write(&staging.folder.join("commit.bin"), &[&bytes])?;
+        file::write(&staging.folder.join(COMMIT_FILE), &[&bytes])?;
 
         // From here on other commits wait, so that number and schema stay true.
         let mut catalog = self.lock();
@@ -313,5 +315,71 @@ impl Store {
                 .insert((staging.owner, number), entry);
         }
         Ok(Committed { digest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::super::{UPLOAD_AGE_MAX, useless};
+    use super::*;
+
+    /// A committed upload without rows.
+    fn committed(home: &Path, name: &str) -> PathBuf {
+        let folder = home.join("uploads").join(name);
+        file::make_folder(&folder).unwrap();
+        let record = CommitRecord {
+            contribution: Contribution {
+                hospital: Pin::from_bytes([1; 32]),
+                number: 1,
+                part: Part::Predict,
+                rows: 0,
+                digest: [0; 32],
+            },
+            schema: Schema {
+                shape: vec![1, 2, 2],
+                classes: 0,
+            },
+            chunks: Vec::new(),
+        };
+        let bytes = postcard::to_stdvec(&record).unwrap();
+        file::write(&folder.join(COMMIT_FILE), &[&bytes]).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_removal_that_was_interrupted_is_finished_and_nothing_committed_is_dropped() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let whole = committed(home, "whole");
+        let half = committed(home, "half");
+        std::fs::remove_file(half.join(COMMIT_FILE)).unwrap();
+        std::fs::write(chunk_path(&half, 0), b"what is left").unwrap();
+        let aside = home.join("staging").join("removed-0");
+        file::make_folder(&aside).unwrap();
+        let store = Store::open(home).unwrap();
+        assert!(!half.exists() && !aside.exists());
+        assert!(store.upload("half").is_none() && store.upload("whole").is_some());
+
+        store.remove_upload("whole").unwrap();
+        store.remove_upload("whole").unwrap();
+        assert!(!whole.exists() && store.upload("whole").is_none());
+        assert_eq!(file::list(&home.join("staging")).unwrap().len(), 0);
+
+        let damaged = committed(home, "damaged").join(COMMIT_FILE);
+        std::fs::write(&damaged, b"something else").unwrap();
+        let err = Store::open(home).unwrap_err().to_string();
+        assert!(err.contains("damaged") && damaged.exists(), "{err}");
+    }
+
+    #[test]
+    fn images_that_no_job_has_used_are_of_no_use_after_a_day() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = committed(home.path(), "upload");
+        let now = SystemTime::now();
+        assert_eq!(useless(&folder, now).unwrap(), None);
+        let later = now + UPLOAD_AGE_MAX + Duration::from_secs(60);
+        assert!(useless(&folder, later).unwrap().is_some());
     }
 }

@@ -14,14 +14,19 @@ use crate::plan::{
 };
 use crate::program::{Kind, Linear, Node, Type, Val};
 
+/// Elements compared, at most: all pairs of all classes meet in one circuit.
+const MAX_CLASSES: usize = 100;
+
 /// The last axis becomes planes.
 pub fn infer(ins: &[&Type]) -> Result<Vec<Type>, String> {
     let [x] = operands(ins)?;
     require_ring(&x)?;
     let mut shape = x.shape;
     let n = shape.pop().unwrap_or(0);
-    if !(2..=1024).contains(&n) {
-        return Err(format!("argmax over {n} elements; 2 to 1024 are possible"));
+    if !(2..=MAX_CLASSES).contains(&n) {
+        return Err(format!(
+            "argmax over {n} elements; 2 to {MAX_CLASSES} are possible"
+        ));
     }
     Ok(vec![Type {
         kind: Kind::Bits { planes: n as u16 },

@@ -110,7 +110,7 @@ impl Builder {
         Ok(y)
     }
 
-    /// Softmax over the last axis of `[rows, n]`, n at most 1,024, 16 fraction bits. Absolute error
+    /// Softmax over the last axis of `[rows, n]`, n at most 100, 16 fraction bits. Absolute error
     /// below `2^-10` for n up to 20; beyond, errors of the n exponentials add up in the sum.
     ///
     /// 1. The maximum by argmax and selection; `d = max - x >= 0`.

@@ -14,6 +14,9 @@ use super::{OutOfRange, check_comparable, operands, require_bits, require_ring};
 use crate::plan::{Lowering, MaskedBit, Repr};
 use crate::program::{Kind, Linear, Node, PoolShape, Type};
 
+/// Elements of a window, at most: the selectors' products grow with it.
+const MAX_WINDOW: usize = 64;
+
 /// Pairs compared, in order: indices below the window's length are its elements, `len + c` is the
 /// winner of comparison `c`. Every pair has its earlier elements on the left.
 fn tournament(len: usize) -> Vec<(usize, usize)> {
@@ -51,8 +54,11 @@ fn path(len: usize, q: usize) -> Vec<(usize, bool)> {
 pub fn infer(pool: &PoolShape, ins: &[&Type], shape: &[usize]) -> Result<Vec<Type>, String> {
     let [x] = operands(ins)?;
     require_ring(&x)?;
-    if pool.window_len() < 2 {
-        return Err("a window needs at least two elements".into());
+    if !(2..=MAX_WINDOW).contains(&pool.window_len()) {
+        return Err(format!(
+            "a window of {} elements; 2 to {MAX_WINDOW} are possible",
+            pool.window_len()
+        ));
     }
     if x.len() != pool.planes * pool.h * pool.w || crate::ring::elements(shape) != pool.windows() {
         return Err(format!("{:?} does not fit {pool:?} -> {shape:?}", x.shape));

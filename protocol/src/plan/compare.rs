@@ -7,7 +7,11 @@
 //!
 //! Borrows over several ranges that end at digit boundaries come out of the same rounds.
 
-use super::{BitRef, Circuit, CircuitBuilder, CircuitInput, Literal, PlanBuilder, Term, VId, Wire};
+use std::sync::Arc;
+
+use super::{
+    BitRef, Circuit, CircuitBuilder, CircuitInput, Corr, Literal, PlanBuilder, Rep, Term, VId, Wire,
+};
 
 /// Bits of a digit, at most.
 const DIGIT: u8 = 4;
@@ -120,7 +124,10 @@ impl PlanBuilder {
             all.extend(range);
             lo = *hi;
         }
-        let dealt = self.deal_circuit(one_hot_circuit(&all), vec![r], n);
+        let digits = one_hot_circuit(&all);
+        let planes = digits.outs.len() as u16;
+        let corr = Corr::Digits(Arc::new(digits));
+        let dealt = self.deal(corr, vec![r], Rep::Bits { planes }, n);
         let selected = self.circuit(select_circuit(&all, offset), vec![m, dealt], n);
         let plane = |i: usize| {
             Literal::from(BitRef {

@@ -23,6 +23,10 @@ pub struct LayerCost {
     pub multiply_adds: u64,
     /// Exact comparisons of secrets.
     pub comparisons: u64,
+    /// Words of pseudo-random stream that one party expands.
+    pub prg_words_per_party: u64,
+    /// Largest sum of live tensors at a party while the layer works.
+    pub peak_memory_bytes: u64,
 }
 
 /// Cost of one step.
@@ -50,6 +54,14 @@ pub struct Cost {
     pub layers: Vec<LayerCost>,
 }
 
+impl Cost {
+    fn see_memory(&mut self, scope: u16, live: u64) {
+        let layer = &mut self.layers[usize::from(scope)];
+        layer.peak_memory_bytes = layer.peak_memory_bytes.max(live);
+        self.peak_memory_bytes = self.peak_memory_bytes.max(live);
+    }
+}
+
 impl Plan {
     /// Adds up the plan.
     pub fn cost(&self) -> Cost {
@@ -65,7 +77,9 @@ impl Plan {
         for round in &self.rounds {
             for (instr, free) in &round.work {
                 live += self.instr_cost(instr, &mut cost);
-                cost.peak_memory_bytes = cost.peak_memory_bytes.max(live);
+                for out in instr.outs() {
+                    cost.see_memory(self.slot(out).scope, live);
+                }
                 live -= free.iter().map(|id| self.party_bytes(*id)).sum::<u64>();
             }
             if !round.opens.is_empty() {
@@ -78,7 +92,9 @@ impl Plan {
                     .map(|id| self.party_bytes(id))
                     .sum();
                 live += opened;
-                cost.peak_memory_bytes = cost.peak_memory_bytes.max(live + 3 * frame);
+                for out in round.opens.iter().flat_map(Instr::outs) {
+                    cost.see_memory(self.slot(out).scope, live + 3 * frame);
+                }
             }
             live -= round
                 .free
@@ -89,16 +105,11 @@ impl Plan {
         for output in &self.outputs {
             if matches!(output.sink, Sink::Reveal | Sink::RevealIndex) {
                 let slot = self.slot(output.share);
-                cost.reveal_bytes_per_party += slot.rep.wire_bytes(slot.n);
+                // Receivers get words.
+                cost.reveal_bytes_per_party += 8 * slot.n as u64;
             }
         }
-        cost.layers.retain(|layer| {
-            *layer
-                != LayerCost {
-                    name: layer.name.clone(),
-                    ..LayerCost::default()
-                }
-        });
+        cost.layers.retain(|layer| layer.peak_memory_bytes > 0);
         cost
     }
 
@@ -145,8 +156,12 @@ impl Plan {
             };
             let layer = &mut cost.layers[usize::from(slot.scope)];
             match instr {
-                Instr::Rand { .. } => cost.prg_words_per_party += words,
+                Instr::Rand { .. } => {
+                    layer.prg_words_per_party += words;
+                    cost.prg_words_per_party += words;
+                }
                 Instr::Deal { corr, .. } => {
+                    layer.prg_words_per_party += words * 2 / 3;
                     cost.prg_words_per_party += words * 2 / 3;
                     let bytes = slot.rep.wire_bytes(slot.n);
                     layer.dealer_bytes += bytes;
@@ -165,13 +180,10 @@ impl Plan {
                 }
                 _ => {}
             }
-            // Every exact comparison ends in one derived or dealt one-hot of a mask: counted there.
             if let Instr::Deal {
-                corr: Corr::Circuit(circuit),
+                corr: Corr::Digits(_),
                 ..
             } = instr
-                && circuit.outs.len() >= 15
-                && matches!(circuit.inputs[..], [super::CircuitInput::Ring { .. }])
             {
                 layer.comparisons += slot.n as u64;
                 cost.comparisons += slot.n as u64;

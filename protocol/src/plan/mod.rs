@@ -131,6 +131,8 @@ pub enum Corr {
     },
     /// Bit planes computed by a circuit.
     Circuit(Arc<Circuit>),
+    /// The one-hot digits of a mask, by a circuit: one for each exact comparison.
+    Digits(Arc<Circuit>),
     /// One-hot planes of `(index +- bit) mod 2^width`.
     OneHot(LookupSpec),
     /// All planes of a bit value as ring elements 0 and 1, plane after plane.

@@ -189,6 +189,12 @@ impl Builder {
                 format!("{name:?} is bits; convert with bit_to_ring to carry it"),
             ));
         }
+        if let (Kind::Bits { planes: 65.. }, Sink::Reveal) = (self.ty(val).kind, &sink) {
+            return Err(self.error(
+                "output",
+                format!("{name:?} has more than 64 bits an element; reveal its index"),
+            ));
+        }
         if sink == Sink::RevealIndex && !bits {
             return Err(self.error("output", format!("{name:?} is not a one-hot bit value")));
         }

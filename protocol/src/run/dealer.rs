@@ -22,7 +22,7 @@ use crate::transport::CorrectionSink;
 pub struct DealerKeys {
     /// By party index.
     pub parties: [Prg; 3],
-    /// Coins of stochastic rounding; drawn per job, kept over resumes.
+    /// Coins of stochastic rounding.
     pub coins: Option<Prg>,
 }
 
@@ -82,11 +82,10 @@ pub fn deal_step(
             .for_each(|id| run.values[id.index()] = None);
     }
     for output in &plan.outputs {
-        if let (Sink::CarryMasked, Some((_, mask))) = (&output.sink, output.masked) {
-            let value = run.values[mask.index()].take();
-            if let Some(Value::Ring(mask)) = value {
-                state.masks.insert(output.name.clone(), mask);
-            }
+        if let (Sink::CarryMasked, Some((_, mask))) = (&output.sink, output.masked)
+            && let Some(Value::Ring(mask)) = &run.values[mask.index()]
+        {
+            state.masks.insert(output.name.clone(), mask.clone());
         }
     }
     Ok(())
@@ -294,7 +293,7 @@ impl Step<'_> {
         let n = self.plan.slot(out).n;
         let ring_mask = low_mask(self.plan.ring_bits);
         match corr {
-            Corr::Circuit(circuit) => {
+            Corr::Circuit(circuit) | Corr::Digits(circuit) => {
                 let operands: Vec<Operand<'_>> = ins.iter().map(|id| self.operand(*id)).collect();
                 kernels::circuit(circuit, &operands, true, n)
             }

@@ -65,7 +65,7 @@ pub struct OutputShare {
     pub share: Tensor,
     /// How the three shares combine.
     pub xor: bool,
-    /// Hash of all values opened in the step; equal at all parties unless the run diverged.
+    /// Hash of all values opened in the session so far; equal at all parties unless the run diverged.
     pub opened: [u8; 16],
 }
 

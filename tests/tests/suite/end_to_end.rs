@@ -220,3 +220,41 @@ fn plan_prints_totals_and_layers_as_json() {
     let layers = plan["layers"].as_array().expect("layers");
     assert!(layers.iter().any(|layer| layer["name"] == "conv2"));
 }
+
+#[test]
+fn other_layers_momentum_and_revealed_logits_equal_plain_over_quic() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let network = "name = \"mixed\"\ninput = [1, 28, 28]\nclasses = 10\n\
+        [[layer]]\nkind = \"conv\"\nfilters = 3\nkernel = 5\nstride = 2\n\
+        [[layer]]\nkind = \"poly\"\ncoefficients = [0.1, 0.5, 0.1]\n\
+        [[layer]]\nkind = \"avg_pool\"\nwindow = 2\n\
+        [[layer]]\nkind = \"conv\"\nfilters = 4\nkernel = 3\npadding = \"same\"\n\
+        [[layer]]\nkind = \"square\"\n\
+        [[layer]]\nkind = \"global_avg_pool\"\n\
+        [[layer]]\nkind = \"dense\"\nunits = 10\n";
+    let network = experiment(&folder, "mixed.toml", network);
+    let text = format!(
+        "network = {:?}\n[data]\nsource = \"digits\"\nhospitals = 3\ntrain_rows = 40\ntest_rows = 2\n\
+         [training]\nbatch = 10\nepochs = 1\nlearning_rate = 0.01\nmomentum = 0.9\nrounding = \"floor\"\n\
+         [predict]\nimages = 2\noutput = \"logits\"\n",
+        network.display().to_string()
+    );
+    let file = experiment(&folder, "mixed-run.toml", &text);
+    assert_eq!(simulate(&folder, &file, &[])["train"]["steps"], 4);
+}
+
+#[test]
+fn the_first_fifty_lenet_steps_on_mnist_equal_plain_over_quic() {
+    let mnist = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/mnist");
+    if !mnist.is_dir() {
+        println!("skipped: MNIST is not beside the project (docs/data.md)");
+        return;
+    }
+    let folder = TempDir::new().expect("a temporary folder");
+    let text = "network = \"lenet\"\n[data]\nsource = \"mnist\"\ntrain_rows = 6400\ntest_rows = 128\n\
+                preprocess = { mean = 0.1307, std = 0.3081 }\n\
+                [training]\nbatch = 128\nepochs = 1\nlearning_rate = 0.125\nseed = 1\n";
+    let file = experiment(&folder, "fifty.toml", text);
+    let report = simulate(&folder, &file, &["--data", &mnist.display().to_string()]);
+    assert_eq!(report["train"]["steps"], 50);
+}

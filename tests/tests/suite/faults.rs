@@ -231,6 +231,48 @@ fn a_port_in_use_is_an_error_that_names_the_address() {
     );
 }
 
+#[cfg(unix)]
+#[test]
+fn a_node_ends_orderly_on_ctrl_c() {
+    use std::io::{BufRead, BufReader};
+    let folder = TempDir::new().expect("a temporary folder");
+    let home = folder.path().join("home");
+    let spec = ClusterSpec {
+        home: Home::At(home.clone()),
+        ..ClusterSpec::of(env!("CARGO_BIN_EXE_trefoil-under-test"))
+    };
+    Cluster::start(&spec).expect("the cluster starts").stop();
+    let mut node = trefoil()
+        .arg("dealer")
+        .arg("--config")
+        .arg(home.join("dealer/dealer.toml"))
+        .env("RUST_LOG", "info")
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the tool starts");
+    // Its first log line says where it listens.
+    let mut line = String::new();
+    let stderr = node.stderr.take().expect("piped");
+    BufReader::new(stderr)
+        .read_line(&mut line)
+        .expect("a log line");
+    assert!(line.contains("127.0.0.1"), "{line}");
+    let killed = std::process::Command::new("kill")
+        .arg("-INT")
+        .arg(node.id().to_string())
+        .status();
+    assert!(killed.expect("kill runs").success());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = node.try_wait().expect("a child") {
+            break status;
+        }
+        assert!(start.elapsed() < LIMIT, "it did not end");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}
+
 /// Processes whose command line mentions a path.
 #[cfg(target_os = "linux")]
 fn processes(mention: &Path) -> usize {
