@@ -158,7 +158,12 @@ impl Experiment {
             seed: self.training.seed,
         };
         let (source, warnings) = data::resolve(&self.data.source, data, want)?;
-        let mut splits = data::load(&source)?;
+        let mut splits = data::load(&source).with_context(|| {
+            format!(
+                "the data {:?} does not fit the network {}, which reads {:?} and tells {} classes apart",
+                self.data.source, network.name, network.input, network.classes
+            )
+        })?;
         if self.data.evaluate == Judge::Validation {
             splits.test = splits
                 .validation
@@ -262,6 +267,9 @@ mod tests {
             .load(None)
             .expect_err("two classes");
         let error = format!("{error:#}");
-        assert!(error.contains("10") && error.contains('2'), "{error}");
+        assert!(
+            error.contains("2 classes") && error.contains("digits"),
+            "{error}"
+        );
     }
 }

@@ -62,7 +62,7 @@ fn a_network_whose_shapes_do_not_fit_names_the_layer() {
     simulate_fails(
         &folder,
         "network = \"xray\"\n[data]\nsource = \"digits\"\n",
-        &["10", "2"],
+        &["xray", "2 classes", "digits"],
     );
 }
 
