@@ -241,7 +241,12 @@ mod tests {
     #[test]
     fn shipped_experiments_parse() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs");
-        for name in ["quickstart.toml", "pneumonia.toml", "mnist-lenet.toml"] {
+        for name in [
+            "quickstart.toml",
+            "pneumonia.toml",
+            "pneumonia-logistic.toml",
+            "mnist-lenet.toml",
+        ] {
             let experiment = Experiment::read(Some(&folder.join(name))).expect(name);
             read_network(&experiment.network).expect(name);
         }

@@ -249,6 +249,26 @@ fn relu_and_truncation_cost_what_the_protocol_says() {
 }
 
 #[test]
+fn operations_are_exact_across_blocks_and_chunks_of_corrections() {
+    let mut rng = rng(12);
+    for n in [511usize, 512, 513, 8191, 8192, 8193, 3 * 8192 + 777] {
+        let x = random(&mut rng, n, 60);
+        unary("across chunks", 64, 20, x, |b, x| {
+            let (y, bit) = b.relu_trunc(x, 16, Rounding::Nearest)?;
+            let g = b.bit_trunc(bit, x, 12, Rounding::Stochastic)?;
+            let sign = b.non_negative(x)?;
+            let table = Table {
+                values: (0..16).collect(),
+                out_bits: 4,
+                frac_bits: 0,
+            };
+            let found = b.lookup(x, 8, 4, 12, vec![table])?;
+            Ok(vec![y, g[0], b.bit_to_ring(sign)?, found[0]])
+        });
+    }
+}
+
+#[test]
 fn products_are_exact_in_all_orientations() {
     let mut rng = rng(3);
     for (m, k, n) in [(1, 1, 1), (3, 17, 5), (33, 9, 65)] {
