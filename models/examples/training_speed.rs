@@ -1,5 +1,5 @@
 //! Seconds of a training step with three parties and a dealer as threads in memory, and of the same
-//! step in the clear. `cargo run --release -p trefoil-models --example step_speed -- lenet 128 3`
+//! step in the clear. `cargo run --release -p trefoil-models --example training_speed -- lenet 128 3`
 
 use std::collections::BTreeMap;
 use std::time::Instant;
