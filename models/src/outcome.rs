@@ -53,22 +53,6 @@ pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<f64>, ModelError
     Ok((pairs > 0.0).then(|| (1.0 + *balance as i64 as f64 / pairs) / 2.0))
 }
 
-/// The area under the ROC curve of known scores: the Mann-Whitney statistic, ties count one half.
-pub fn auc_of_scores(scores: &[f64], positive: &[bool]) -> Option<f64> {
-    let mut order: Vec<usize> = (0..scores.len().min(positive.len())).collect();
-    order.sort_by(|i, j| scores[*i].total_cmp(&scores[*j]));
-    let total = order.iter().filter(|i| positive[**i]).count();
-    let pairs = total as f64 * (order.len() - total) as f64;
-    let (mut won, mut below) = (0.0, 0usize);
-    for tied in order.chunk_by(|i, j| scores[*i] == scores[*j]) {
-        let positives = tied.iter().filter(|i| positive[**i]).count();
-        let negatives = tied.len() - positives;
-        won += positives as f64 * (below as f64 + negatives as f64 / 2.0);
-        below += negatives;
-    }
-    (pairs > 0.0).then(|| won / pairs)
-}
-
 /// Predicted classes of all prediction steps, one after the other, without the padding.
 pub fn classes(steps: &[BTreeMap<String, Tensor>], rows: usize) -> Result<Vec<usize>, ModelError> {
     let words = collected(steps, "class", rows)?;
@@ -109,18 +93,4 @@ fn collected(
     }
     words.truncate(rows * width);
     Ok(words)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ties_count_one_half() {
-        let positive = [false, false, true, true];
-        assert_eq!(auc_of_scores(&[0.1, 0.2, 0.3, 0.4], &positive), Some(1.0));
-        assert_eq!(auc_of_scores(&[0.1, 0.3, 0.3, 0.4], &positive), Some(0.875));
-        assert_eq!(auc_of_scores(&[0.5; 4], &positive), Some(0.5));
-        assert_eq!(auc_of_scores(&[0.5; 2], &[true, true]), None);
-    }
 }

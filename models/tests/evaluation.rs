@@ -89,7 +89,7 @@ fn the_area_under_the_curve_equals_the_direct_statistic_with_ties() {
         .map(|row| row[1] - row[0])
         .collect();
     let positive: Vec<bool> = test.labels.iter().map(|label| *label == 1).collect();
-    let expected = outcome::auc_of_scores(&scores, &positive).expect("both classes occur");
+    let expected = auc_of_scores(&scores, &positive).expect("both classes occur");
     assert!(
         (auc - expected).abs() < 1e-12,
         "secure {auc}, direct {expected}"
@@ -206,4 +206,29 @@ fn gathering_pads_with_zeros_and_refuses_rows_that_do_not_exist() {
         Some(vec![4, 5, 0, 0, 0, 1])
     );
     assert_eq!(gather(&table, 2, &[3]), None);
+}
+
+/// The area under the ROC curve of known scores: the Mann-Whitney statistic, ties count one half.
+fn auc_of_scores(scores: &[f64], positive: &[bool]) -> Option<f64> {
+    let mut order: Vec<usize> = (0..scores.len().min(positive.len())).collect();
+    order.sort_by(|i, j| scores[*i].total_cmp(&scores[*j]));
+    let total = order.iter().filter(|i| positive[**i]).count();
+    let pairs = total as f64 * (order.len() - total) as f64;
+    let (mut won, mut below) = (0.0, 0usize);
+    for tied in order.chunk_by(|i, j| scores[*i] == scores[*j]) {
+        let positives = tied.iter().filter(|i| positive[**i]).count();
+        let negatives = tied.len() - positives;
+        won += positives as f64 * (below as f64 + negatives as f64 / 2.0);
+        below += negatives;
+    }
+    (pairs > 0.0).then(|| won / pairs)
+}
+
+#[test]
+fn ties_count_one_half() {
+    let positive = [false, false, true, true];
+    assert_eq!(auc_of_scores(&[0.1, 0.2, 0.3, 0.4], &positive), Some(1.0));
+    assert_eq!(auc_of_scores(&[0.1, 0.3, 0.3, 0.4], &positive), Some(0.875));
+    assert_eq!(auc_of_scores(&[0.5; 4], &positive), Some(0.5));
+    assert_eq!(auc_of_scores(&[0.5; 2], &[true, true]), None);
 }

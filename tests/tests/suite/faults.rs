@@ -2,7 +2,7 @@
 //! use, a parent that is killed. Every failure names the peer, in time, and leaves nothing running.
 
 use std::net::UdpSocket;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -209,15 +209,21 @@ fn an_unreachable_party_is_named_with_its_address() {
     );
 }
 
-#[test]
-fn a_port_in_use_is_an_error_that_names_the_address() {
-    let folder = TempDir::new().expect("a temporary folder");
+/// Homes of nodes with valid keys and configurations, of a cluster that has ended.
+fn written_homes(folder: &TempDir) -> PathBuf {
     let home = folder.path().join("home");
     let spec = ClusterSpec {
         home: Home::At(home.clone()),
         ..ClusterSpec::of(env!("CARGO_BIN_EXE_trefoil-under-test"))
     };
     Cluster::start(&spec).expect("the cluster starts").stop();
+    home
+}
+
+#[test]
+fn a_port_in_use_is_an_error_that_names_the_address() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let home = written_homes(&folder);
     let taken = UdpSocket::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     let config = home.join("p1/party.toml");
@@ -236,12 +242,7 @@ fn a_port_in_use_is_an_error_that_names_the_address() {
 fn a_node_ends_orderly_on_ctrl_c() {
     use std::io::{BufRead, BufReader};
     let folder = TempDir::new().expect("a temporary folder");
-    let home = folder.path().join("home");
-    let spec = ClusterSpec {
-        home: Home::At(home.clone()),
-        ..ClusterSpec::of(env!("CARGO_BIN_EXE_trefoil-under-test"))
-    };
-    Cluster::start(&spec).expect("the cluster starts").stop();
+    let home = written_homes(&folder);
     let mut node = trefoil()
         .arg("dealer")
         .arg("--config")
