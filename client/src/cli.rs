@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
 
-use crate::{plan, simulate};
+use crate::{bench, plan, simulate};
 
 /// Three institutions train and evaluate image classifiers on pictures that none of them may see.
 #[derive(Debug, Parser)]
@@ -26,6 +26,9 @@ enum Command {
     Simulate(SimulateArgs),
     /// Show what a network costs before anything runs: rounds, bytes, memory, time, by layer.
     Plan(PlanArgs),
+    /// Measure this machine: seconds, rounds, bytes and memory of known pieces of work, with real
+    /// nodes on loopback, and how near they are to the least that the work can take here.
+    Bench(BenchArgs),
     /// Run one computing party's node.
     Party(NodeArgs),
     /// Run the dealer's node.
@@ -100,6 +103,36 @@ pub struct PlanArgs {
     pub text: bool,
 }
 
+/// Arguments of `trefoil bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// Measure this case only; may be given several times.
+    #[arg(long = "case", value_name = "NAME")]
+    pub cases: Vec<String>,
+    /// Print the names of all cases, and do nothing else.
+    #[arg(long)]
+    pub list: bool,
+    /// Write the figures as one JSON object.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// The links between the nodes: lan (as fast as loopback is), wan (40 ms round trip,
+    /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
+    #[arg(long, default_value = "lan", value_name = "LINK")]
+    pub link: Link,
+    /// Largest UDP payload: 1200 to 6400. 4000 on loopback, 1452 on a link, where nothing is said.
+    #[arg(long, value_name = "BYTES")]
+    pub datagram_bytes: Option<u16>,
+    /// Measured repetitions of every case, instead of each case's own number.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5..))]
+    pub repetitions: Option<u16>,
+    /// Fraction bits.
+    #[arg(long, default_value_t = 16)]
+    pub frac_bits: u8,
+    /// Ring bits: 64 or 48.
+    #[arg(long, default_value_t = 64)]
+    pub ring_bits: u8,
+}
+
 #[derive(Debug, Args)]
 struct NodeArgs {
     /// The node's configuration file.
@@ -118,6 +151,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Plan(args) => plan::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Party(args) => trefoil_party::run(PartyConfig::load(&args.config)?, args.attached),
         Command::Dealer(args) => {
             trefoil_dealer::run(DealerConfig::load(&args.config)?, args.attached)

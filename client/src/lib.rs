@@ -2,6 +2,7 @@
 //! classifier is judged by ([`metrics`]), a member's calls to the parties ([`remote`]), and the
 //! commands. Start reading at [`cli`].
 
+pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod experiment;

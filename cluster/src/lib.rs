@@ -27,5 +27,5 @@ pub use homes::ClusterMember;
 pub use launcher::{Cluster, ClusterSpec, Home, NodeExit};
 pub use link::{Link, LinkParseError};
 pub use node::{NodeAddresses, NodeName};
-pub use process::Usage;
+pub use process::{Usage, usage_of};
 pub use relay::{Ends, LaneStats, RelayError, Relays};

@@ -315,7 +315,8 @@ fn tail_of(path: &Path) -> io::Result<Vec<String>> {
     Ok(lines)
 }
 
-fn usage_of(pid: u32) -> Option<Usage> {
+/// What a process has used so far; `None` where the operating system does not tell.
+pub fn usage_of(pid: u32) -> Option<Usage> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     parse_usage(&stat, &status)

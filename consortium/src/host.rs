@@ -1,12 +1,11 @@
-//! What both daemons share as processes: logging, and the attached mode in which a parent starts
+//! What both daemons share as processes: signals, and the attached mode in which a parent starts
 //! them, learns their port, tells them where the others are, and takes them along when it ends.
 
-use std::io::{self, BufRead, IsTerminal, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tracing_subscriber::EnvFilter;
 
 use crate::Addresses;
 
@@ -43,23 +42,6 @@ impl Peers {
     pub fn line(&self) -> String {
         serde_json::to_string(self).expect("texts have a JSON form")
     }
-}
-
-/// Logs to standard error; `RUST_LOG` goes before `filter`. Only the first call counts.
-pub fn init_logging(filter: &str) -> Result<(), String> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(text) if !text.is_empty() => {
-            EnvFilter::try_new(text).map_err(|err| format!("RUST_LOG: {err}"))
-        }
-        _ => EnvFilter::try_new(filter).map_err(|err| format!("log = {filter:?}: {err}")),
-    }?;
-    // An error means that the process logs already.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .try_init();
-    Ok(())
 }
 
 /// Prints where the node listens, as the only line on standard output.
@@ -113,39 +95,92 @@ pub fn peak_memory_bytes() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// Calls `end` at the first Ctrl-C (or, on Unix, `SIGTERM`); at the second the process ends at once.
-pub fn on_interrupt(end: impl Fn() + Send + 'static) -> Result<(), String> {
+/// Ctrl-C and, on Unix, `SIGTERM`: from here on they no longer end the process unnoticed. To be
+/// taken before a node says that it listens.
+pub fn interrupts() -> Result<Interrupts, String> {
     let failed = |err: io::Error| format!("signals cannot be handled: {err}");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(failed)?;
-    let watch = move || {
-        runtime.block_on(async {
-            let mut interrupted = false;
-            while interrupt().await.is_ok() {
-                if interrupted {
-                    std::process::exit(130);
-                }
-                interrupted = true;
-                end();
-            }
-        });
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::listen().map_err(failed)?
     };
-    let thread = std::thread::Builder::new().name("signals".into());
-    thread.spawn(watch).map(drop).map_err(failed)
+    Ok(Interrupts { runtime, signals })
 }
 
-async fn interrupt() -> io::Result<()> {
-    #[cfg(unix)]
-    {
+/// Signals that are taken; see [`interrupts`].
+#[derive(Debug)]
+pub struct Interrupts {
+    runtime: tokio::runtime::Runtime,
+    signals: Signals,
+}
+
+impl Interrupts {
+    /// Calls `end` at the first signal, one that has come already included; at the second the
+    /// process ends at once.
+    pub fn watch(self, end: impl Fn() + Send + 'static) -> Result<(), String> {
+        let Interrupts {
+            runtime,
+            mut signals,
+        } = self;
+        let watch = move || {
+            runtime.block_on(async {
+                let mut interrupted = false;
+                while signals.next().await.is_some() {
+                    if interrupted {
+                        std::process::exit(130);
+                    }
+                    interrupted = true;
+                    end();
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("signals".into());
+        thread
+            .spawn(watch)
+            .map(drop)
+            .map_err(|err| format!("signals cannot be handled: {err}"))
+    }
+}
+
+#[cfg(unix)]
+#[derive(Debug)]
+struct Signals {
+    ctrl_c: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Signals {
+    fn listen() -> io::Result<Signals> {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
+        Ok(Signals {
+            ctrl_c: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> Option<()> {
         tokio::select! {
-            done = tokio::signal::ctrl_c() => done,
-            _ = terminate.recv() => Ok(()),
+            signal = self.ctrl_c.recv() => signal,
+            signal = self.terminate.recv() => signal,
         }
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+}
+
+#[cfg(windows)]
+#[derive(Debug)]
+struct Signals(tokio::signal::windows::CtrlC);
+
+#[cfg(windows)]
+impl Signals {
+    fn listen() -> io::Result<Signals> {
+        tokio::signal::windows::ctrl_c().map(Signals)
+    }
+
+    async fn next(&mut self) -> Option<()> {
+        self.0.recv().await
+    }
 }

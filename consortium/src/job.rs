@@ -176,6 +176,7 @@ impl JobDescription {
                 name("model", model)?;
                 name("upload", upload)?;
             }
+            JobKind::Benchmark { .. } => {}
         }
         if !(1..=WALL_TIME_MAX_S).contains(&self.limits.wall_time_s) {
             let detail = format!(
@@ -194,14 +195,14 @@ impl JobDescription {
     pub fn dataset(&self) -> Option<&DatasetRef> {
         match &self.kind {
             JobKind::Train { dataset, .. } | JobKind::Evaluate { dataset, .. } => Some(dataset),
-            JobKind::Predict { .. } => None,
+            JobKind::Predict { .. } | JobKind::Benchmark { .. } => None,
         }
     }
 
     /// The kept model that the job reads, if it reads one.
     pub fn model(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Train { .. } => None,
+            JobKind::Train { .. } | JobKind::Benchmark { .. } => None,
             JobKind::Evaluate { model, .. } | JobKind::Predict { model, .. } => Some(model),
         }
     }
@@ -224,6 +225,11 @@ impl JobDescription {
                 ..
             }
             | JobKind::Predict {
+                ring_bits,
+                frac_bits,
+                ..
+            }
+            | JobKind::Benchmark {
                 ring_bits,
                 frac_bits,
                 ..
@@ -354,6 +360,13 @@ impl JobDescription {
                     PredictOutput::Probabilities => "the probability of each class for each image",
                 };
                 line("reveals", format!("to {requester}: {what}"));
+            }
+            JobKind::Benchmark {
+                work, repetitions, ..
+            } => {
+                let work = work.describe();
+                line("measures", format!("{repetitions} times {work}; reads no data"));
+                line("reveals", format!("to {requester}: nothing but results on zeros"));
             }
         }
         line("limits", format!("at most {} s", self.limits.wall_time_s));

@@ -17,6 +17,7 @@ pub mod host;
 pub mod identity;
 mod job;
 pub mod keys;
+pub mod logging;
 pub mod receipt;
 mod session;
 pub mod wire;

@@ -11,7 +11,7 @@ use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host,
+    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
@@ -179,7 +179,7 @@ impl Daemon {
         );
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
-        let span = tracing::info_span!("dealer");
+        let span = tracing::error_span!("dealer", node = "dealer");
         let body = move || {
             let _span = span.clone().entered();
             tracing::info!(addr = %local_addr, "listening");
@@ -239,14 +239,15 @@ impl Drop for Daemon {
 /// Runs the dealer as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
 /// [`trefoil_consortium::host`]; the dealer dials nobody and ignores the addresses.
 pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
-    host::init_logging(&config.log).map_err(anyhow::Error::msg)?;
+    logging::init(&config.log).map_err(anyhow::Error::msg)?;
+    let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
     let daemon = Daemon::start(&config)?;
     let stopper = daemon.stopper();
-    host::on_interrupt({
+    let interrupted = {
         let stopper = stopper.clone();
         move || stopper.stop("this node was interrupted")
-    })
-    .map_err(anyhow::Error::msg)?;
+    };
+    interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
     if attached {
         host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
         host::read_peers().map_err(anyhow::Error::msg)?;

@@ -25,7 +25,7 @@ const PLACE: usize = 3;
 /// Answers a proposal of P0 and deals its session. An error is for the log.
 pub(crate) async fn follow(dealer: &Arc<Dealer>, stream: MsgStream) -> Result<(), String> {
     let (mut following, proposal) = Following::receive(stream, dealer.wait()).await?;
-    let span = tracing::info_span!("job", job = %proposal.job.id());
+    let span = tracing::error_span!("job", job = %proposal.job.id());
     async {
         match take_part(dealer, &proposal, &mut following).await {
             Ok(()) => {
@@ -180,7 +180,7 @@ async fn run(
     };
 
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let span = tracing::info_span!("session", session = %trefoil_consortium::hex(&session[..8]));
+    let span = tracing::error_span!("session", session = %trefoil_consortium::hex(&session[..8]));
     let thread_abort = abort.clone();
     let body = move || {
         let _span = span.entered();
@@ -215,7 +215,7 @@ fn deal(
     let start = Instant::now();
     let mut state = DealerState::default();
     for (index, step) in derived.schedule.steps.iter().enumerate() {
-        let _span = tracing::info_span!("step", step = index).entered();
+        let _span = tracing::error_span!("step", step = index).entered();
         let plan = derived
             .plans
             .get(step.program)

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
-use crate::ModelError;
+use crate::{Benchmark, ModelError};
 
 /// How the learning rate changes over epochs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -141,6 +141,17 @@ pub enum JobKind {
         upload: String,
         /// What is revealed.
         output: PredictOutput,
+    },
+    /// Repetitions of one piece of work on zeros, to be timed.
+    Benchmark {
+        /// What is repeated.
+        work: Benchmark,
+        /// How often.
+        repetitions: usize,
+        /// Fraction bits.
+        frac_bits: u8,
+        /// Ring bits: 64 or 48.
+        ring_bits: u8,
     },
 }
 

@@ -6,6 +6,7 @@
 //! in the clear and is the reference that a secure run equals bit for bit; [`float`] is the same
 //! training in ordinary floating point; [`outcome`] reads what a job reveals. No input or output here.
 
+pub mod benchmark;
 pub mod cost;
 mod error;
 pub mod float;
@@ -17,6 +18,7 @@ pub mod programs;
 pub mod schedule;
 pub mod weights;
 
+pub use benchmark::Benchmark;
 pub use error::ModelError;
 pub use job::{DatasetRef, JobKind, LrSchedule, PredictOutput, TrainSpec};
 pub use network::Network;

@@ -33,6 +33,8 @@ pub const TRAIN_LABELS: &str = "train/labels";
 pub const TEST_IMAGES: &str = "test/images";
 /// Test labels, one-hot.
 pub const TEST_LABELS: &str = "test/labels";
+/// A table that is always there: rows of one word, all of them padding.
+pub const ZEROS: &str = "zeros";
 /// Images to be classified.
 pub const UPLOAD_IMAGES: &str = "upload/images";
 
@@ -80,6 +82,13 @@ pub enum Phase {
     },
     /// Reveals the weights.
     RevealWeights,
+    /// One repetition of what is measured.
+    Benchmark {
+        /// Which.
+        repetition: usize,
+        /// Repetitions in all.
+        of: usize,
+    },
 }
 
 impl fmt::Display for Phase {
@@ -102,6 +111,9 @@ impl fmt::Display for Phase {
             Phase::Predict { batch, of } => write!(f, "predict, batch {} of {of}", batch + 1),
             Phase::Result { epoch } => write!(f, "result after epoch {}", epoch + 1),
             Phase::RevealWeights => f.write_str("reveal weights"),
+            Phase::Benchmark { repetition, of } => {
+                write!(f, "benchmark, repetition {} of {of}", repetition + 1)
+            }
         }
     }
 }
@@ -288,6 +300,12 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             }
             Ok(schedule)
         }
+        JobKind::Benchmark {
+            work,
+            repetitions,
+            frac_bits,
+            ring_bits,
+        } => work.schedule(*repetitions, *frac_bits, *ring_bits),
     }
 }
 

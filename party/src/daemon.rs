@@ -12,7 +12,7 @@ use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
     Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, MemberEntry,
-    PartyConfig, Role, host,
+    PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
@@ -184,7 +184,7 @@ impl Daemon {
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let overrides = addresses.subscribe();
-        let span = tracing::info_span!("party", me = %me);
+        let span = tracing::error_span!("party", node = %me);
         let body = move || {
             let _span = span.clone().entered();
             tracing::info!(addr = %local_addr, "listening");
@@ -252,14 +252,15 @@ impl Drop for Daemon {
 /// Runs a party as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
 /// [`trefoil_consortium::host`].
 pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
-    host::init_logging(&config.log).map_err(anyhow::Error::msg)?;
+    logging::init(&config.log).map_err(anyhow::Error::msg)?;
+    let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
     let daemon = Daemon::start(&config, attached)?;
     let stopper = daemon.stopper();
-    host::on_interrupt({
+    let interrupted = {
         let stopper = stopper.clone();
         move || stopper.stop("this node was interrupted")
-    })
-    .map_err(anyhow::Error::msg)?;
+    };
+    interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
     if attached {
         host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
         let peers = host::read_peers().map_err(anyhow::Error::msg)?;

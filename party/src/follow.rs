@@ -22,7 +22,7 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
     }
     let (mut following, proposal) = Following::receive(stream, party.wait()).await?;
     let id = proposal.job.id();
-    let span = tracing::info_span!("job", job = %id);
+    let span = tracing::error_span!("job", job = %id);
     async {
         let Some(job) = party.jobs.get(&id) else {
             let requester = match party.consortium.role(proposal.job.requester) {

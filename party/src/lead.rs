@@ -31,7 +31,7 @@ pub(crate) async fn lead(party: &Arc<Party>, job: Arc<Job>) {
     if !job.begin() {
         return;
     }
-    let span = tracing::info_span!("job", job = %job.id);
+    let span = tracing::error_span!("job", job = %job.id);
     async {
         let _slot = party.slot.lock().await;
         if let Err(reason) = try_lead(party, &job).await {

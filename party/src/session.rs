@@ -136,7 +136,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
 
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let me = party.me;
-    let span = tracing::info_span!("session", session = %trefoil_consortium::hex(&id[..8]));
+    let span = tracing::error_span!("session", session = %trefoil_consortium::hex(&id[..8]));
     let work = Work {
         party: party.clone(),
         id,
@@ -280,7 +280,7 @@ impl Work {
         let mut before = net.stats();
         for (index, step) in steps.iter().enumerate() {
             let start = Instant::now();
-            let _span = tracing::info_span!("step", step = index).entered();
+            let _span = tracing::error_span!("step", step = index).entered();
             let mut inputs = BTreeMap::new();
             for input in &step.inputs {
                 let data = tables
@@ -370,6 +370,7 @@ fn progress(
         Phase::Predict { batch, of } => ("predict", 0, batch, of),
         Phase::Result { epoch } => ("result", epoch, 0, 1),
         Phase::RevealWeights => ("reveal_weights", 0, 0, 1),
+        Phase::Benchmark { repetition, of } => ("benchmark", 0, repetition, of),
     };
     let sent = |stats: &SessionStats| by_peer(|peer| stats.payload_sent(peer)).iter().sum::<u64>();
     let dealt = |stats: &SessionStats| stats.payload_received(Peer::Dealer);

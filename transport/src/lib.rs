@@ -17,6 +17,7 @@
 mod error;
 mod identity;
 mod link;
+mod measure;
 mod node;
 mod queue;
 mod session;
@@ -28,6 +29,7 @@ mod tls;
 pub use error::{HelloMismatch, TransportError};
 pub use identity::{Identity, Pin, PinParseError};
 pub use link::{Link, LinkStats};
+pub use measure::stream_goodput;
 pub use node::Node;
 pub use session::{AbortHandle, DealerNet, Hello, MaterialReceiver, SessionNet, SessionStats};
 pub use settings::Settings;

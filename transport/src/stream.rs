@@ -230,6 +230,16 @@ impl FrameReader {
         }
     }
 
+    /// Reads and drops everything up to the stream's end; says how many bytes that were.
+    pub(crate) async fn discard(&mut self) -> Result<u64, ReadError> {
+        let mut bytes: u64 = self.chunks.drain(..).map(|chunk| chunk.len() as u64).sum();
+        while let Some(count) = self.stream.read_chunks(&mut self.scratch).await? {
+            let taken = self.scratch[..count].iter_mut().map(std::mem::take);
+            bytes += taken.map(|chunk| chunk.len() as u64).sum::<u64>();
+        }
+        Ok(bytes)
+    }
+
     pub(crate) fn stop(&mut self, code: VarInt) {
         // Fails only where the stream is over already.
         let _ = self.stream.stop(code);

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use trefoil_consortium::receipt::CHUNK_BYTES_MAX;
 use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
-    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES,
+    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
 };
 
 use super::upload::chunk_path;
@@ -20,7 +20,7 @@ use super::{Entry, StoreError, at, file};
 const OPEN_MAX: usize = 256;
 
 /// The tables that one job reads.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Tables {
     files: Vec<Piece>,
     tables: BTreeMap<&'static str, Table>,
@@ -46,6 +46,20 @@ struct Run {
     rows: usize,
     file: usize,
     offset: u64,
+}
+
+impl Default for Tables {
+    /// No table but that of padding.
+    fn default() -> Tables {
+        let zeros = Table {
+            row_words: 1,
+            ..Table::default()
+        };
+        Tables {
+            files: Vec::new(),
+            tables: BTreeMap::from([(ZEROS, zeros)]),
+        }
+    }
 }
 
 impl Tables {

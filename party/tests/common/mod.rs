@@ -140,7 +140,7 @@ impl World {
     pub fn start(seed: u64) -> World {
         let _ = seed;
         if std::env::var("RUST_LOG").is_ok() {
-            trefoil_consortium::host::init_logging("info").unwrap();
+            trefoil_consortium::logging::init("info").unwrap();
         }
         let folder = tempfile::tempdir().unwrap();
         let mut identities = BTreeMap::new();

@@ -1,0 +1,514 @@
+//! `trefoil bench`: how fast the system is on this machine, with real processes, held against the
+//! least that its work can take here ([`floor`]).
+//!
+//! Three parties and a dealer run as processes on this machine, fresh ones for every case; a
+//! session is held open and the case repeated in it. Seconds are those between two results as the
+//! requester sees them; the dealer may be at most two repetitions ahead, so that its work is inside
+//! the clock. Start-up is reported apart.
+
+mod cases;
+mod floor;
+
+use std::fs::File;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use bytes::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use trefoil_cluster::{Cluster, ClusterSpec, NodeName, Usage, usage_of};
+use trefoil_consortium::{Derived, JobDescription, random_bytes};
+use trefoil_models::{Benchmark, JobKind};
+use trefoil_protocol::party::PartyId;
+use trefoil_protocol::plan::Cost;
+use trefoil_protocol::prg::Prg;
+use trefoil_protocol::ring::Tensor;
+use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
+use trefoil_protocol::transport::{CorrectionSink, NetError};
+use trefoil_transport::Settings;
+
+use crate::cli::BenchArgs;
+use crate::plan::bytes;
+use crate::remote::{Event, Part, Remote, Upload};
+use cases::{Case, Work};
+use floor::Rates;
+
+/// Results of one case. Per repetition unless it says otherwise.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The case's name.
+    pub case: String,
+    /// Median.
+    pub seconds: f64,
+    /// Shortest.
+    pub seconds_min: f64,
+    /// Longest.
+    pub seconds_max: f64,
+    /// Repetitions behind these figures.
+    pub repetitions: usize,
+    /// From the first process's start to the first repetition's.
+    pub startup_seconds: f64,
+    /// Rounds among the parties.
+    pub rounds: u64,
+    /// Payload that a party sends to the two others; of `share-..` what the hospital sends to one.
+    pub bytes_sent_per_party: u64,
+    /// Payload on the dealer's three links.
+    pub dealer_bytes: u64,
+    /// CPU time of the three parties and the dealer; of `share-..` the hospital's as well.
+    pub cpu_seconds: f64,
+    /// Largest memory of any one process during the whole case.
+    pub peak_rss_bytes: u64,
+    /// The least that this work can take here.
+    pub floor_seconds: f64,
+    /// `seconds / floor_seconds`.
+    pub floor_ratio: f64,
+}
+
+/// What is written as JSON.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where this was measured.
+    pub machine: Machine,
+    /// All cases.
+    pub cases: Vec<Row>,
+}
+
+/// The machine, as far as it matters.
+#[derive(Clone, Debug, Serialize)]
+pub struct Machine {
+    /// The processor's name; empty where the platform does not say.
+    pub processor: String,
+    /// Cores that this process may use.
+    pub cores: usize,
+    /// Instruction set of the kernels.
+    pub kernel: String,
+    /// The links between the nodes.
+    pub link: String,
+    /// Ring bits.
+    pub ring_bits: u8,
+    /// What the floor is made of.
+    #[serde(flatten)]
+    pub rates: Rates,
+}
+
+/// Times and figures of a case before the floor.
+struct Measured {
+    seconds: Vec<f64>,
+    startup_seconds: f64,
+    cpu_seconds: f64,
+    peak_rss_bytes: u64,
+    rounds: u64,
+    bytes_sent_per_party: u64,
+    dealer_bytes: u64,
+    floor_seconds: f64,
+}
+
+/// Runs the command.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let all = cases::all()?;
+    if args.list {
+        for case in &all {
+            println!("{}", case.name);
+        }
+        return Ok(());
+    }
+    let names = || all.iter().map(|case| case.name.as_str());
+    if let Some(unknown) = args.cases.iter().find(|name| !names().any(|n| n == *name)) {
+        let names: Vec<&str> = names().collect();
+        bail!("--case {unknown}: there is none of this name; there are {}", names.join(", "));
+    }
+    // Opened before anything runs: a wrong path must not cost a whole run.
+    let json = match &args.json {
+        Some(path) => Some(
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
+        ),
+        None => None,
+    };
+    let settings = Settings {
+        datagram_bytes: args.datagram_bytes.unwrap_or(match args.link {
+            trefoil_cluster::Link::Loopback => 4_000,
+            trefoil_cluster::Link::Emulated { .. } => 1_452,
+        }),
+        ..Settings::default()
+    };
+    settings.check()?;
+    let rates = Rates::measure(&settings)?;
+    println!("{}", rates.describe());
+    let bench = Bench {
+        args,
+        settings,
+        rates,
+    };
+    println!("{HEAD}");
+    let mut rows = Vec::new();
+    let chosen = |case: &&Case| args.cases.is_empty() || args.cases.contains(&case.name);
+    for case in all.iter().filter(chosen) {
+        let row = bench.row(case).with_context(|| format!("case {}", case.name))?;
+        println!("{}", row.line());
+        rows.push(row);
+    }
+    if let Some(mut file) = json {
+        let report = Report {
+            machine: bench.machine(),
+            cases: rows,
+        };
+        serde_json::to_writer_pretty(&mut file, &report)?;
+        writeln!(file)?;
+    }
+    Ok(())
+}
+
+const HEAD: &str = "case                    seconds       min       max  floor x  rounds  sent a party       dealt   CPU s     peak  start-up";
+
+impl Row {
+    fn line(&self) -> String {
+        format!(
+            "{:<21} {:>9.5} {:>9.5} {:>9.5} {:>8.2} {:>7} {:>13} {:>11} {:>7.3} {:>8} {:>7.2} s",
+            self.case,
+            self.seconds,
+            self.seconds_min,
+            self.seconds_max,
+            self.floor_ratio,
+            self.rounds,
+            bytes(self.bytes_sent_per_party),
+            bytes(self.dealer_bytes),
+            self.cpu_seconds,
+            bytes(self.peak_rss_bytes),
+            self.startup_seconds,
+        )
+    }
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    settings: Settings,
+    rates: Rates,
+}
+
+impl Bench<'_> {
+    fn machine(&self) -> Machine {
+        let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let name = cpuinfo.lines().find_map(|line| {
+            let (key, value) = line.split_once(':')?;
+            (key.trim() == "model name").then(|| value.trim().to_owned())
+        });
+        Machine {
+            processor: name.unwrap_or_default(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            kernel: format!("{:?}", trefoil_protocol::ring::kernel::isa()),
+            link: self.args.link.to_string(),
+            ring_bits: self.args.ring_bits,
+            rates: self.rates.clone(),
+        }
+    }
+
+    fn row(&self, case: &Case) -> Result<Row> {
+        let repetitions = self.args.repetitions.map_or(case.repetitions, usize::from);
+        let bar = bar(&case.name, 1 + repetitions);
+        let measured = match &case.work {
+            Work::Job(work) => self.job(work, repetitions, &bar),
+            Work::Share(images) => self.share(*images, repetitions, &bar),
+            Work::Dealer(work) => self.dealer(work, repetitions, &bar),
+        };
+        bar.finish_and_clear();
+        let mut measured = measured?;
+        measured.seconds.sort_by(f64::total_cmp);
+        let [Some(min), Some(max)] = [measured.seconds.first(), measured.seconds.last()] else {
+            bail!("nothing was measured");
+        };
+        let seconds = measured.seconds[measured.seconds.len() / 2];
+        Ok(Row {
+            case: case.name.clone(),
+            seconds,
+            seconds_min: *min,
+            seconds_max: *max,
+            repetitions: measured.seconds.len(),
+            startup_seconds: measured.startup_seconds,
+            rounds: measured.rounds,
+            bytes_sent_per_party: measured.bytes_sent_per_party,
+            dealer_bytes: measured.dealer_bytes,
+            cpu_seconds: measured.cpu_seconds,
+            peak_rss_bytes: measured.peak_rss_bytes,
+            floor_seconds: measured.floor_seconds,
+            floor_ratio: seconds / measured.floor_seconds,
+        })
+    }
+
+    fn kind(&self, work: &Benchmark, repetitions: usize) -> JobKind {
+        JobKind::Benchmark {
+            work: work.clone(),
+            repetitions,
+            frac_bits: self.args.frac_bits,
+            ring_bits: self.args.ring_bits,
+        }
+    }
+
+    fn cluster(&self, look_ahead_bytes: u64) -> Result<(Cluster, Settings)> {
+        let mut settings = self.settings.clone();
+        settings.look_ahead_bytes = settings.look_ahead_bytes.min(look_ahead_bytes.max(1));
+        let spec = ClusterSpec {
+            link: self.args.link,
+            settings: settings.clone(),
+            hospitals: vec!["hospital-1".into()],
+            ring_bits: self.args.ring_bits,
+            ..ClusterSpec::new()?
+        };
+        Ok((Cluster::start(&spec)?, settings))
+    }
+
+    /// A job of one repetition that is not counted and `repetitions` that are.
+    fn job(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
+        let kind = self.kind(work, 1 + repetitions);
+        let cost = last_cost(&describe("benchmark", kind.clone())?)?;
+        let start = Instant::now();
+        let (cluster, settings) = self.cluster(2 * cost.dealer_bytes / 3)?;
+        let done = inside(self.watch(&cluster, &settings, kind, work, start, bar));
+        let mut measured = done.map_err(|error| blame(&cluster, error))?;
+        cluster.stop();
+        measured.rounds = cost.rounds;
+        measured.bytes_sent_per_party = cost.bytes_sent_per_party;
+        measured.dealer_bytes = cost.dealer_bytes;
+        measured.floor_seconds = self.rates.floor_seconds(&cost);
+        Ok(measured)
+    }
+
+    async fn watch(
+        &self,
+        cluster: &Cluster,
+        settings: &Settings,
+        kind: JobKind,
+        work: &Benchmark,
+        start: Instant,
+        bar: &ProgressBar,
+    ) -> Result<Measured> {
+        let member = cluster.member("analyst")?;
+        let remote = Remote::connect(
+            &member.identity,
+            cluster.consortium(),
+            Some(member.parties),
+            settings,
+        )
+        .await?;
+        let mut job = describe("benchmark", kind)?;
+        job.requester = member.identity.pin()?;
+        let id = remote.submit(job).await?;
+        let reveals = matches!(work, Benchmark::Infer { .. });
+        let mut startup_seconds = 0.0;
+        let mut ends = Vec::new();
+        let mut before = None;
+        remote
+            .watch(id, &mut |event| {
+                let ended = match event {
+                    Event::Started { .. } => {
+                        startup_seconds = start.elapsed().as_secs_f64();
+                        false
+                    }
+                    Event::Progress(progress) => progress.phase == "benchmark" && !reveals,
+                    Event::Output(_) => reveals,
+                };
+                if ended {
+                    if ends.is_empty() {
+                        before = cpu_seconds(cluster);
+                    }
+                    ends.push(Instant::now());
+                    bar.inc(1);
+                }
+            })
+            .await?;
+        let after = cpu_seconds(cluster);
+        remote.close().await;
+        let seconds: Vec<f64> = ends
+            .windows(2)
+            .map(|ends| (ends[1] - ends[0]).as_secs_f64())
+            .collect();
+        let cpu = after.zip(before).map_or(f64::NAN, |(after, before)| after - before);
+        Ok(Measured {
+            startup_seconds,
+            cpu_seconds: cpu / seconds.len() as f64,
+            peak_rss_bytes: peak_rss_bytes(cluster),
+            seconds,
+            rounds: 0,
+            bytes_sent_per_party: 0,
+            dealer_bytes: 0,
+            floor_seconds: 0.0,
+        })
+    }
+
+    /// A hospital that shares images again and again, each time with a new data set.
+    fn share(&self, images: usize, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
+        let start = Instant::now();
+        let (cluster, settings) = self.cluster(u64::MAX)?;
+        let done = inside(async {
+            let member = cluster.member("hospital-1")?;
+            let remote = Remote::connect(
+                &member.identity,
+                cluster.consortium(),
+                Some(member.parties),
+                &settings,
+            )
+            .await?;
+            let startup_seconds = start.elapsed().as_secs_f64();
+            let sent = || -> u64 { remote.links().iter().map(|link| link.stats().sent_bytes).sum() };
+            let own = || usage_of(std::process::id()).map_or(0.0, |usage| usage.cpu_s);
+            let mut measured = Measured {
+                startup_seconds,
+                cpu_seconds: 0.0,
+                peak_rss_bytes: 0,
+                seconds: Vec::new(),
+                rounds: 0,
+                bytes_sent_per_party: 0,
+                dealer_bytes: 0,
+                floor_seconds: 0.0,
+            };
+            let shape = [1, 28, 28];
+            let words = shape.iter().product::<usize>();
+            let (mut cpu, mut bytes) = (0.0, 0);
+            for repetition in 0..=repetitions {
+                let upload = Upload {
+                    dataset: format!("bench-{repetition}"),
+                    part: Part::Train,
+                    images: Tensor::zeros(&[images, words]),
+                    labels: Some(Tensor::zeros(&[images, 10])),
+                    shape: shape.to_vec(),
+                };
+                if repetition == 1 {
+                    cpu = own() + cpu_seconds(&cluster).unwrap_or(f64::NAN);
+                    bytes = sent();
+                }
+                let start = Instant::now();
+                remote.upload(upload, &mut |_| {}).await?;
+                if repetition > 0 {
+                    measured.seconds.push(start.elapsed().as_secs_f64());
+                }
+                bar.inc(1);
+            }
+            let count = measured.seconds.len() as f64;
+            let now = own() + cpu_seconds(&cluster).unwrap_or(f64::NAN);
+            measured.cpu_seconds = (now - cpu) / count;
+            let sent = (sent() - bytes) as f64 / count;
+            measured.bytes_sent_per_party = (sent / 3.0) as u64;
+            measured.peak_rss_bytes = peak_rss_bytes(&cluster);
+            // Two of three shares are streams, expanded at the hospital and at a party.
+            let expanded = 4 * 8 * images * (words + 10);
+            measured.floor_seconds = self.rates.link_seconds(sent as u64)
+                + expanded as f64 / self.rates.prg_bytes_per_s;
+            remote.close().await;
+            Ok(measured)
+        });
+        let measured = done.map_err(|error: anyhow::Error| blame(&cluster, error))?;
+        cluster.stop();
+        Ok(measured)
+    }
+
+    /// The dealer's steps, the material counted and dropped.
+    fn dealer(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
+        let start = Instant::now();
+        let job = describe("benchmark", self.kind(work, 1 + repetitions))?;
+        let derived = Derived::new(&job).map_err(|reason| anyhow!(reason))?;
+        let cost = last_cost(&job)?;
+        let key = || random_bytes().map(Prg::new).map_err(|reason| anyhow!(reason));
+        let keys = DealerKeys {
+            parties: [key()?, key()?, key()?],
+            coins: Some(key()?),
+        };
+        let own = || usage_of(std::process::id());
+        let (mut state, mut sink) = (DealerState::default(), Dropped::default());
+        let startup_seconds = start.elapsed().as_secs_f64();
+        let mut seconds = Vec::new();
+        let mut before = None;
+        for (index, step) in derived.schedule.steps.iter().enumerate() {
+            sink.bytes = 0;
+            let start = Instant::now();
+            let plan = &derived.plans[step.program];
+            deal_step(plan, index as u64, &keys, &mut state, &mut sink)?;
+            match index {
+                0 => before = own(),
+                _ => seconds.push(start.elapsed().as_secs_f64()),
+            }
+            bar.inc(1);
+        }
+        let after = own();
+        let cpu = after.zip(before).map_or(f64::NAN, |(after, before)| after.cpu_s - before.cpu_s);
+        let dealer = Cost {
+            multiply_adds: 0,
+            bytes_sent_per_party: 0,
+            dealer_bytes: 0,
+            // The floor counts parties and dealer alike.
+            prg_words_per_party: cost.prg_words_per_party / 2,
+            ..cost
+        };
+        Ok(Measured {
+            startup_seconds,
+            cpu_seconds: cpu / seconds.len() as f64,
+            peak_rss_bytes: after.map_or(0, |usage| usage.peak_rss_bytes),
+            seconds,
+            rounds: 0,
+            bytes_sent_per_party: 0,
+            dealer_bytes: sink.bytes,
+            floor_seconds: self.rates.floor_seconds(&dealer),
+        })
+    }
+}
+
+/// Counts material and drops it.
+#[derive(Default)]
+struct Dropped {
+    bytes: u64,
+}
+
+impl CorrectionSink for Dropped {
+    fn post(&mut self, _: PartyId, segment: Bytes) -> Result<(), NetError> {
+        self.bytes += segment.len() as u64;
+        Ok(())
+    }
+}
+
+fn describe(name: &str, kind: JobKind) -> Result<JobDescription> {
+    let nobody = trefoil_transport::Pin::from_bytes([0; 32]);
+    JobDescription::new(name, nobody, kind).map_err(|reason| anyhow!(reason))
+}
+
+/// What the last program of a job's schedule costs: one repetition.
+fn last_cost(job: &JobDescription) -> Result<Cost> {
+    let derived = Derived::new(job).map_err(|reason| anyhow!(reason))?;
+    let plan = derived.plans.last().context("a job without steps")?;
+    Ok(plan.cost())
+}
+
+fn inside<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?
+        .block_on(work)
+}
+
+/// A node that died says more about the reason than the client that lost it.
+fn blame(cluster: &Cluster, error: anyhow::Error) -> anyhow::Error {
+    match cluster.check() {
+        Err(node) => error.context(node),
+        Ok(()) => error,
+    }
+}
+
+fn usages(cluster: &Cluster) -> impl Iterator<Item = Option<Usage>> {
+    NodeName::ALL.into_iter().map(|node| cluster.usage(node))
+}
+
+/// CPU time of all nodes so far; `None` where the platform does not say.
+fn cpu_seconds(cluster: &Cluster) -> Option<f64> {
+    usages(cluster).map(|usage| usage.map(|usage| usage.cpu_s)).sum()
+}
+
+fn peak_rss_bytes(cluster: &Cluster) -> u64 {
+    usages(cluster).flatten().map(|usage| usage.peak_rss_bytes).max().unwrap_or(0)
+}
+
+fn bar(name: &str, repetitions: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:21} [{bar:30}] {pos}/{len} {elapsed}");
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(repetitions as u64).with_style(style.progress_chars("=> "));
+    bar.set_message(name.to_owned());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
