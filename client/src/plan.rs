@@ -27,7 +27,7 @@ pub struct Report {
     network: String,
     work: &'static str,
     batch: usize,
-    /// What the plan saves on this link: bytes or rounds.
+    /// For which values the plan saves rounds on this link; bytes for all others.
     profile: Profile,
     #[serde(flatten)]
     total: Layer,
@@ -93,12 +93,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         _ => Some(cost::plan(&network, &spec, Work::Setup, link)?),
     };
     let speeds = Speeds::of(args.link);
-    let few_bytes = match plan.profile {
-        Profile::Bytes => None,
-        Profile::Rounds => {
-            let plan = cost::plan(&network, &spec, work, LinkProfile::default())?;
-            Some(speeds.layer(total(&plan.cost())))
-        }
+    let few_bytes = if plan.profile == Profile::BYTES {
+        None
+    } else {
+        let plan = cost::plan(&network, &spec, work, LinkProfile::default())?;
+        Some(speeds.layer(total(&plan.cost())))
     };
     let cost = plan.cost();
     let report = Report {

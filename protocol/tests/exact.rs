@@ -41,7 +41,7 @@ fn inputs(named: &[(&str, &[usize], Vec<u64>)]) -> BTreeMap<String, Tensor> {
 /// Runs one step in the clear and as each profile lowers it, and compares all outputs, carried
 /// state, rounds and bytes.
 fn check(program: &Program, inputs: &BTreeMap<String, Tensor>, initial: &BTreeMap<String, Tensor>) {
-    for profile in [Profile::Bytes, Profile::Rounds] {
+    for profile in [Profile::BYTES, Profile::ROUNDS] {
         check_plan(Plan::lowered(program, profile), program, inputs, initial);
     }
 }
@@ -499,7 +499,7 @@ fn a_pool_with_the_relu_after_it_is_exact_and_takes_four_rounds_where_rounds_are
             ]);
             let program = b.finish();
             check(&program, &data, &BTreeMap::new());
-            let cost = Plan::lowered(&program, Profile::Rounds).cost();
+            let cost = Plan::lowered(&program, Profile::ROUNDS).cost();
             assert_eq!(cost.rounds, 4);
         }
     }
@@ -529,7 +529,7 @@ fn a_pool_whose_maxima_are_read_elsewhere_or_rounded_with_coins_is_lowered_alone
             &inputs(&[("x", &[1, 1, 4, 4], x)]),
             &BTreeMap::new(),
         );
-        Plan::lowered(&program, Profile::Rounds).cost().rounds
+        Plan::lowered(&program, Profile::ROUNDS).cost().rounds
     };
     assert_eq!(rounds(Rounding::Nearest, false), 4);
     assert_eq!(rounds(Rounding::Nearest, true), 9);

@@ -433,7 +433,7 @@ fn colluders_see_the_same_bytes_for_any_input_under_shifted_randomness() {
     println!("seed {SEED}");
     for program in programs() {
         let [a, b] = two_inputs(&program);
-        for profile in [Profile::Bytes, Profile::Rounds] {
+        for profile in [Profile::BYTES, Profile::ROUNDS] {
             let plan = Plan::lowered(&program, profile);
             for honest in PartyId::ALL {
                 assert!(
@@ -611,8 +611,8 @@ fn opened_values_are_uniform_over_many_seeds_and_a_reused_mask_is_not() {
         ["relu and backward", "lookup", "pool", "pooled relu"].contains(&p.name.as_str())
     }) {
         let profile = match program.name.as_str() {
-            "pooled relu" => Profile::Rounds,
-            _ => Profile::Bytes,
+            "pooled relu" => Profile::ROUNDS,
+            _ => Profile::BYTES,
         };
         let plan = Plan::lowered(program, profile);
         for inputs in two_inputs(program) {

@@ -1,5 +1,5 @@
 //! A max pool and the ReLU with truncation after it, in one comparison of all with all: the
-//! lowering of the pair where rounds are dear ([`Profile::Rounds`]).
+//! lowering of the pair where rounds are dear ([`crate::plan::Profile`]).
 //!
 //! For the elements `x_1 .. x_w` of a window:
 //! 1. x is open under its mask, each element once; masks of differences are differences of masks.
@@ -15,7 +15,7 @@
 
 use super::bits::sign_bit;
 use super::relu_trunc::{compared, gated};
-use crate::plan::{Corr, Lowering, Masked, MaskedBit, Profile, Repr, VId};
+use crate::plan::{Corr, Lowering, Masked, MaskedBit, Repr, VId};
 use crate::program::{Linear, Node, Op, PoolShape, Rounding, Val};
 
 /// Windows up to this long: beyond, all pairs cost more than the rounds they save.
@@ -35,7 +35,7 @@ pub fn pair(pool: &PoolShape, node: &Node, cx: &Lowering<'_>) -> Option<PooledRe
     let [y, bits] = node.outs[..] else {
         return None;
     };
-    if cx.plan.profile != Profile::Rounds || pool.window_len() > MAX_WINDOW {
+    if !cx.plan.profile.saves_rounds(pool.windows()) || pool.window_len() > MAX_WINDOW {
         return None;
     }
     let [relu] = cx.readers(y)?[..] else {

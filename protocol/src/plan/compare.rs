@@ -6,13 +6,12 @@
 //!    digits to a group in one round of [`PlanBuilder::combine`], then the groups in another.
 //!
 //! Borrows over several ranges that end at digit boundaries come out of the same rounds. Where rounds
-//! are dear ([`super::Profile::Rounds`]) digits have up to 7 bits and combine all at once.
+//! are dear ([`super::Profile`]) digits have up to 7 bits and combine all at once.
 
 use std::sync::Arc;
 
 use super::{
-    BitRef, Circuit, CircuitBuilder, CircuitInput, Corr, Literal, PlanBuilder, Profile, Rep, Term,
-    VId, Wire,
+    BitRef, Circuit, CircuitBuilder, CircuitInput, Corr, Literal, PlanBuilder, Rep, Term, VId, Wire,
 };
 
 /// Digits of a group when there are several groups.
@@ -110,8 +109,8 @@ fn select_circuit(digits: &[(u8, u8)], offset: u64) -> Circuit {
 
 impl PlanBuilder {
     /// Whether so many digits combine at once: a few more monomials, one round instead of two.
-    fn in_one_round(&self, digits: usize, ranges: usize) -> bool {
-        digits <= self.profile.single_group() && (ranges == 1 || self.profile == Profile::Rounds)
+    fn in_one_round(&self, n: usize, digits: usize, ranges: usize) -> bool {
+        digits <= self.profile.single_group(n) && (ranges == 1 || self.profile.saves_rounds(n))
     }
 
     /// For ascending digit boundaries `ends`: planes `i` of the result are
@@ -122,7 +121,7 @@ impl PlanBuilder {
         let mut counts = Vec::new();
         let mut lo = 0;
         for hi in ends {
-            let range = digits(lo, *hi, self.profile.digit_bits());
+            let range = digits(lo, *hi, self.profile.digit_bits(n));
             counts.push(range.len());
             all.extend(range);
             lo = *hi;
@@ -140,7 +139,7 @@ impl PlanBuilder {
         };
 
         let variables: Vec<Literal> = (0..2 * all.len()).map(plane).collect();
-        if self.in_one_round(all.len(), ends.len()) {
+        if self.in_one_round(n, all.len(), ends.len()) {
             let lt: Vec<usize> = (0..all.len()).map(|d| 2 * d).collect();
             let eq: Vec<Option<usize>> = (0..all.len()).map(|d| Some(2 * d + 1)).collect();
             let upto = counts.iter().scan(0, |upto, count| {

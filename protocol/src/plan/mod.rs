@@ -374,7 +374,7 @@ pub struct Plan {
 impl Plan {
     /// Lowers a program so that it costs few bytes. See [`Plan::for_link`].
     pub fn new(program: &Program) -> Plan {
-        Plan::lowered(program, Profile::Bytes)
+        Plan::lowered(program, Profile::BYTES)
     }
 
     /// Lowers a program in a chosen way.

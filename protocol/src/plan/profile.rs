@@ -1,6 +1,6 @@
-//! Which of two lowerings serves a link best: few bytes, or few rounds.
+//! Which lowering serves a link best: few bytes, or few rounds, or something between.
 //!
-//! Both compute the same values bit for bit and hide the same; what they open and when differs. The
+//! All compute the same values bit for bit and hide the same; what they open and when differs. The
 //! link is part of what the nodes agree on (a field of the job), so that all of them choose alike;
 //! the choice is made with integers.
 
@@ -9,41 +9,63 @@ use serde::{Deserialize, Serialize};
 use super::{Cost, Plan};
 use crate::program::Program;
 
-/// How a program is lowered.
+/// How a program is lowered: values of up to so many elements with few rounds, larger ones with few
+/// bytes.
+///
+/// Few bytes: comparisons by digits of 4 bits that combine over two levels. Few rounds: digits of up
+/// to 7 bits that combine at once, and a max pool with the ReLU after it in one comparison of all
+/// with all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Profile {
-    /// As few bytes as possible: digits of 4 bits, combined over two levels.
-    #[default]
-    Bytes,
-    /// As few rounds as possible: digits of up to 7 bits, combined at once; a max pool and the ReLU
-    /// after it in one comparison of all with all.
-    Rounds,
+pub struct Profile {
+    /// Most elements of a value for which rounds are saved.
+    pub few_rounds_up_to: usize,
+}
+
+impl Profile {
+    /// Few bytes for all values.
+    pub const BYTES: Profile = Profile {
+        few_rounds_up_to: 0,
+    };
+    /// Few rounds for all values.
+    pub const ROUNDS: Profile = Profile {
+        few_rounds_up_to: usize::MAX,
+    };
+    /// What a link chooses from.
+    const CHOICES: [Profile; 4] = [
+        Profile::BYTES,
+        Profile {
+            few_rounds_up_to: 1 << 12,
+        },
+        Profile {
+            few_rounds_up_to: 1 << 16,
+        },
+        Profile::ROUNDS,
+    ];
+
+    /// Whether rounds are saved for values of `n` elements.
+    pub fn saves_rounds(self, n: usize) -> bool {
+        n <= self.few_rounds_up_to
+    }
+
+    /// Bits of a comparison's digit, at most, for `n` elements.
+    pub(super) fn digit_bits(self, n: usize) -> u8 {
+        if self.saves_rounds(n) { 7 } else { 4 }
+    }
+
+    /// Digits that combine in one round, for `n` elements.
+    pub(super) fn single_group(self, n: usize) -> usize {
+        if self.saves_rounds(n) { 10 } else { 6 }
+    }
 }
 
 impl std::fmt::Display for Profile {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Profile::Bytes => "few bytes",
-            Profile::Rounds => "few rounds",
-        })
-    }
-}
-
-impl Profile {
-    /// Bits of a comparison's digit, at most.
-    pub(super) fn digit_bits(self) -> u8 {
-        match self {
-            Profile::Bytes => 4,
-            Profile::Rounds => 7,
-        }
-    }
-
-    /// Digits of a comparison that are combined in one round.
-    pub(super) fn single_group(self) -> usize {
-        match self {
-            Profile::Bytes => 6,
-            Profile::Rounds => 10,
+        match *self {
+            Profile::BYTES => f.write_str("few bytes"),
+            Profile::ROUNDS => f.write_str("few rounds"),
+            Profile { few_rounds_up_to } => {
+                write!(f, "few rounds up to {few_rounds_up_to} elements")
+            }
         }
     }
 }
@@ -79,17 +101,19 @@ impl LinkProfile {
 }
 
 impl Plan {
-    /// Lowers a program for a link: of both profiles the one whose frames are shorter on their way.
+    /// Lowers a program for a link: of all choices the one whose frames are shortest on their way.
     pub fn for_link(program: &Program, link: LinkProfile) -> Plan {
-        let bytes = Plan::lowered(program, Profile::Bytes);
         if link.rtt_us == 0 {
-            return bytes;
+            return Plan::new(program);
         }
-        let rounds = Plan::lowered(program, Profile::Rounds);
-        if link.nanoseconds(&rounds.cost()) < link.nanoseconds(&bytes.cost()) {
-            rounds
-        } else {
-            bytes
-        }
+        let plans = Profile::CHOICES.map(|profile| Plan::lowered(program, profile));
+        let [first, rest @ ..] = plans;
+        rest.into_iter().fold(first, |best, plan| {
+            if link.nanoseconds(&plan.cost()) < link.nanoseconds(&best.cost()) {
+                plan
+            } else {
+                best
+            }
+        })
     }
 }
