@@ -11,6 +11,8 @@ use trefoil_protocol::party::{PartyId, Peer};
 
 /// Names an upload: 16 random bytes of the hospital.
 pub type UploadId = [u8; 16];
+/// Names one sharing of one chunk: 16 random bytes, fresh with every set of seeds.
+pub type SharingId = [u8; 16];
 /// Most rows in one chunk.
 pub const CHUNK_ROWS_MAX: usize = 1_000;
 /// Most bytes of shares in one chunk; chunks of large images have fewer rows.
@@ -69,11 +71,15 @@ pub struct StagedReceipt {
     pub part: Part,
     /// The data set.
     pub dataset: String,
+    /// The upload's number among the hospital's to the data set.
+    pub number: u64,
     /// Number of the chunk.
     pub chunk: u32,
     /// Its rows.
     pub rows: u32,
-    /// SHA-256 of this party's expanded shares.
+    /// The sharing that this party's share is of. Shares of different sharings do not add up.
+    pub sharing: SharingId,
+    /// SHA-256 of this party's expanded shares and the sharing's name.
     pub digest: [u8; 32],
     /// The schema's hash.
     pub schema: [u8; 32],
@@ -89,7 +95,7 @@ pub struct SignedReceipt {
 
 impl StagedReceipt {
     fn message(&self) -> Vec<u8> {
-        let mut message = b"trefoil staged receipt v1\0".to_vec();
+        let mut message = b"trefoil staged receipt v2\0".to_vec();
         message.extend(
             postcard::to_stdvec(self)
                 .expect("strings, numbers and byte arrays have a postcard form"),
@@ -106,7 +112,7 @@ impl StagedReceipt {
         })
     }
 
-    /// Whether the two speak of the same chunk; what each party holds differs.
+    /// Whether the two speak of the same sharing of the same chunk; what each party holds differs.
     pub fn same_chunk(&self, other: &StagedReceipt) -> bool {
         let with_digest = StagedReceipt {
             digest: self.digest,
@@ -143,9 +149,16 @@ pub fn check_receipts(
                 )
             };
             let signed = receipts[party.index()].get(chunk).ok_or_else(missing)?;
+            let sharing = receipts[0][chunk].receipt.sharing;
+            if signed.receipt.sharing != sharing {
+                return Err(format!(
+                    "{party}: chunk {chunk} is of another sharing than at P0: resume the upload"
+                ));
+            }
             let about = StagedReceipt {
                 chunk: chunk as u32,
                 rows: *rows,
+                sharing,
                 ..expected.clone()
             };
             if !signed.receipt.same_chunk(&about) {
@@ -172,6 +185,16 @@ pub fn check_receipts(
     Ok(hash.finalize().into())
 }
 
+/// Chunks, from the first, that all three parties hold of the same sharing: where an upload goes on
+/// when it is resumed. Signatures are not checked here.
+pub fn staged_alike(receipts: &[Vec<SignedReceipt>; 3]) -> usize {
+    let [a, b, c] = receipts;
+    let alike = a.iter().zip(b).zip(c).take_while(|((a, b), c)| {
+        a.receipt.sharing == b.receipt.sharing && a.receipt.sharing == c.receipt.sharing
+    });
+    alike.count()
+}
+
 /// Rows of each chunk of an upload of `rows` rows.
 pub fn chunk_rows(rows: usize, schema: &Schema) -> Option<Vec<u32>> {
     let full = schema.chunk_rows()?;
@@ -184,4 +207,121 @@ pub fn chunk_rows(rows: usize, schema: &Schema) -> Option<Vec<u32>> {
             .map(|chunk| full.min(rows - chunk * full) as u32)
             .collect(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Core, Member, identity};
+
+    const ROWS: [u32; 2] = [1_000, 500];
+
+    /// A consortium, and its parties' signers.
+    fn consortium() -> (ConsortiumFile, [Signer; 3]) {
+        let node = |name: &str| {
+            let made = identity::generate(name).unwrap();
+            let member = Member {
+                name: name.into(),
+                pin: identity::pin(&made).unwrap(),
+                address: "127.0.0.1:1".into(),
+            };
+            (member, Signer::new(&made).unwrap())
+        };
+        let [(p0, s0), (p1, s1), (p2, s2)] = ["p0", "p1", "p2"].map(node);
+        let core = Core {
+            name: "test".into(),
+            ring_bits: 64,
+            parties: [p0, p1, p2],
+            dealer: node("centre").0,
+        };
+        let members = Vec::new();
+        (ConsortiumFile { core, members }, [s0, s1, s2])
+    }
+
+    fn about() -> StagedReceipt {
+        StagedReceipt {
+            upload: [1; 16],
+            part: Part::Train,
+            dataset: "shapes".into(),
+            number: 3,
+            chunk: 0,
+            rows: 0,
+            sharing: [0; 16],
+            digest: [0; 32],
+            schema: [2; 32],
+        }
+    }
+
+    fn receipt(party: usize, chunk: usize) -> StagedReceipt {
+        StagedReceipt {
+            chunk: chunk as u32,
+            rows: ROWS[chunk],
+            sharing: [chunk as u8; 16],
+            digest: [party as u8; 32],
+            ..about()
+        }
+    }
+
+    fn signed(
+        signers: &[Signer; 3],
+        receipt: impl Fn(usize, usize) -> StagedReceipt,
+    ) -> [Vec<SignedReceipt>; 3] {
+        [0, 1, 2].map(|party| {
+            let sign = |chunk| receipt(party, chunk).sign(&signers[party]).unwrap();
+            (0..ROWS.len()).map(sign).collect()
+        })
+    }
+
+    #[test]
+    fn receipts_of_all_three_for_one_sharing_and_one_number_are_needed() {
+        let (consortium, signers) = consortium();
+        let check = |receipts: &[_; 3]| check_receipts(&consortium, &about(), &ROWS, receipts);
+        let good = signed(&signers, receipt);
+        check(&good).unwrap();
+
+        let other = |change: fn(&mut StagedReceipt)| {
+            let changed = |party, chunk| {
+                let mut receipt = receipt(party, chunk);
+                if (party, chunk) == (2, 1) {
+                    change(&mut receipt);
+                }
+                receipt
+            };
+            let receipts = signed(&signers, changed);
+            (check(&receipts).unwrap_err(), staged_alike(&receipts))
+        };
+        let (err, alike) = other(|receipt| receipt.sharing = [9; 16]);
+        assert!(err.contains("P2: chunk 1 is of another sharing"), "{err}");
+        assert_eq!(alike, 1);
+        let (err, _) = other(|receipt| receipt.number = 4);
+        assert!(err.contains("P2: the receipt for chunk 1"), "{err}");
+
+        // The signature covers both.
+        for forge in [
+            |receipt: &mut StagedReceipt| receipt.sharing = [7; 16],
+            |receipt: &mut StagedReceipt| receipt.number = 7,
+        ] {
+            let mut receipts = good.clone();
+            receipts
+                .iter_mut()
+                .for_each(|list| forge(&mut list[0].receipt));
+            let mut about = about();
+            about.number = receipts[0][0].receipt.number;
+            let rows = &ROWS[..1];
+            receipts.iter_mut().for_each(|list| list.truncate(1));
+            let err = check_receipts(&consortium, &about, rows, &receipts).unwrap_err();
+            assert!(err.contains("signature"), "{err}");
+        }
+    }
+
+    #[test]
+    fn an_upload_goes_on_where_all_three_hold_the_same() {
+        let (_, signers) = consortium();
+        let mut receipts = signed(&signers, receipt);
+        assert_eq!(staged_alike(&receipts), 2);
+        receipts[1].pop();
+        assert_eq!(staged_alike(&receipts), 1);
+        receipts[0].clear();
+        assert_eq!(staged_alike(&receipts), 0);
+    }
 }

@@ -14,17 +14,17 @@ use trefoil_protocol::share::CompressedShare;
 use trefoil_protocol::transport::NetError;
 use trefoil_transport::Pin;
 
-use crate::receipt::{Schema, SignedReceipt, UploadId};
+use crate::receipt::{Schema, SharingId, SignedReceipt, StagedReceipt, UploadId};
 use crate::session::{Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 1;
+pub const CONTROL_VERSION: u32 = 2;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
 pub const CHUNK_MAX_BYTES: usize = crate::receipt::CHUNK_BYTES_MAX + (16 << 20);
-/// Largest commit: three receipts for each chunk.
+/// Largest commit: three receipts for each chunk. Also bounds [`Answer::Ready`].
 pub const COMMIT_MAX_BYTES: usize = 32 << 20;
 /// Largest event to a watcher: a share of all weights of a large network.
 pub const EVENT_MAX_BYTES: usize = 1 << 30;
@@ -64,8 +64,15 @@ pub struct Request {
 /// What a member asks of a party.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Ask {
-    /// Begin an upload. Answer: [`Answer::Ready`], then chunks and receipts, then the commit.
+    /// The member's next upload number for a data set; the empty name is for images to predict.
+    /// Answer: [`Answer::NextNumber`].
+    NextNumber(String),
+    /// Begin an upload, or resume one that is staged. Answer: [`Answer::Ready`], then a
+    /// [`Answer::Staged`] for each [`Chunk`], until the member finishes the stream.
     Upload(UploadBegin),
+    /// Complete an upload, or hear again that it is complete. Answer: [`Answer::CommitDue`], then
+    /// [`Answer::Committed`] for a [`Commit`]; at once [`Answer::Committed`] where it is.
+    Commit(UploadId),
     /// What a data set holds. Answer: [`Answer::Dataset`].
     Dataset(String),
     /// Run a job. Answer: [`Answer::Submitted`].
@@ -89,13 +96,35 @@ pub struct UploadBegin {
     pub schema: Schema,
     /// How many.
     pub rows: u64,
+    /// Number of this upload among the hospital's to this data set, the same at all parties; 1 for
+    /// images to predict.
+    pub number: u64,
 }
 
-/// One chunk of an upload, for one party. Each chunk has fresh seeds.
+impl UploadBegin {
+    /// What a receipt for this upload's chunks says; chunk, rows, sharing and digest are left open.
+    pub fn receipt(&self) -> StagedReceipt {
+        StagedReceipt {
+            upload: self.upload,
+            part: self.part,
+            dataset: self.dataset.clone(),
+            number: self.number,
+            chunk: 0,
+            rows: 0,
+            sharing: [0; 16],
+            digest: [0; 32],
+            schema: self.schema.hash(),
+        }
+    }
+}
+
+/// One chunk of an upload, for one party. Each sharing of a chunk has fresh seeds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Chunk {
-    /// Its number.
+    /// Its number: the next one, or an earlier one that is shared anew.
     pub chunk: u32,
+    /// The sharing, named alike to the three parties.
+    pub sharing: SharingId,
     /// The images.
     pub images: Share,
     /// The labels, where the schema has classes.
@@ -141,8 +170,6 @@ impl From<Share> for CompressedShare {
 /// Completes an upload: the receipts of all three parties for all chunks.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Commit {
-    /// Number of this upload among the hospital's to this data set; the same at all parties.
-    pub number: u64,
     /// By party, by chunk.
     pub receipts: [Vec<SignedReceipt>; 3],
 }
@@ -152,13 +179,23 @@ pub struct Commit {
 pub enum Answer {
     /// No, and why.
     Refused(String),
-    /// The upload may begin; the hospital's next upload number here.
+    /// Not now, and why: the same may be asked again.
+    Busy(String),
+    /// Lowest upload number from which on all are free here.
+    NextNumber(u64),
+    /// The upload cannot begin: the member has another one of this number here.
+    NumberTaken,
+    /// The upload may go on.
     Ready {
-        /// Lowest number that is free here.
-        next_number: u64,
+        /// Receipts of the chunks that are here.
+        receipts: Vec<SignedReceipt>,
+        /// The upload is complete here: it takes no more chunks.
+        committed: bool,
     },
     /// A chunk is staged.
     Staged(SignedReceipt),
+    /// All chunks are here: the commit may come.
+    CommitDue,
     /// The upload is part of the data set.
     Committed {
         /// The upload's digest, equal at all parties.

@@ -236,7 +236,8 @@ fn a_damaged_chunk_is_found_before_the_session_and_named() {
 }
 
 #[test]
-fn an_upload_that_ends_early_leaves_nothing_and_a_restarted_party_has_what_was_committed() {
+fn an_upload_that_ends_before_its_first_chunk_leaves_nothing_and_a_restarted_party_has_what_was_committed()
+ {
     let seed = common::seed();
     let mut world = World::start(seed);
     let (before, folders) = world.run(async {

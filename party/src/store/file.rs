@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 use super::{StoreError, at};
 
 const MAGIC: [u8; 8] = *b"TREFOIL\0";
-/// Version of the store's files.
-const VERSION: u32 = 1;
+/// Version of the store's files. 2: uploads' names and numbers in commit records, sharings in chunks.
+const VERSION: u32 = 2;
 /// Bytes before the payload: magic, version, length.
 pub(super) const HEADER_BYTES: u64 = 8 + 4 + 8;
 const DIGEST_BYTES: u64 = 32;
@@ -105,7 +105,8 @@ pub(super) fn open(
     }
     if version != VERSION {
         return Err(damaged(format!(
-            "store version {version}, this software reads {VERSION}"
+            "store version {version}, this software reads {VERSION}: run the release that wrote this \
+             home, or give this one a new home"
         )));
     }
     if length != total - HEADER_BYTES - DIGEST_BYTES || length > max_bytes {

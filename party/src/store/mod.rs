@@ -2,17 +2,18 @@
 //! written under a temporary name, flushed, renamed; a checksum is checked when they are read.
 //!
 //! ```text
-//! home/staging/UPLOAD/                   chunks that are not committed; swept at start-up
-//! home/staging/removed-COUNT/            an upload that is being removed; swept like the others
+//! home/staging/MEMBER-UPLOAD/            begin.bin and chunks that are not committed, for 24 hours
+//! home/staging/removed-COUNT/            an upload that is being removed; swept at start-up
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
 //! home/models/NAME.model                 shares of weights
 //! ```
-//! `file.rs` is the form of a file, `upload.rs` staging and commit, `table.rs` reading rows,
-//! `model.rs` models.
+//! `file.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
+//! `table.rs` reading rows, `model.rs` models.
 
 mod file;
 mod model;
+mod staging;
 mod table;
 mod upload;
 
@@ -20,18 +21,18 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
-use trefoil_consortium::receipt::Schema;
-use trefoil_consortium::wire::Contribution;
+use trefoil_consortium::receipt::{Schema, SharingId, UploadId};
+use trefoil_consortium::wire::{Contribution, UploadBegin};
 use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
 use trefoil_transport::Pin;
 
 pub(crate) use model::{NewModel, StagedModel};
+pub(crate) use staging::{Found, Staging};
 pub(crate) use table::Tables;
-pub(crate) use upload::Staging;
 
 /// Images to predict whose job never came are removed at the first start after this time.
 const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -58,6 +59,12 @@ pub enum StoreError {
     /// Something asked for that cannot be.
     #[error("{0}")]
     Refused(String),
+    /// Something that may be asked for again, later.
+    #[error("busy: {0}")]
+    Busy(String),
+    /// The member has another upload of this number to the same data set.
+    #[error("upload number {0} is taken: ask for the next number and upload again")]
+    NumberTaken(u64),
 }
 
 /// Attaches a path to an error of the file system.
@@ -71,16 +78,19 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
 /// One contribution and where it lies.
 #[derive(Clone, Debug)]
 struct Entry {
+    upload: UploadId,
     contribution: Contribution,
     schema: Schema,
     chunks: Vec<Chunk>,
     folder: PathBuf,
 }
 
-/// One chunk file.
+/// One chunk file: the images' shares, the labels' shares, the name of the sharing.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 struct Chunk {
     rows: u32,
+    sharing: SharingId,
+    /// Of all that the file holds.
     digest: [u8; 32],
 }
 
@@ -88,7 +98,8 @@ struct Chunk {
 #[derive(Debug)]
 pub(crate) struct Store {
     home: PathBuf,
-    catalog: Mutex<Catalog>,
+    /// Uploads on their way hold it too, to give their places back.
+    catalog: Arc<Mutex<Catalog>>,
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
 }
@@ -99,30 +110,32 @@ struct Catalog {
     datasets: BTreeMap<String, BTreeMap<(Pin, u64), Entry>>,
     /// Images to predict, by upload.
     uploads: BTreeMap<String, Entry>,
+    /// What is staged and not committed.
+    staged: BTreeMap<staging::Key, staging::Place>,
 }
 
 impl Store {
-    /// Opens the store, removes what an earlier run left unfinished, and reads its catalog.
+    /// Opens the store, removes what an earlier run left unfinished and nobody can resume, and reads
+    /// its catalog.
     pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
         let store = Store {
             home: home.to_owned(),
-            catalog: Mutex::default(),
+            catalog: Arc::default(),
             removed: AtomicU64::new(0),
         };
         for folder in ["staging", "datasets", "uploads", "models"] {
             file::make_folder(&home.join(folder))?;
         }
-        for left in file::list(&home.join("staging"))? {
-            tracing::info!(path = %left.display(), "removed an upload that was never committed");
-            std::fs::remove_dir_all(&left).map_err(at(&left))?;
-        }
+        let mut catalog = Catalog {
+            staged: staging::read_all(home)?,
+            ..Catalog::default()
+        };
         for left in file::list(&home.join("models"))? {
             if left.extension().is_some_and(|ext| ext == "tmp") {
                 tracing::info!(path = %left.display(), "removed a model of an unfinished job");
                 std::fs::remove_file(&left).map_err(at(&left))?;
             }
         }
-        let mut catalog = Catalog::default();
         for dataset in file::list(&home.join("datasets"))? {
             let name = dataset
                 .file_name()
@@ -152,11 +165,12 @@ impl Store {
             catalog.uploads.insert(name, upload::read_entry(&folder)?);
         }
         *store.lock() = catalog;
+        store.sweep(SystemTime::now());
         Ok(store)
     }
 
     fn lock(&self) -> MutexGuard<'_, Catalog> {
-        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.catalog)
     }
 
     /// What a data set holds; an unknown one is empty.
@@ -172,29 +186,14 @@ impl Store {
         Ok(info(&entries))
     }
 
-    /// The lowest upload number of a hospital that is free.
-    pub(crate) fn next_number(&self, dataset: &str, hospital: Pin) -> u64 {
-        let catalog = self.lock();
-        let numbers = catalog
-            .datasets
-            .get(dataset)
-            .into_iter()
-            .flat_map(BTreeMap::keys);
-        numbers
-            .filter(|(pin, _)| *pin == hospital)
-            .map(|(_, number)| number.saturating_add(1))
-            .max()
-            .unwrap_or(1)
-    }
-
-    /// The schema that new contributions to a data set must have.
-    pub(crate) fn schema(&self, dataset: &str) -> Option<Schema> {
-        self.lock()
-            .datasets
-            .get(dataset)?
-            .values()
-            .next()
-            .map(|entry| entry.schema.clone())
+    /// The upload number of a hospital from which on all are free; staged uploads have theirs.
+    pub(crate) fn next_number(&self, dataset: &str, hospital: Pin) -> Result<u64, StoreError> {
+        if dataset.is_empty() {
+            return Ok(1);
+        }
+        check_name(dataset).map_err(StoreError::Refused)?;
+        let numbers = self.lock().numbers(dataset, hospital).max();
+        Ok(numbers.map_or(1, |number| number.saturating_add(1)))
     }
 
     /// The owner of images to predict, and their number.
@@ -211,14 +210,21 @@ impl Store {
         entry.map_or(Ok(()), |entry| self.discard(&entry.folder))
     }
 
-    /// Removes a committed folder. It goes to `staging/` first: whatever interrupts the removal,
+    /// Removes a folder. It goes to `staging/` first: whatever interrupts the removal,
     /// no half of it stays where committed ones are looked for.
     fn discard(&self, folder: &Path) -> Result<(), StoreError> {
+        let aside = self.set_aside(folder)?;
+        std::fs::remove_dir_all(&aside).map_err(at(&aside))
+    }
+
+    /// Moves a folder to where nobody looks for it; returns where it is.
+    fn set_aside(&self, folder: &Path) -> Result<PathBuf, StoreError> {
         let number = self.removed.fetch_add(1, Ordering::Relaxed);
-        let aside = self.home.join("staging").join(format!("removed-{number}"));
+        let name = format!("{}{number}", staging::REMOVED);
+        let aside = self.home.join("staging").join(name);
         std::fs::rename(folder, &aside).map_err(at(folder))?;
         file::sync_folder(folder.parent().unwrap_or(folder))?;
-        std::fs::remove_dir_all(&aside).map_err(at(&aside))
+        Ok(aside)
     }
 
     /// Opens the tables of a data set or of an upload, checking every chunk's checksum.
@@ -247,6 +253,41 @@ impl Store {
             tables.append(entry)?;
         }
         Ok(tables)
+    }
+}
+
+fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
+    catalog.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Catalog {
+    /// A hospital's upload numbers in a data set, committed and staged.
+    fn numbers(&self, dataset: &str, hospital: Pin) -> impl Iterator<Item = u64> {
+        let committed = self.datasets.get(dataset).into_iter();
+        let committed = committed
+            .flat_map(BTreeMap::keys)
+            .filter(move |(pin, _)| *pin == hospital)
+            .map(|(_, number)| *number);
+        let staged = self.staged.iter();
+        let staged = staged
+            .filter(move |((pin, _), place)| *pin == hospital && place.begin.dataset == dataset)
+            .map(|(_, place)| place.begin.number);
+        committed.chain(staged)
+    }
+}
+
+/// New contributions to a data set must have its schema.
+fn same_schema(
+    known: Option<&BTreeMap<(Pin, u64), Entry>>,
+    begin: &UploadBegin,
+) -> Result<(), StoreError> {
+    let known = known.and_then(|entries| entries.values().next());
+    match known.map(|entry| &entry.schema) {
+        Some(schema) if *schema != begin.schema => Err(StoreError::Refused(format!(
+            "data set {} holds {schema:?}, these rows are {:?}",
+            begin.dataset, begin.schema
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -7,14 +7,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
-use trefoil_consortium::receipt::CHUNK_BYTES_MAX;
 use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
     PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
 };
 
 use super::upload::chunk_path;
-use super::{Entry, StoreError, at, file};
+use super::{Entry, StoreError, at, file, staging};
 
 /// Files that are open at the same time, at most; further ones are opened for each read.
 const OPEN_MAX: usize = 256;
@@ -75,10 +74,10 @@ impl Tables {
         for (number, chunk) in entry.chunks.iter().enumerate() {
             let path = chunk_path(&entry.folder, number);
             let rows = chunk.rows as usize;
-            let expected = 8 * rows as u64 * (image_words + classes) as u64;
-            let (mut file, _, length) = file::open(&path, 2 * CHUNK_BYTES_MAX as u64)?;
+            let expected = staging::chunk_bytes(&entry.schema, chunk.rows);
+            let (mut file, _, length) = file::open(&path, staging::CHUNK_FILE_MAX_BYTES)?;
             if length != expected {
-                let detail = format!("expected {expected} bytes of shares, found {length}");
+                let detail = format!("expected a chunk of {expected} bytes, found {length}");
                 return Err(StoreError::Damaged { path, detail });
             }
             check_digest(&mut file, &path, length, &chunk.digest)?;

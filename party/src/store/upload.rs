@@ -1,138 +1,39 @@
-//! Staging and commit of an upload. A staged upload is a folder nobody reads; the commit writes
-//! `commit.bin` into it and renames it to where it belongs: it is there whole or not at all.
+//! Committed uploads: the commit writes `commit.bin` into the staged folder and renames that to
+//! where it belongs: it is there whole or not at all. `staging.rs` is what comes before.
 
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use trefoil_consortium::receipt::{Schema, StagedReceipt, chunk_rows};
-use trefoil_consortium::wire::{self, Contribution, UploadBegin};
-use trefoil_consortium::{Part, Words, check_name};
-use trefoil_protocol::share::CompressedShare;
+use trefoil_consortium::Part;
+use trefoil_consortium::receipt::{Schema, StagedReceipt, UploadId};
+use trefoil_consortium::wire::{Contribution, UploadBegin};
 use trefoil_transport::Pin;
 
-use super::{Chunk, Entry, Store, StoreError, at, contribution_name, file, upload_name};
+use super::{Catalog, Chunk, Entry, Staging, Store, StoreError, at, contribution_name, file};
+use super::{same_schema, upload_name};
 
 /// The commit's record in an upload's folder.
 pub(super) const COMMIT_FILE: &str = "commit.bin";
 /// Longest `commit.bin`.
 const COMMIT_MAX_BYTES: u64 = 8 << 20;
-/// Most rows in one upload: row numbers are 32 bits wide, one is taken.
-const ROWS_MAX: u64 = 1 << 24;
 
 /// What `commit.bin` holds.
 #[derive(Serialize, Deserialize)]
 struct CommitRecord {
+    upload: UploadId,
     contribution: Contribution,
     schema: Schema,
     chunks: Vec<Chunk>,
 }
 
-/// An upload on its way. Dropping it removes what was staged.
-pub(crate) struct Staging {
-    begin: UploadBegin,
-    owner: Pin,
-    folder: PathBuf,
-    rows: Vec<u32>,
-    digests: Vec<[u8; 32]>,
-}
-
-/// A committed upload.
-#[derive(Debug)]
-pub(crate) struct Committed {
-    pub(crate) digest: [u8; 32],
-}
-
-impl Staging {
-    /// What a receipt for this upload's chunks says, chunk and digest left open.
-    pub(crate) fn about(&self) -> StagedReceipt {
-        StagedReceipt {
-            upload: self.begin.upload,
-            part: self.begin.part,
-            dataset: self.begin.dataset.clone(),
-            chunk: 0,
-            rows: 0,
-            digest: [0; 32],
-            schema: self.begin.schema.hash(),
-        }
-    }
-
-    /// Rows of each chunk.
-    pub(crate) fn chunk_rows(&self) -> &[u32] {
-        &self.rows
-    }
-
-    /// Chunks staged so far.
-    pub(crate) fn staged(&self) -> usize {
-        self.digests.len()
-    }
-
-    /// The digests of the chunks staged so far.
-    pub(crate) fn digests(&self) -> &[[u8; 32]] {
-        &self.digests
-    }
-
-    /// Expands and stages the next chunk; returns what the receipt says.
-    pub(crate) fn stage(&mut self, chunk: wire::Chunk) -> Result<StagedReceipt, StoreError> {
-        let number = self.digests.len();
-        let refuse = |detail: String| Err(StoreError::Refused(detail));
-        if number >= self.rows.len() || chunk.chunk as usize != number {
-            return refuse(format!(
-                "chunk {} came where {number} of {} was due",
-                chunk.chunk,
-                self.rows.len()
-            ));
-        }
-        let rows = self.rows[number];
-        let schema = &self.begin.schema;
-        let image_words = schema.image_words().unwrap_or(0) * rows as usize;
-        let label_words = schema.classes as usize * rows as usize;
-        let Some(images) = CompressedShare::from(chunk.images).expand(image_words) else {
-            return refuse(format!(
-                "chunk {number}: the images' share is not {image_words} words long"
-            ));
-        };
-        let labels = match (chunk.labels, label_words) {
-            (None, 0) => Vec::new(),
-            (Some(labels), 1..) => match CompressedShare::from(labels).expand(label_words) {
-                Some(labels) => labels,
-                None => {
-                    return refuse(format!(
-                        "chunk {number}: the labels' share is not {label_words} words long"
-                    ));
-                }
-            },
-            _ => {
-                return refuse(format!(
-                    "chunk {number}: labels and {} classes do not fit",
-                    schema.classes
-                ));
-            }
-        };
-        let (images, labels) = (Words::to_bytes(&images), Words::to_bytes(&labels));
-        let digest = Sha256::new()
-            .chain_update(&images)
-            .chain_update(&labels)
-            .finalize()
-            .into();
-        file::write_new(&chunk_path(&self.folder, number), &[&images, &labels])?;
-        self.digests.push(digest);
-        Ok(StagedReceipt {
-            chunk: number as u32,
-            rows,
-            digest,
-            ..self.about()
-        })
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // A committed upload has been moved away.
-        if self.folder.exists()
-            && let Err(err) = std::fs::remove_dir_all(&self.folder)
-        {
-            tracing::warn!(path = %self.folder.display(), %err, "a staged upload could not be removed");
+impl CommitRecord {
+    fn entry(self, folder: PathBuf) -> Entry {
+        Entry {
+            upload: self.upload,
+            contribution: self.contribution,
+            schema: self.schema,
+            chunks: self.chunks,
+            folder,
         }
     }
 }
@@ -159,162 +60,117 @@ pub(super) fn read_entry(folder: &Path) -> Result<Entry, StoreError> {
     if rows != record.contribution.rows || record.schema.image_words().is_none() {
         return Err(damaged("its numbers do not fit together".into()));
     }
-    Ok(Entry {
-        contribution: record.contribution,
-        schema: record.schema,
-        chunks: record.chunks,
-        folder: folder.to_owned(),
-    })
+    Ok(record.entry(folder.to_owned()))
+}
+
+impl Entry {
+    /// What was asked for when this upload began. `dataset` is where it lies.
+    pub(super) fn begin(&self, dataset: &str) -> UploadBegin {
+        UploadBegin {
+            upload: self.upload,
+            dataset: dataset.into(),
+            part: self.contribution.part,
+            schema: self.schema.clone(),
+            rows: self.contribution.rows,
+            number: self.contribution.number,
+        }
+    }
+}
+
+impl Catalog {
+    /// A member's committed upload, and the data set it is in; none for images to predict.
+    pub(super) fn committed(&self, owner: Pin, upload: &UploadId) -> Option<(&str, &Entry)> {
+        let predict = self.uploads.get(&upload_name(upload)).into_iter();
+        let entries = self.datasets.iter().flat_map(|(name, entries)| {
+            let first = (owner, 0);
+            entries
+                .range(first..=(owner, u64::MAX))
+                .map(move |(_, entry)| (name.as_str(), entry))
+        });
+        predict
+            .map(|entry| ("", entry))
+            .chain(entries)
+            .find(|(_, entry)| entry.upload == *upload && entry.contribution.hospital == owner)
+    }
+}
+
+/// What receipts for an upload's chunks say.
+pub(super) fn receipts(begin: &UploadBegin, chunks: &[Chunk]) -> Vec<StagedReceipt> {
+    let about = begin.receipt();
+    let chunks = chunks.iter().enumerate();
+    chunks
+        .map(|(number, chunk)| receipt(about.clone(), number, chunk))
+        .collect()
+}
+
+/// What the receipt for one chunk says. `about`: see [`UploadBegin::receipt`].
+pub(super) fn receipt(about: StagedReceipt, number: usize, chunk: &Chunk) -> StagedReceipt {
+    StagedReceipt {
+        chunk: number as u32,
+        rows: chunk.rows,
+        sharing: chunk.sharing,
+        digest: chunk.digest,
+        ..about
+    }
 }
 
 impl Store {
-    /// Begins an upload: makes its staging folder.
-    pub(crate) fn begin(&self, begin: UploadBegin, owner: Pin) -> Result<Staging, StoreError> {
-        let refuse = |detail: String| Err(StoreError::Refused(detail));
-        let predict = begin.part == Part::Predict;
-        if predict != begin.dataset.is_empty() || predict != (begin.schema.classes == 0) {
-            return refuse(
-                "images to predict have neither data set nor labels, all others have both".into(),
-            );
-        }
-        if !predict {
-            check_name(&begin.dataset).map_err(StoreError::Refused)?;
-        }
-        if begin.schema.classes > 1 << 16
-            || begin.schema.image_words().is_none()
-            || begin.rows > ROWS_MAX
-        {
-            return refuse(format!(
-                "{} rows of {:?} cannot be stored",
-                begin.rows, begin.schema
-            ));
-        }
-        if let Some(schema) = self.schema(&begin.dataset)
-            && schema != begin.schema
-        {
-            return refuse(format!(
-                "data set {} holds {schema:?}, these rows are {:?}",
-                begin.dataset, begin.schema
-            ));
-        }
-        let Some(rows) = chunk_rows(begin.rows as usize, &begin.schema) else {
-            return refuse(format!(
-                "{} rows are too few or too many for one upload",
-                begin.rows
-            ));
-        };
-        let folder = self.home.join("staging").join(upload_name(&begin.upload));
-        if folder.exists() {
-            return refuse("an upload of this name is under way".into());
-        }
-        file::make_folder(&folder)?;
-        Ok(Staging {
-            begin,
-            owner,
-            folder,
-            rows,
-            digests: Vec::new(),
-        })
-    }
-
     /// Commits an upload whose receipts have been checked. `digest` is the upload's as a whole.
-    pub(crate) fn commit(
-        &self,
-        staging: &Staging,
-        number: u64,
-        digest: [u8; 32],
-    ) -> Result<Committed, StoreError> {
-        let begin = &staging.begin;
-        if staging.digests.len() != staging.rows.len() {
-            let detail = format!(
-                "{} of {} chunks are here",
-                staging.digests.len(),
-                staging.rows.len()
-            );
-            return Err(StoreError::Refused(detail));
-        }
-        let contribution = Contribution {
-            hospital: staging.owner,
-            number,
-            part: begin.part,
-            rows: begin.rows,
-            digest,
-        };
-        let chunks = staging
-            .rows
-            .iter()
-            .zip(&staging.digests)
-            .map(|(rows, digest)| Chunk {
-                rows: *rows,
-                digest: *digest,
-            });
+    pub(crate) fn commit(&self, staging: &Staging, digest: [u8; 32]) -> Result<(), StoreError> {
+        let begin = staging.begin();
+        staging.check_complete()?;
         let record = CommitRecord {
-            contribution,
+            upload: begin.upload,
+            contribution: Contribution {
+                hospital: staging.owner(),
+                number: begin.number,
+                part: begin.part,
+                rows: begin.rows,
+                digest,
+            },
             schema: begin.schema.clone(),
-            chunks: chunks.collect(),
+            chunks: staging.chunks().to_vec(),
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
-        file::write(&staging.folder.join(COMMIT_FILE), &[&bytes])?;
+        file::write(&staging.folder().join(COMMIT_FILE), &[&bytes])?;
+
+        let predict = begin.part == Part::Predict;
+        let name = upload_name(&begin.upload);
+        let key = (staging.owner(), begin.number);
+        let (parent, folder) = if predict {
+            (self.home.join("uploads"), name.clone())
+        } else {
+            let parent = self.home.join("datasets").join(&begin.dataset);
+            (parent, contribution_name(key.0, key.1))
+        };
+        let folder = parent.join(folder);
 
         // From here on other commits wait, so that number and schema stay true.
         let mut catalog = self.lock();
-        let predict = begin.part == Part::Predict;
-        let parent = if predict {
-            self.home.join("uploads")
-        } else {
-            self.home.join("datasets").join(&begin.dataset)
-        };
-        let name = upload_name(&begin.upload);
-        let (taken, schema) = match catalog.datasets.get(&begin.dataset) {
-            Some(entries) if !predict => (
-                entries.contains_key(&(staging.owner, number)),
-                entries
-                    .values()
-                    .next()
-                    .is_some_and(|entry| entry.schema != begin.schema),
-            ),
-            _ => (predict && catalog.uploads.contains_key(&name), false),
-        };
-        if taken || schema {
-            let what = if taken {
-                "number is taken"
-            } else {
-                "schema has changed"
-            };
-            return Err(StoreError::Refused(format!(
-                "the upload's {what} meanwhile: upload again"
-            )));
+        let known = catalog.datasets.get(&begin.dataset);
+        if !predict && known.is_some_and(|entries| entries.contains_key(&key)) {
+            return Err(StoreError::NumberTaken(begin.number));
+        }
+        if !predict {
+            same_schema(known, begin)?;
+        }
+        if predict && catalog.uploads.contains_key(&name) {
+            let detail = "this upload cannot be committed: upload again under another name";
+            return Err(StoreError::Refused(detail.into()));
         }
         file::make_folder(&parent)?;
-        let folder = parent.join(if predict {
-            name.clone()
-        } else {
-            contribution_name(staging.owner, number)
-        });
-        std::fs::rename(&staging.folder, &folder).map_err(at(&folder))?;
-        file::sync_folder(&parent)?;
-        let CommitRecord {
-            contribution,
-            schema,
-            chunks,
-        } = record;
-        let entry = Entry {
-            contribution,
-            schema,
-            chunks,
-            folder,
-        };
+        file::sync_folder(parent.parent().unwrap_or(&parent))?;
+        std::fs::rename(staging.folder(), &folder).map_err(at(&folder))?;
+        let entry = record.entry(folder);
         if predict {
             catalog.uploads.insert(name, entry);
         } else {
-            catalog
-                .datasets
-                .entry(begin.dataset.clone())
-                .or_default()
-                .insert((staging.owner, number), entry);
+            let dataset = catalog.datasets.entry(begin.dataset.clone()).or_default();
+            dataset.insert(key, entry);
         }
-        Ok(Committed { digest })
+        catalog.staged.remove(&staging.key());
+        file::sync_folder(&parent)
     }
 }
 
@@ -330,6 +186,7 @@ mod tests {
         let folder = home.join("uploads").join(name);
         file::make_folder(&folder).unwrap();
         let record = CommitRecord {
+            upload: [0; 16],
             contribution: Contribution {
                 hospital: Pin::from_bytes([1; 32]),
                 number: 1,

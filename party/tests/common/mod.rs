@@ -282,6 +282,7 @@ impl World {
                 classes: 3,
             },
             rows: 100,
+            number: 7,
         };
         let mut stream = remote.links()[0]
             .open(StreamKind::Control, [0; 32])

@@ -4,3 +4,5 @@ mod common;
 mod end_to_end;
 mod errors;
 mod faults;
+mod operations;
+mod uploads;
