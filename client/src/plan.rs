@@ -8,7 +8,7 @@ use trefoil_cluster::Link;
 use trefoil_models::cost::{self, Work};
 use trefoil_models::job::{PredictOutput, TrainSpec};
 use trefoil_models::programs::{self, Format};
-use trefoil_protocol::plan::{Cost, LayerCost};
+use trefoil_protocol::plan::{Cost, LayerCost, LinkProfile, Profile};
 use trefoil_protocol::prg::{Domain, Pos, Prg};
 use trefoil_protocol::ring::kernel::{Acc, gemm};
 
@@ -27,13 +27,13 @@ pub struct Report {
     network: String,
     work: &'static str,
     batch: usize,
-    rounds: u64,
-    bytes_sent_per_party: u64,
-    dealer_bytes: u64,
-    multiply_adds: u64,
-    comparisons: u64,
-    peak_memory_bytes: u64,
-    estimated_seconds: f64,
+    /// For which values the plan saves rounds on this link; bytes for all others.
+    profile: Profile,
+    #[serde(flatten)]
+    total: Layer,
+    /// The same step if few bytes had been chosen, where few rounds were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    few_bytes: Option<Layer>,
     /// Bytes that opening the weights costs once in a session (predictions only).
     #[serde(skip_serializing_if = "Option::is_none")]
     setup_bytes_sent_per_party: Option<u64>,
@@ -74,7 +74,6 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     } else {
         Work::Predict(args.output)
     };
-    let total = cost::report(&network, &spec, work)?;
     if args.text {
         let format = Format {
             frac_bits: spec.frac_bits,
@@ -87,24 +86,29 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         print!("{}", program.map_err(|error| anyhow!(error))?);
         return Ok(());
     }
+    let link = args.link.profile();
+    let plan = cost::plan(&network, &spec, work, link)?;
     let setup = match work {
         Work::Train => None,
-        _ => Some(cost::report(&network, &spec, Work::Setup)?.bytes_sent_per_party),
+        _ => Some(cost::plan(&network, &spec, Work::Setup, link)?),
     };
     let speeds = Speeds::of(args.link);
+    let few_bytes = if plan.profile == Profile::BYTES {
+        None
+    } else {
+        let plan = cost::plan(&network, &spec, work, LinkProfile::default())?;
+        Some(speeds.layer(total(&plan.cost())))
+    };
+    let cost = plan.cost();
     let report = Report {
         network: network.name.clone(),
         work: if args.train { "train" } else { "predict" },
         batch: args.batch,
-        rounds: total.rounds,
-        bytes_sent_per_party: total.bytes_sent_per_party,
-        dealer_bytes: total.dealer_bytes,
-        multiply_adds: total.multiply_adds,
-        comparisons: total.comparisons,
-        peak_memory_bytes: total.peak_memory_bytes,
-        estimated_seconds: speeds.step(&total),
-        setup_bytes_sent_per_party: setup,
-        layers: total
+        profile: plan.profile,
+        total: speeds.layer(total(&cost)),
+        few_bytes,
+        setup_bytes_sent_per_party: setup.map(|plan| plan.cost().bytes_sent_per_party),
+        layers: cost
             .layers
             .into_iter()
             .map(|layer| speeds.layer(layer))
@@ -151,16 +155,6 @@ impl Speeds {
         compute + sent.max(dealt) + rounds as f64 * (self.rtt_s / 2.0 + ROUND_S)
     }
 
-    fn step(&self, cost: &Cost) -> f64 {
-        self.seconds(
-            cost.multiply_adds,
-            cost.prg_words_per_party,
-            cost.bytes_sent_per_party,
-            cost.dealer_bytes,
-            cost.rounds,
-        )
-    }
-
     fn layer(&self, cost: LayerCost) -> Layer {
         let estimated_seconds = self.seconds(
             cost.multiply_adds,
@@ -201,6 +195,20 @@ fn speeds() -> (f64, f64) {
     (macs, words.len() as f64 / start.elapsed().as_secs_f64())
 }
 
+/// A whole step as one layer.
+fn total(cost: &Cost) -> LayerCost {
+    LayerCost {
+        name: "total".into(),
+        rounds: cost.rounds,
+        bytes_sent_per_party: cost.bytes_sent_per_party,
+        dealer_bytes: cost.dealer_bytes,
+        multiply_adds: cost.multiply_adds,
+        comparisons: cost.comparisons,
+        prg_words_per_party: cost.prg_words_per_party,
+        peak_memory_bytes: cost.peak_memory_bytes,
+    }
+}
+
 /// A number of bytes for people.
 pub fn bytes(n: u64) -> String {
     match n {
@@ -236,7 +244,7 @@ fn print(report: &Report, link: Link) {
     for Layer {
         cost,
         estimated_seconds,
-    } in &report.layers
+    } in report.layers.iter().chain([&report.total])
     {
         row(
             &cost.name,
@@ -251,23 +259,21 @@ fn print(report: &Report, link: Link) {
             ],
         );
     }
-    row(
-        "total",
-        [
-            report.rounds.to_string(),
-            bytes(report.bytes_sent_per_party),
-            bytes(report.dealer_bytes),
-            report.multiply_adds.to_string(),
-            report.comparisons.to_string(),
-            bytes(report.peak_memory_bytes),
-            format!("{:.3}", report.estimated_seconds),
-        ],
-    );
     println!("layers share rounds and memory: the total is not their sum");
     if let Some(setup) = report.setup_bytes_sent_per_party {
         println!(
             "opening the weights, once in a session: {} sent a party",
             bytes(setup)
+        );
+    }
+    if let Some(few_bytes) = &report.few_bytes {
+        println!(
+            "lowered for {} on this link; for few bytes: {} rounds, {} sent a party, {} dealt, {:.3} s",
+            report.profile,
+            few_bytes.cost.rounds,
+            bytes(few_bytes.cost.bytes_sent_per_party),
+            bytes(few_bytes.cost.dealer_bytes),
+            few_bytes.estimated_seconds,
         );
     }
     println!("seconds are an estimate for the link {link}, every party on a core like this one");

@@ -7,6 +7,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use trefoil_protocol::plan::LinkProfile;
 
 const MAX_RTT_MS: f64 = 10_000.0;
 const MIN_MBIT_PER_S: f64 = 0.01;
@@ -36,6 +37,17 @@ impl Link {
         rtt_ms: 40.0,
         mbit_per_s: 300.0,
     };
+
+    /// As a job states it.
+    pub fn profile(self) -> LinkProfile {
+        match self {
+            Link::Loopback => LinkProfile::default(),
+            Link::Emulated { rtt_ms, mbit_per_s } => LinkProfile {
+                rtt_us: (rtt_ms * 1e3) as u32,
+                kbit_per_s: (mbit_per_s * 1e3) as u32,
+            },
+        }
+    }
 
     /// A checked emulated link.
     pub fn emulated(rtt_ms: f64, mbit_per_s: f64) -> Result<Link, LinkParseError> {

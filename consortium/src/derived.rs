@@ -46,7 +46,11 @@ impl Derived {
             .iter()
             .map(|program| program.hash())
             .collect();
-        let plans = schedule.programs.iter().map(Plan::new).collect();
+        let plans = schedule
+            .programs
+            .iter()
+            .map(|program| Plan::for_link(program, job.link))
+            .collect();
         Ok(Derived {
             schedule,
             plans,

@@ -7,6 +7,7 @@ use std::fmt::Write;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_protocol::plan::LinkProfile;
 use trefoil_transport::Pin;
 
 use crate::Hex;
@@ -66,6 +67,8 @@ pub struct JobDescription {
     pub kind: JobKind,
     /// Its limits.
     pub limits: Limits,
+    /// The links between the nodes: what the programs are lowered for.
+    pub link: LinkProfile,
     /// Makes the hash of a repeated job another one.
     pub nonce: [u8; 16],
 }
@@ -126,6 +129,7 @@ impl JobDescription {
             requester,
             kind,
             limits: Limits::default(),
+            link: LinkProfile::default(),
             nonce: crate::random_bytes()?,
         })
     }
@@ -365,10 +369,24 @@ impl JobDescription {
                 work, repetitions, ..
             } => {
                 let work = work.describe();
-                line("measures", format!("{repetitions} times {work}; reads no data"));
-                line("reveals", format!("to {requester}: nothing but results on zeros"));
+                line(
+                    "measures",
+                    format!("{repetitions} times {work}; reads no data"),
+                );
+                line(
+                    "reveals",
+                    format!("to {requester}: nothing but results on zeros"),
+                );
             }
         }
+        line(
+            "links",
+            format!(
+                "as if a round trip took {} ms and a link carried {} Mbit/s",
+                f64::from(self.link.rtt_us) / 1e3,
+                f64::from(self.link.kbit_per_s) / 1e3
+            ),
+        );
         line("limits", format!("at most {} s", self.limits.wall_time_s));
         text
     }

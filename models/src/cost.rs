@@ -1,6 +1,6 @@
 //! What one step of a network costs, before anything runs.
 
-use trefoil_protocol::plan::{Cost, Plan};
+use trefoil_protocol::plan::{LinkProfile, Plan};
 
 use crate::job::{PredictOutput, TrainSpec, check_format, check_range};
 use crate::programs::{self, Format};
@@ -17,8 +17,13 @@ pub enum Work {
     Setup,
 }
 
-/// The plan of one step. Batch, learning rate, rounding and number format are taken from `spec`.
-pub fn plan(network: &Network, spec: &TrainSpec, work: Work) -> Result<Plan, ModelError> {
+/// The plan of one step over a link. Batch, learning rate, rounding and number format are taken from `spec`.
+pub fn plan(
+    network: &Network,
+    spec: &TrainSpec,
+    work: Work,
+    link: LinkProfile,
+) -> Result<Plan, ModelError> {
     let format = Format {
         frac_bits: spec.frac_bits,
         ring_bits: spec.ring_bits,
@@ -33,10 +38,5 @@ pub fn plan(network: &Network, spec: &TrainSpec, work: Work) -> Result<Plan, Mod
         Work::Predict(output) => programs::predict(network, format, spec.batch, output)?,
         Work::Setup => programs::setup(network, format)?,
     };
-    Ok(Plan::new(&program))
-}
-
-/// The cost of one step, in total and by layer.
-pub fn report(network: &Network, spec: &TrainSpec, work: Work) -> Result<Cost, ModelError> {
-    Ok(plan(network, spec, work)?.cost())
+    Ok(Plan::for_link(&program, link))
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
-use trefoil_protocol::plan::Plan;
+use trefoil_protocol::plan::{LinkProfile, Plan, Profile};
 use trefoil_protocol::program::{
     BuildError, Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table, Val,
 };
@@ -38,9 +38,20 @@ fn inputs(named: &[(&str, &[usize], Vec<u64>)]) -> BTreeMap<String, Tensor> {
         .collect()
 }
 
-/// Runs one step in both ways and compares all outputs, carried state, rounds and bytes.
+/// Runs one step in the clear and as each profile lowers it, and compares all outputs, carried
+/// state, rounds and bytes.
 fn check(program: &Program, inputs: &BTreeMap<String, Tensor>, initial: &BTreeMap<String, Tensor>) {
-    let plan = Plan::new(program);
+    for profile in [Profile::BYTES, Profile::ROUNDS] {
+        check_plan(Plan::lowered(program, profile), program, inputs, initial);
+    }
+}
+
+fn check_plan(
+    plan: Plan,
+    program: &Program,
+    inputs: &BTreeMap<String, Tensor>,
+    initial: &BTreeMap<String, Tensor>,
+) {
     plan.check().unwrap();
     let cost = plan.cost();
     let step = MemoryStep {
@@ -445,6 +456,100 @@ fn max_pool_and_its_gradient_are_exact() {
             }
         }
     }
+}
+
+#[test]
+fn a_pool_with_the_relu_after_it_is_exact_and_takes_four_rounds_where_rounds_are_dear() {
+    let mut rng = rng(17);
+    for (shape, window, stride) in [
+        ([2, 3, 8, 6], [2, 2], [2, 2]),
+        ([1, 2, 7, 9], [2, 2], [1, 1]),
+        ([2, 1, 5, 6], [1, 3], [1, 2]),
+        ([1, 1, 40, 60], [2, 2], [2, 2]),
+    ] {
+        for (ring, rounding) in [
+            (64u8, Rounding::Nearest),
+            (64, Rounding::Floor),
+            (48, Rounding::Nearest),
+        ] {
+            let spec = PoolSpec { window, stride };
+            let mut b = Builder::new("pooled relu", ring).unwrap();
+            let x = b.input("x", &shape, 16, ring - 2).unwrap();
+            let (y, bits) = b.max_pool(x, spec).unwrap();
+            let ys = b.shape(y);
+            let flat = b.reshape(y, &[ys.iter().product()]).unwrap();
+            let y = b.reshape(flat, &ys).unwrap();
+            let (a, relu) = b.relu_trunc(y, 8, rounding).unwrap();
+            let selectors = b.pool_select(bits, Some(relu), &shape, spec).unwrap();
+            let g = b.input("g", &ys, 16, 40).unwrap();
+            let dx = b
+                .max_pool_grad(selectors, g, 8, Rounding::Nearest, &shape, spec)
+                .unwrap();
+            b.output("a", a, Sink::Reveal).unwrap();
+            b.output("dx", dx, Sink::Reveal).unwrap();
+            let n = |s: &[usize]| s.iter().product::<usize>();
+            let mut data = random(&mut rng, n(&shape), u32::from(ring) - 2);
+            data.iter_mut().step_by(3).for_each(|v| *v = 700);
+            data.iter_mut().skip(1).step_by(5).for_each(|v| *v = 128);
+            data[0] = ((1i64 << (ring - 2)) - 1) as u64;
+            data[1] = -(1i64 << (ring - 2)) as u64;
+            let data = inputs(&[
+                ("x", &shape, data),
+                ("g", &ys, random(&mut rng, n(&ys), 40)),
+            ]);
+            let program = b.finish();
+            check(&program, &data, &BTreeMap::new());
+            let cost = Plan::lowered(&program, Profile::ROUNDS).cost();
+            assert_eq!(cost.rounds, 4);
+        }
+    }
+}
+
+#[test]
+fn a_pool_whose_maxima_are_read_elsewhere_or_rounded_with_coins_is_lowered_alone() {
+    let rounds = |rounding: Rounding, keep: bool| {
+        let spec = PoolSpec {
+            window: [2, 2],
+            stride: [2, 2],
+        };
+        let mut b = Builder::new("alone", 64).unwrap();
+        let x = b.input("x", &[1, 1, 4, 4], 16, 60).unwrap();
+        let (y, _) = b.max_pool(x, spec).unwrap();
+        let (a, _) = b.relu_trunc(y, 8, rounding).unwrap();
+        b.output("a", a, Sink::Reveal).unwrap();
+        if keep {
+            b.output("y", y, Sink::Reveal).unwrap();
+        }
+        let program = b.finish();
+        let x = (0..16u64)
+            .map(|v| v.wrapping_mul(77).wrapping_sub(500))
+            .collect();
+        check(
+            &program,
+            &inputs(&[("x", &[1, 1, 4, 4], x)]),
+            &BTreeMap::new(),
+        );
+        Plan::lowered(&program, Profile::ROUNDS).cost().rounds
+    };
+    assert_eq!(rounds(Rounding::Nearest, false), 4);
+    assert_eq!(rounds(Rounding::Nearest, true), 9);
+    assert_eq!(rounds(Rounding::Stochastic, false), 9);
+}
+
+#[test]
+fn a_link_decides_what_a_plan_saves() {
+    let mut b = Builder::new("relu", 64).unwrap();
+    let x = b.input("x", &[4096], 32, 40).unwrap();
+    let (y, _) = b.relu_trunc(x, 16, Rounding::Nearest).unwrap();
+    b.output("y", y, Sink::Reveal).unwrap();
+    let program = b.finish();
+    let rounds = |rtt_us: u32, kbit_per_s: u32| {
+        let link = LinkProfile { rtt_us, kbit_per_s };
+        Plan::for_link(&program, link).cost().rounds
+    };
+    assert_eq!(rounds(0, 2_000_000), 4);
+    assert_eq!(rounds(40_000, 300_000), 3);
+    assert_eq!(rounds(40_000, 1_000), 4);
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::thread;
 
 use bytes::Bytes;
 use trefoil_protocol::party::PartyId;
-use trefoil_protocol::plan::{Instr, Plan, Rep};
+use trefoil_protocol::plan::{Instr, Plan, Profile, Rep};
 use trefoil_protocol::prg::{Prg, Shifts};
 use trefoil_protocol::program::{Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table};
 use trefoil_protocol::ring::Tensor;
@@ -396,6 +396,16 @@ fn programs() -> Vec<Program> {
     b.output("a", a, Sink::Carry).unwrap();
     b.output("g", g, Sink::Carry).unwrap();
     all.push(b.finish());
+    let mut b = Builder::new("pooled relu", 64).unwrap();
+    let x = b.input("x", &[3, 6, 4], 20, 60).unwrap();
+    let (y, bits) = b.max_pool(x, spec).unwrap();
+    let (a, relu) = b.relu_trunc(y, 8, Rounding::Nearest).unwrap();
+    let select = b.pool_select(bits, Some(relu), &[3, 6, 4], spec).unwrap();
+    let g = b
+        .max_pool_grad(select, a, 8, Rounding::Nearest, &[3, 6, 4], spec)
+        .unwrap();
+    b.output("g", g, Sink::Carry).unwrap();
+    all.push(b.finish());
     let mut b = Builder::new("softmax", 64).unwrap();
     let x = b.input("x", &[5, 3], 32, 50).unwrap();
     let p = b.softmax(x).unwrap();
@@ -422,14 +432,16 @@ fn two_inputs(program: &Program) -> [BTreeMap<String, Tensor>; 2] {
 fn colluders_see_the_same_bytes_for_any_input_under_shifted_randomness() {
     println!("seed {SEED}");
     for program in programs() {
-        let plan = Plan::new(&program);
         let [a, b] = two_inputs(&program);
-        for honest in PartyId::ALL {
-            assert!(
-                indistinguishable(&plan, &a, &b, honest),
-                "{} with honest {honest}",
-                program.name
-            );
+        for profile in [Profile::BYTES, Profile::ROUNDS] {
+            let plan = Plan::lowered(&program, profile);
+            for honest in PartyId::ALL {
+                assert!(
+                    indistinguishable(&plan, &a, &b, honest),
+                    "{} with honest {honest}, {profile:?}",
+                    program.name
+                );
+            }
         }
     }
 }
@@ -595,11 +607,14 @@ fn opened_values_are_uniform_over_many_seeds_and_a_reused_mask_is_not() {
     const RUNS: u64 = 400;
     // Some 10,000 bits are looked at: 6 standard deviations happen once in 50,000 such tests.
     const LIMIT: f64 = 6.0;
-    for program in programs()
-        .iter()
-        .filter(|p| ["relu and backward", "lookup", "pool"].contains(&p.name.as_str()))
-    {
-        let plan = Plan::new(program);
+    for program in programs().iter().filter(|p| {
+        ["relu and backward", "lookup", "pool", "pooled relu"].contains(&p.name.as_str())
+    }) {
+        let profile = match program.name.as_str() {
+            "pooled relu" => Profile::ROUNDS,
+            _ => Profile::BYTES,
+        };
+        let plan = Plan::lowered(program, profile);
         for inputs in two_inputs(program) {
             let worst = deviation(&plan, &inputs, RUNS);
             assert!(

@@ -66,7 +66,11 @@ pub(super) fn all() -> Result<Vec<Case>> {
                 batch,
             };
             let repetitions = repetitions(batch);
-            add(format!("{name}-infer-{batch}"), repetitions, Work::Job(work));
+            add(
+                format!("{name}-infer-{batch}"),
+                repetitions,
+                Work::Job(work),
+            );
         }
         let work = Benchmark::Train {
             network,

@@ -116,13 +116,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let names = || all.iter().map(|case| case.name.as_str());
     if let Some(unknown) = args.cases.iter().find(|name| !names().any(|n| n == *name)) {
         let names: Vec<&str> = names().collect();
-        bail!("--case {unknown}: there is none of this name; there are {}", names.join(", "));
+        bail!(
+            "--case {unknown}: there is none of this name; there are {}",
+            names.join(", ")
+        );
     }
     // Opened before anything runs: a wrong path must not cost a whole run.
     let json = match &args.json {
-        Some(path) => Some(
-            File::create(path).with_context(|| format!("cannot write {}", path.display()))?,
-        ),
+        Some(path) => {
+            Some(File::create(path).with_context(|| format!("cannot write {}", path.display()))?)
+        }
         None => None,
     };
     let settings = Settings {
@@ -144,7 +147,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let mut rows = Vec::new();
     let chosen = |case: &&Case| args.cases.is_empty() || args.cases.contains(&case.name);
     for case in all.iter().filter(chosen) {
-        let row = bench.row(case).with_context(|| format!("case {}", case.name))?;
+        let row = bench
+            .row(case)
+            .with_context(|| format!("case {}", case.name))?;
         println!("{}", row.line());
         rows.push(row);
     }
@@ -244,6 +249,15 @@ impl Bench<'_> {
         }
     }
 
+    /// A job whose requester is still to be named.
+    fn describe(&self, kind: JobKind) -> Result<JobDescription> {
+        let nobody = trefoil_transport::Pin::from_bytes([0; 32]);
+        let job = JobDescription::new("benchmark", nobody, kind);
+        let mut job = job.map_err(|reason| anyhow!(reason))?;
+        job.link = self.args.link.profile();
+        Ok(job)
+    }
+
     fn cluster(&self, look_ahead_bytes: u64) -> Result<(Cluster, Settings)> {
         let mut settings = self.settings.clone();
         settings.look_ahead_bytes = settings.look_ahead_bytes.min(look_ahead_bytes.max(1));
@@ -260,10 +274,11 @@ impl Bench<'_> {
     /// A job of one repetition that is not counted and `repetitions` that are.
     fn job(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
         let kind = self.kind(work, 1 + repetitions);
-        let cost = last_cost(&describe("benchmark", kind.clone())?)?;
+        let job = self.describe(kind)?;
+        let cost = last_cost(&job)?;
         let start = Instant::now();
         let (cluster, settings) = self.cluster(2 * cost.dealer_bytes / 3)?;
-        let done = inside(self.watch(&cluster, &settings, kind, work, start, bar));
+        let done = inside(self.watch(&cluster, &settings, job, work, start, bar));
         let mut measured = done.map_err(|error| blame(&cluster, error))?;
         cluster.stop();
         measured.rounds = cost.rounds;
@@ -277,7 +292,7 @@ impl Bench<'_> {
         &self,
         cluster: &Cluster,
         settings: &Settings,
-        kind: JobKind,
+        mut job: JobDescription,
         work: &Benchmark,
         start: Instant,
         bar: &ProgressBar,
@@ -290,7 +305,6 @@ impl Bench<'_> {
             settings,
         )
         .await?;
-        let mut job = describe("benchmark", kind)?;
         job.requester = member.identity.pin()?;
         let id = remote.submit(job).await?;
         let reveals = matches!(work, Benchmark::Infer { .. });
@@ -322,7 +336,9 @@ impl Bench<'_> {
             .windows(2)
             .map(|ends| (ends[1] - ends[0]).as_secs_f64())
             .collect();
-        let cpu = after.zip(before).map_or(f64::NAN, |(after, before)| after - before);
+        let cpu = after
+            .zip(before)
+            .map_or(f64::NAN, |(after, before)| after - before);
         Ok(Measured {
             startup_seconds,
             cpu_seconds: cpu / seconds.len() as f64,
@@ -349,7 +365,13 @@ impl Bench<'_> {
             )
             .await?;
             let startup_seconds = start.elapsed().as_secs_f64();
-            let sent = || -> u64 { remote.links().iter().map(|link| link.stats().sent_bytes).sum() };
+            let sent = || -> u64 {
+                remote
+                    .links()
+                    .iter()
+                    .map(|link| link.stats().sent_bytes)
+                    .sum()
+            };
             let own = || usage_of(std::process::id()).map_or(0.0, |usage| usage.cpu_s);
             let mut measured = Measured {
                 startup_seconds,
@@ -391,8 +413,8 @@ impl Bench<'_> {
             measured.peak_rss_bytes = peak_rss_bytes(&cluster);
             // Two of three shares are streams, expanded at the hospital and at a party.
             let expanded = 4 * 8 * images * (words + 10);
-            measured.floor_seconds = self.rates.link_seconds(sent as u64)
-                + expanded as f64 / self.rates.prg_bytes_per_s;
+            measured.floor_seconds =
+                self.rates.link_seconds(sent as u64) + expanded as f64 / self.rates.prg_bytes_per_s;
             remote.close().await;
             Ok(measured)
         });
@@ -404,10 +426,14 @@ impl Bench<'_> {
     /// The dealer's steps, the material counted and dropped.
     fn dealer(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
         let start = Instant::now();
-        let job = describe("benchmark", self.kind(work, 1 + repetitions))?;
+        let job = self.describe(self.kind(work, 1 + repetitions))?;
         let derived = Derived::new(&job).map_err(|reason| anyhow!(reason))?;
         let cost = last_cost(&job)?;
-        let key = || random_bytes().map(Prg::new).map_err(|reason| anyhow!(reason));
+        let key = || {
+            random_bytes()
+                .map(Prg::new)
+                .map_err(|reason| anyhow!(reason))
+        };
         let keys = DealerKeys {
             parties: [key()?, key()?, key()?],
             coins: Some(key()?),
@@ -429,7 +455,9 @@ impl Bench<'_> {
             bar.inc(1);
         }
         let after = own();
-        let cpu = after.zip(before).map_or(f64::NAN, |(after, before)| after.cpu_s - before.cpu_s);
+        let cpu = after
+            .zip(before)
+            .map_or(f64::NAN, |(after, before)| after.cpu_s - before.cpu_s);
         let dealer = Cost {
             multiply_adds: 0,
             bytes_sent_per_party: 0,
@@ -464,11 +492,6 @@ impl CorrectionSink for Dropped {
     }
 }
 
-fn describe(name: &str, kind: JobKind) -> Result<JobDescription> {
-    let nobody = trefoil_transport::Pin::from_bytes([0; 32]);
-    JobDescription::new(name, nobody, kind).map_err(|reason| anyhow!(reason))
-}
-
 /// What the last program of a job's schedule costs: one repetition.
 fn last_cost(job: &JobDescription) -> Result<Cost> {
     let derived = Derived::new(job).map_err(|reason| anyhow!(reason))?;
@@ -497,11 +520,17 @@ fn usages(cluster: &Cluster) -> impl Iterator<Item = Option<Usage>> {
 
 /// CPU time of all nodes so far; `None` where the platform does not say.
 fn cpu_seconds(cluster: &Cluster) -> Option<f64> {
-    usages(cluster).map(|usage| usage.map(|usage| usage.cpu_s)).sum()
+    usages(cluster)
+        .map(|usage| usage.map(|usage| usage.cpu_s))
+        .sum()
 }
 
 fn peak_rss_bytes(cluster: &Cluster) -> u64 {
-    usages(cluster).flatten().map(|usage| usage.peak_rss_bytes).max().unwrap_or(0)
+    usages(cluster)
+        .flatten()
+        .map(|usage| usage.peak_rss_bytes)
+        .max()
+        .unwrap_or(0)
 }
 
 fn bar(name: &str, repetitions: usize) -> ProgressBar {

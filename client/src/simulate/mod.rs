@@ -21,6 +21,7 @@ use trefoil_consortium::config::simulation_coin_key;
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
 use trefoil_models::plain_run::{Table, Tables};
 use trefoil_models::{Schedule, outcome, schedule, weights};
+use trefoil_protocol::plan::LinkProfile;
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::program::Rounding;
 use trefoil_transport::Settings;
@@ -91,6 +92,7 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
             loaded: &loaded,
             cluster: &cluster,
             settings: &spec.settings,
+            link: args.link.profile(),
         }
         .run(),
     );
@@ -151,6 +153,7 @@ struct Simulation<'a> {
     loaded: &'a Loaded,
     cluster: &'a Cluster,
     settings: &'a Settings,
+    link: LinkProfile,
 }
 
 fn bar(length: u64, unit: &str) -> ProgressBar {
@@ -305,8 +308,9 @@ impl Simulation<'_> {
     ) -> Result<Job> {
         let plan = schedule(&kind)?;
         let pin = self.cluster.member(member)?.identity.pin()?;
-        let description = JobDescription::new(message, pin, kind.clone())
+        let mut description = JobDescription::new(message, pin, kind.clone())
             .map_err(|problem| anyhow::anyhow!(problem))?;
+        description.link = self.link;
         let bar = bar(plan.steps.len() as u64, "steps");
         bar.set_message(message.to_string());
         let start = Instant::now();

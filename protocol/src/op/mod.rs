@@ -12,6 +12,7 @@ pub mod lookup;
 pub mod max_pool;
 pub mod powers;
 pub mod product;
+pub mod relu_pool;
 pub mod relu_trunc;
 pub mod trunc;
 
@@ -221,14 +222,23 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
         Op::Product(product) => product::lower(product, node, cx),
         Op::Powers { degree } => powers::lower(*degree, node, cx),
         Op::Trunc { shift, rounding } => trunc::lower(*shift, *rounding, node, cx),
-        Op::ReluTrunc { shift, rounding } => relu_trunc::lower(*shift, *rounding, node, cx),
+        Op::ReluTrunc { shift, rounding } => match cx.pooled(node.ins[0]) {
+            Some(pair) => relu_pool::lower(pair, *shift, *rounding, cx),
+            None => relu_trunc::lower(*shift, *rounding, node, cx),
+        },
         Op::BitTrunc { shift, rounding } => bits::lower_trunc(*shift, *rounding, node, cx),
         Op::NonNegative => vec![bits::lower_non_negative(node, cx)],
         Op::BitMul => bits::lower_mul(node, cx),
         Op::BitDot => vec![bits::lower_dot(node, cx)],
         Op::BitToRing => vec![bits::lower_to_ring(node, cx)],
-        Op::MaxPool(pool) => max_pool::lower(pool, node, cx),
-        Op::PoolSelect(pool) => vec![max_pool::lower_select(pool, node, cx)],
+        Op::MaxPool(pool) => match relu_pool::pair(pool, node, cx) {
+            Some(pair) => cx.lower_with_relu(node, pair),
+            None => max_pool::lower(pool, node, cx),
+        },
+        Op::PoolSelect(pool) => match cx.selectors(node.ins[0]) {
+            Some(selectors) => vec![Repr::bits(selectors)],
+            None => vec![max_pool::lower_select(pool, node, cx)],
+        },
         Op::ArgMax => vec![argmax::lower(node, cx)],
         Op::Lookup {
             position,

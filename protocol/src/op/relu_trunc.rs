@@ -14,7 +14,7 @@
 use super::trunc::{dealt, dealt_with, half, opened};
 use super::{OutOfRange, check_domain};
 use crate::plan::{
-    BitRef, CircuitBuilder, CircuitInput, Kernel, Lowering, MaskedBit, Repr, TruncOut, Wire,
+    BitRef, CircuitBuilder, CircuitInput, Kernel, Lowering, MaskedBit, Repr, TruncOut, VId, Wire,
 };
 use crate::program::{Kind, Node, Rounding, Type};
 use crate::run::plain::Coins;
@@ -63,61 +63,82 @@ pub fn plain(
     Ok(vec![out, bit])
 }
 
-/// The secure form: steps 1 to 4.
-pub fn lower(shift: u8, rounding: Rounding, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
+/// Steps 2 and 3 for an opened m with its mask r: the borrow c, and the bit b.
+pub(super) fn compared(
+    m: VId,
+    r: VId,
+    shift: u8,
+    rounding: Rounding,
+    cx: &mut Lowering<'_>,
+) -> (MaskedBit, MaskedBit) {
     let k = cx.ring_bits();
-    let (m, r) = opened(node.ins[0], shift, rounding, cx);
     let n = cx.plan.len(m);
     let add = half(shift, rounding).wrapping_neg();
     let compared = cx.plan.borrow(m, add, r, &[shift, k - 1]);
     let o = cx.plan.open_bits(compared);
-
-    let top = |offset: u64| CircuitInput::Ring {
-        offset,
-        lo: k - 1,
-        count: 1,
+    let inputs = |offset: u64| {
+        vec![
+            CircuitInput::Ring {
+                offset,
+                lo: k - 1,
+                count: 1,
+            },
+            CircuitInput::Bits { first: 1, count: 1 },
+        ]
     };
-    let (mut public, wires) =
-        CircuitBuilder::new(vec![top(add), CircuitInput::Bits { first: 0, count: 2 }]);
+    let (mut public, wires) = CircuitBuilder::new(inputs(add));
     let not_msb = public.xor(wires[0][0], Wire::ONE);
-    let b = public.xor(not_msb, wires[1][1]);
-    let public = public.finish(&[wires[1][0], b]);
-    let cb = cx.plan.public_circuit(public, vec![m, o.open], n);
-
-    let (mut fold, wires) =
-        CircuitBuilder::new(vec![top(0), CircuitInput::Bits { first: 1, count: 1 }]);
+    let b = public.xor(not_msb, wires[1][0]);
+    let public = public.finish(&[b]);
+    let open = cx.plan.public_circuit(public, vec![m, o.open], n);
+    let (mut fold, wires) = CircuitBuilder::new(inputs(0));
     let beta = fold.xor(wires[0][0], wires[1][0]);
     let fold = fold.finish(&[beta]);
-    let beta = BitRef {
-        id: cx.plan.derive_circuit(fold, vec![r, o.mask], n),
-        plane: 0,
+    let beta = cx.plan.derive_circuit(fold, vec![r, o.mask], n);
+    let bit = |open: VId, beta: VId| MaskedBit {
+        open: BitRef { id: open, plane: 0 },
+        beta: BitRef { id: beta, plane: 0 },
     };
-    let bit = MaskedBit {
-        open: BitRef { id: cb, plane: 1 },
-        beta,
-    };
+    (bit(o.open, o.mask), bit(open, beta))
+}
 
-    let gamma = BitRef {
-        id: o.mask,
-        plane: 0,
-    };
+/// Step 4: `[b (t + 1)]` (or `[b t]`) from the public m, its mask r, the borrow and the bit.
+pub(super) fn gated(
+    m: VId,
+    r: VId,
+    shift: u8,
+    rounding: Rounding,
+    borrow: MaskedBit,
+    bit: MaskedBit,
+    cx: &mut Lowering<'_>,
+) -> VId {
+    let n = cx.plan.len(m);
+    let gamma = borrow.beta;
     let [big_r, rho, gamma_ring] = dealt(r, gamma, shift, cx);
     let beta_ring = cx.beta_ring(bit);
-    let [beta_r, beta_rho, beta_gamma] = dealt_with(r, gamma, shift, Some(beta), cx);
+    let [beta_r, beta_rho, beta_gamma] = dealt_with(r, gamma, shift, Some(bit.beta), cx);
     let kernel = Kernel::BitTruncOut {
         trunc: TruncOut {
-            ring_bits: k,
+            ring_bits: cx.ring_bits(),
             shift,
-            add,
+            add: half(shift, rounding).wrapping_neg(),
             offset: 0,
         },
-        c_plane: 0,
-        b_plane: 1,
+        c_plane: borrow.open.plane,
+        b_plane: bit.open.plane,
         plus_one: rounding == Rounding::Nearest,
     };
+    let (c, b) = (borrow.open.id, bit.open.id);
     let operands = vec![
-        m, cb, cb, big_r, rho, gamma_ring, beta_ring, beta_r, beta_rho, beta_gamma,
+        m, c, b, big_r, rho, gamma_ring, beta_ring, beta_r, beta_rho, beta_gamma,
     ];
-    let out = cx.plan.local_share(kernel, operands, n);
+    cx.plan.local_share(kernel, operands, n)
+}
+
+/// The secure form: steps 1 to 4.
+pub fn lower(shift: u8, rounding: Rounding, node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
+    let (m, r) = opened(node.ins[0], shift, rounding, cx);
+    let (borrow, bit) = compared(m, r, shift, rounding, cx);
+    let out = gated(m, r, shift, rounding, borrow, bit, cx);
     vec![Repr::share(out), Repr::bits(vec![bit])]
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Circuit, Class, Corr, Instr, Kernel, PlanOutput, Rep, Slot, VId};
+use super::{Circuit, Class, Corr, Instr, Kernel, PlanOutput, Profile, Rep, Slot, VId};
 use crate::op::product::Product;
 
 /// Instructions in the order in which operations were lowered, before rounds are cut.
@@ -10,6 +10,8 @@ use crate::op::product::Product;
 pub struct PlanBuilder {
     /// Ring bits k.
     pub ring_bits: u8,
+    /// What lowering saves.
+    pub profile: Profile,
     /// The scope that new values belong to.
     pub scope: u16,
     pub(super) slots: Vec<Slot>,
@@ -18,9 +20,10 @@ pub struct PlanBuilder {
 }
 
 impl PlanBuilder {
-    pub(super) fn new(ring_bits: u8) -> PlanBuilder {
+    pub(super) fn new(ring_bits: u8, profile: Profile) -> PlanBuilder {
         PlanBuilder {
             ring_bits,
+            profile,
             scope: 0,
             slots: Vec::new(),
             instrs: Vec::new(),

@@ -5,7 +5,8 @@
 //! 3. Digits combine from the top: `lt = lt_n ^ eq_n lt_{n-1} ^ eq_n eq_{n-1} lt_{n-2} ^ ..`, four
 //!    digits to a group in one round of [`PlanBuilder::combine`], then the groups in another.
 //!
-//! Borrows over several ranges that end at digit boundaries come out of the same rounds.
+//! Borrows over several ranges that end at digit boundaries come out of the same rounds. Where rounds
+//! are dear ([`super::Profile`]) digits have up to 7 bits and combine all at once.
 
 use std::sync::Arc;
 
@@ -13,18 +14,14 @@ use super::{
     BitRef, Circuit, CircuitBuilder, CircuitInput, Corr, Literal, PlanBuilder, Rep, Term, VId, Wire,
 };
 
-/// Bits of a digit, at most.
-const DIGIT: u8 = 4;
 /// Digits of a group when there are several groups.
 const GROUP: usize = 4;
-/// Digits that a single group may have: one round instead of two, for a few more monomials.
-const SINGLE_GROUP: usize = 6;
 
-/// Digits of one range: (position, bits).
-fn digits(lo: u8, hi: u8) -> Vec<(u8, u8)> {
+/// Digits of one range, of at most `most` bits: (position, bits).
+fn digits(lo: u8, hi: u8, most: u8) -> Vec<(u8, u8)> {
     (lo..hi)
-        .step_by(usize::from(DIGIT))
-        .map(|p| (p, DIGIT.min(hi - p)))
+        .step_by(usize::from(most))
+        .map(|p| (p, most.min(hi - p)))
         .collect()
 }
 
@@ -111,6 +108,11 @@ fn select_circuit(digits: &[(u8, u8)], offset: u64) -> Circuit {
 }
 
 impl PlanBuilder {
+    /// Whether so many digits combine at once: a few more monomials, one round instead of two.
+    fn in_one_round(&self, n: usize, digits: usize, ranges: usize) -> bool {
+        digits <= self.profile.single_group(n) && (ranges == 1 || self.profile.saves_rounds(n))
+    }
+
     /// For ascending digit boundaries `ends`: planes `i` of the result are
     /// `[(m + offset) mod 2^ends[i] < r mod 2^ends[i]]`, XOR-shared. At most two rounds.
     pub fn borrow(&mut self, m: VId, offset: u64, r: VId, ends: &[u8]) -> VId {
@@ -119,7 +121,7 @@ impl PlanBuilder {
         let mut counts = Vec::new();
         let mut lo = 0;
         for hi in ends {
-            let range = digits(lo, *hi);
+            let range = digits(lo, *hi, self.profile.digit_bits(n));
             counts.push(range.len());
             all.extend(range);
             lo = *hi;
@@ -136,22 +138,22 @@ impl PlanBuilder {
             })
         };
 
-        // Groups of digits, none across a boundary.
-        let sizes: Vec<Vec<usize>> = counts
-            .iter()
-            .map(|count| {
-                even(
-                    *count,
-                    if ends.len() == 1 && *count <= SINGLE_GROUP {
-                        SINGLE_GROUP
-                    } else {
-                        GROUP
-                    },
-                )
-            })
-            .collect();
-        let groups: usize = sizes.iter().map(Vec::len).sum();
         let variables: Vec<Literal> = (0..2 * all.len()).map(plane).collect();
+        if self.in_one_round(n, all.len(), ends.len()) {
+            let lt: Vec<usize> = (0..all.len()).map(|d| 2 * d).collect();
+            let eq: Vec<Option<usize>> = (0..all.len()).map(|d| Some(2 * d + 1)).collect();
+            let upto = counts.iter().scan(0, |upto, count| {
+                *upto += count;
+                Some(*upto)
+            });
+            let polynomials: Vec<Vec<Term>> = upto
+                .map(|upto| less_than(&lt[..upto], &eq[..upto]))
+                .collect();
+            return self.combine(&variables, &polynomials);
+        }
+        // Groups of digits, none across a boundary.
+        let sizes: Vec<Vec<usize>> = counts.iter().map(|count| even(*count, GROUP)).collect();
+        let groups: usize = sizes.iter().map(Vec::len).sum();
         let mut polynomials = Vec::new();
         let mut digit = 0;
         for (group, size) in sizes.iter().flatten().enumerate() {
@@ -164,9 +166,6 @@ impl PlanBuilder {
             digit += size;
         }
         let first = self.combine(&variables, &polynomials);
-        if groups == 1 {
-            return first;
-        }
         let variables: Vec<Literal> = (0..polynomials.len())
             .map(|i| {
                 BitRef {

@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{Corr, Factor, Kernel, PlanBuilder, PlanOutput, Rep, VId};
+use super::{Corr, Factor, Kernel, PlanBuilder, PlanOutput, Profile, Rep, VId};
 use crate::op;
-use crate::program::{Kind, Op, Program, Sink, Type, Val};
+use crate::op::relu_pool::PooledRelu;
+use crate::program::{Kind, Node, Op, Program, Sink, Type, Val};
 
 /// A public value `open = x + mask` (XOR for bits) and its mask, which the dealer knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,10 @@ pub struct Lowering<'a> {
     low: BTreeMap<(Val, u8), Masked>,
     beta_rings: BTreeMap<BitRef, VId>,
     coin_masks: BTreeMap<(Val, u8), VId>,
+    /// Pools that wait for their ReLU, by their maxima.
+    pooled: BTreeMap<Val, PooledRelu>,
+    /// Selectors that a pool with its ReLU has opened, by the pool's bits.
+    selectors: BTreeMap<Val, Vec<MaskedBit>>,
 }
 
 impl Lowering<'_> {
@@ -209,6 +214,39 @@ impl Lowering<'_> {
         ring
     }
 
+    /// Operations that read a value, under whatever shape; `None` if it is a result of the step.
+    pub fn readers(&self, val: Val) -> Option<Vec<&Node>> {
+        let same = |other: &Val| self.canonical(*other) == self.canonical(val);
+        if self.program.outputs.iter().any(|output| same(&output.val)) {
+            return None;
+        }
+        let reads = |node: &&Node| {
+            !matches!(node.op, Op::Reshape | Op::Rescale) && node.ins.iter().any(same)
+        };
+        Some(self.program.nodes.iter().filter(reads).collect())
+    }
+
+    /// Leaves a pool to the ReLU after it.
+    pub(crate) fn lower_with_relu(&mut self, pool: &Node, pair: PooledRelu) -> Vec<Repr> {
+        self.pooled.insert(self.canonical(pool.outs[0]), pair);
+        vec![Repr::default(); pool.outs.len()]
+    }
+
+    /// The pool that was left to the ReLU of this value.
+    pub(crate) fn pooled(&self, val: Val) -> Option<PooledRelu> {
+        self.pooled.get(&self.canonical(val)).copied()
+    }
+
+    /// Keeps the selectors of a pool with its ReLU for the backward pass.
+    pub(crate) fn keep_selectors(&mut self, pool_bits: Val, selectors: Vec<MaskedBit>) {
+        self.selectors.insert(pool_bits, selectors);
+    }
+
+    /// The selectors kept for a pool's bits.
+    pub(crate) fn selectors(&self, pool_bits: Val) -> Option<Vec<MaskedBit>> {
+        self.selectors.get(&pool_bits).cloned()
+    }
+
     fn source(&mut self, val: Val, make: impl FnOnce(VId) -> super::Instr) -> Vec<Repr> {
         let n = self.ty(val).len();
         vec![Repr::share(self.plan.source(n, make))]
@@ -239,7 +277,7 @@ impl Lowering<'_> {
     }
 
     /// Values named by the inputs and carried state of the program.
-    pub(crate) fn lower_source(&mut self, node: &crate::program::Node) -> Option<Vec<Repr>> {
+    pub(crate) fn lower_source(&mut self, node: &Node) -> Option<Vec<Repr>> {
         use super::Instr;
         let out = node.outs[0];
         Some(match &node.op {
@@ -268,15 +306,17 @@ impl Lowering<'_> {
 }
 
 /// Lowers every operation in program order, then the outputs.
-pub(super) fn lower(program: &Program) -> PlanBuilder {
+pub(super) fn lower(program: &Program, profile: Profile) -> PlanBuilder {
     let mut cx = Lowering {
         program,
-        plan: PlanBuilder::new(program.ring_bits),
+        plan: PlanBuilder::new(program.ring_bits, profile),
         reprs: vec![Repr::default(); program.types.len()],
         canonical: program.canonical(),
         low: BTreeMap::new(),
         beta_rings: BTreeMap::new(),
         coin_masks: BTreeMap::new(),
+        pooled: BTreeMap::new(),
+        selectors: BTreeMap::new(),
     };
     for node in &program.nodes {
         cx.plan.scope = node.scope;

@@ -11,6 +11,7 @@ mod combine;
 mod compare;
 mod cost;
 mod lowering;
+mod profile;
 mod schedule;
 
 use std::collections::BTreeMap;
@@ -21,6 +22,7 @@ pub use circuit::{Circuit, CircuitBuilder, CircuitInput, Wire};
 pub use combine::{Literal, Term};
 pub use cost::{Cost, LayerCost};
 pub use lowering::{BitRef, Lowering, Masked, MaskedBit, Repr};
+pub use profile::{LinkProfile, Profile};
 
 use crate::op::linear::Linear;
 use crate::op::lookup::LookupSpec;
@@ -357,6 +359,8 @@ pub struct Round {
 pub struct Plan {
     /// Ring bits k.
     pub ring_bits: u8,
+    /// What lowering saved.
+    pub profile: Profile,
     /// Facts about every value.
     pub slots: Vec<Slot>,
     /// Rounds in order; the last one has no openings.
@@ -368,9 +372,14 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Lowers a program.
+    /// Lowers a program so that it costs few bytes. See [`Plan::for_link`].
     pub fn new(program: &Program) -> Plan {
-        let builder = lowering::lower(program);
+        Plan::lowered(program, Profile::BYTES)
+    }
+
+    /// Lowers a program in a chosen way.
+    pub fn lowered(program: &Program, profile: Profile) -> Plan {
+        let builder = lowering::lower(program, profile);
         let plan = schedule::schedule(builder, program);
         debug_assert_eq!(plan.check(), Ok(()));
         plan

@@ -11,6 +11,7 @@ use crate::program::Program;
 pub(super) fn schedule(builder: PlanBuilder, program: &Program) -> Plan {
     let PlanBuilder {
         ring_bits,
+        profile,
         slots,
         instrs,
         outputs,
@@ -36,6 +37,7 @@ pub(super) fn schedule(builder: PlanBuilder, program: &Program) -> Plan {
     frees(&mut cut, &kept, slots.len());
     Plan {
         ring_bits,
+        profile,
         slots,
         rounds: cut,
         outputs,
