@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use trefoil_protocol::Tensor;
+use trefoil_protocol::plan::{Plan, Profile};
 use trefoil_protocol::program::{BuildError, Builder, Program, Rounding, Sink, Val};
 use trefoil_protocol::ring::elements;
 use trefoil_protocol::run::memory::{test_key, test_shares};
@@ -34,6 +35,17 @@ pub struct Case {
     pub inputs: BTreeMap<String, Tensor>,
     /// State, in the clear, that is put in place before the step.
     pub initial: BTreeMap<String, Tensor>,
+}
+
+impl Case {
+    /// The plan of the step: few bytes in the ring of 64 bits, few rounds in that of 48.
+    pub fn plan(&self) -> Plan {
+        let profile = match self.program.ring_bits {
+            64 => Profile::BYTES,
+            _ => Profile::ROUNDS,
+        };
+        Plan::lowered(&self.program, profile)
+    }
 }
 
 /// All cases, to be run in this order as the steps of one session.

@@ -20,7 +20,6 @@ use trefoil_consortium::{
 };
 use trefoil_protocol::Tensor;
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_protocol::plan::Plan;
 use trefoil_protocol::program::{Output, Sink};
 use trefoil_protocol::run::memory::{test_dealer_keys, test_party_keys};
 use trefoil_protocol::run::{DealerState, OutputShare, State, deal_step, run_step};
@@ -259,7 +258,7 @@ fn party_steps(
         let own = |named, kind| own_shares(me, named, session.seed, step, kind);
         state.shares.extend(own(&case.initial, "initial"));
         let inputs = own(&case.inputs, "input");
-        let plan = Plan::new(&case.program);
+        let plan = case.plan();
         let done = run_step(
             &plan,
             me,
@@ -343,7 +342,7 @@ fn dealer_steps(
     let keys = test_dealer_keys(session.seed);
     let mut state = DealerState::default();
     for (step, case) in session.cases.iter().enumerate() {
-        let plan = Plan::new(&case.program);
+        let plan = case.plan();
         deal_step(&plan, step as u64, &keys, &mut state, &mut net)
             .inspect_err(|error| abort.abort(&error.to_string()))
             .with_context(|| format!("step {step}, {}", case.program.name))?;

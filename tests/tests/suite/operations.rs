@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use trefoil_cluster::{Cluster, ClusterSpec, NodeName};
 use trefoil_protocol::Tensor;
-use trefoil_protocol::plan::Plan;
 use trefoil_protocol::program::{Linear, Op, Product, Rounding, Sink};
 use trefoil_protocol::run::memory::test_coins;
 use trefoil_protocol::run::party::reconstruct;
@@ -90,10 +89,7 @@ fn plain_steps(cases: &[Case], seed: u64) -> Vec<Expected> {
 /// Rounds, frames and bytes that the transport counted, against the sums of all plans.
 fn counted_equals_planned(cases: &[Case], reports: &[NodeReport; 4]) {
     let [parties @ .., dealer] = reports;
-    let costs: Vec<_> = cases
-        .iter()
-        .map(|case| Plan::new(&case.program).cost())
-        .collect();
+    let costs: Vec<_> = cases.iter().map(|case| case.plan().cost()).collect();
     let rounds: u64 = costs.iter().map(|cost| cost.rounds).sum();
     let sent: u64 = costs.iter().map(|cost| cost.bytes_sent_per_party).sum();
     let dealt: u64 = costs.iter().map(|cost| cost.dealer_bytes).sum();
