@@ -1,5 +1,6 @@
 //! End-to-end tests with real processes: whole experiments, bad input, faults.
 
+mod bench;
 mod common;
 mod end_to_end;
 mod errors;
