@@ -18,6 +18,7 @@ mod avx512;
 mod contract;
 mod conv;
 mod correlate;
+mod ctr;
 mod gates;
 mod gemm;
 mod planes;
@@ -29,6 +30,7 @@ pub use conv::{
     ConvShape, conv2d, conv2d_grad_input, conv2d_grad_input_with, conv2d_grad_weight,
     conv2d_grad_weight_with, conv2d_with,
 };
+pub use ctr::{CtrKeys, Join};
 pub use gates::{Gate, GateOp, Netlist, PlaneBuffer, run_gates, run_gates_with};
 pub use gemm::{gemm, gemm_with};
 pub use planes::{
