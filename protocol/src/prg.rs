@@ -307,7 +307,8 @@ mod tests {
             vector: None,
             ..prg()
         };
-        let joins: [fn(&Prg, Pos, u64, &mut [u64]); 4] = [Prg::fill, Prg::add, Prg::sub, Prg::xor];
+        type JoinWords = fn(&Prg, Pos, u64, &mut [u64]);
+        let joins: [JoinWords; 4] = [Prg::fill, Prg::add, Prg::sub, Prg::xor];
         let last = (1 << 49) - 700;
         for (step, first) in [(0, 0), (0x7fff, 1), (0xffff, last), (3, last + 1), (1, 254)] {
             let at = Pos { step, ..AT };

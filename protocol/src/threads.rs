@@ -47,8 +47,18 @@ pub(crate) fn split<T: Send>(
     work_ns: usize,
     each: impl Fn(usize, &mut [T]) + Sync,
 ) {
+    split_among(parts(work_ns), out, piece, each);
+}
+
+/// [`split`] among at most so many threads.
+fn split_among<T: Send>(
+    parts: usize,
+    out: &mut [T],
+    piece: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
+) {
     let pieces = out.len().div_ceil(piece);
-    let parts = parts(work_ns).min(pieces);
+    let parts = parts.min(pieces);
     if parts <= 1 {
         return each(0, out);
     }
@@ -74,9 +84,8 @@ mod tests {
     fn every_piece_is_worked_on_once_and_knows_its_place() {
         for threads in 1..6 {
             for len in [0, 1, 7, 8, 9, 63, 64, 65, 1000] {
-                set_threads(threads);
                 let mut out = vec![usize::MAX; len];
-                split(&mut out, 8, 100 * WORTH_NS, |first, run| {
+                split_among(threads, &mut out, 8, |first, run| {
                     for (i, item) in run.iter_mut().enumerate() {
                         assert_eq!(*item, usize::MAX);
                         *item = first * 8 + i;
@@ -85,7 +94,11 @@ mod tests {
                 assert!(out.iter().enumerate().all(|(i, item)| i == *item));
             }
         }
-        set_threads(0);
-        assert!(threads() >= 1);
+    }
+
+    #[test]
+    fn small_work_stays_on_one_thread() {
+        assert_eq!(parts(WORTH_NS), 1);
+        assert!(parts(100 * WORTH_NS) >= 1 && threads() >= 1);
     }
 }

@@ -331,9 +331,10 @@ impl<'a> Step<'a> {
     fn blocks<'b>(&'b self, corr: &'b Corr, ins: &'b [VId]) -> Option<Blocks<'b>> {
         let operands = || ins.iter().map(|id| self.operand(*id)).collect();
         match corr {
-            Corr::Circuit(circuit) | Corr::Digits(circuit) => {
-                Some(Blocks::Circuit(CircuitRun::new(circuit, true), operands()))
-            }
+            Corr::Circuit(circuit) | Corr::Digits(circuit) => Some(Blocks::Circuit(
+                Box::new(CircuitRun::new(circuit, true)),
+                operands(),
+            )),
             Corr::Power(j) => Some(Blocks::Power(u32::from(*j), ins[0])),
             Corr::Term { factor, bits } => Some(Blocks::Term(*factor, bits, ins)),
             Corr::OneHot(spec) => Some(Blocks::OneHot(*spec, ins)),
@@ -489,7 +490,7 @@ impl<'a> Step<'a> {
 enum Blocks<'b> {
     Ring(&'b [u64]),
     Bits(&'b [Plane]),
-    Circuit(CircuitRun<'b>, Vec<Operand<'b>>),
+    Circuit(Box<CircuitRun<'b>>, Vec<Operand<'b>>),
     Power(u32, VId),
     Term(Factor, &'b [u16], &'b [VId]),
     OneHot(LookupSpec, &'b [VId]),
