@@ -14,8 +14,10 @@ pub mod program;
 pub mod ring;
 pub mod run;
 pub mod share;
+pub mod threads;
 pub mod transport;
 
 pub use party::{PartyId, Peer};
 pub use program::{Builder, Program};
 pub use ring::Tensor;
+pub use threads::set_threads;

@@ -40,12 +40,13 @@ pub fn correction_bytes(id: u32, rep: Rep, n: usize, to: PartyId) -> usize {
         .sum()
 }
 
-/// Writes the header of a round's frame.
-pub fn put_header(frame: &mut Vec<u8>, step: u64, round: usize, opened: &[u8; 16]) {
-    frame.extend_from_slice(&step.to_le_bytes());
-    frame.extend_from_slice(&(round as u32).to_le_bytes());
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(opened);
+/// The header of a round's frame.
+pub fn header(step: u64, round: usize, opened: &[u8; 16]) -> [u8; HEADER_BYTES] {
+    let mut header = [0; HEADER_BYTES];
+    header[..8].copy_from_slice(&step.to_le_bytes());
+    header[8..12].copy_from_slice(&(round as u32).to_le_bytes());
+    header[16..].copy_from_slice(opened);
+    header
 }
 
 /// Checks a frame's header and length against what this party expects.
@@ -84,11 +85,12 @@ pub fn check_header(frame: &[u8], own: &[u8], from: PartyId) -> Result<(), NetEr
     Ok(())
 }
 
-/// Writes the header of a dealer's segment.
-pub fn put_segment_header(segment: &mut Vec<u8>, step: u64, id: u32) {
-    segment.extend_from_slice(&step.to_le_bytes());
-    segment.extend_from_slice(&id.to_le_bytes());
-    segment.extend_from_slice(&[0; 4]);
+/// The header of a dealer's segment.
+pub fn segment_header(step: u64, id: u32) -> [u8; SEGMENT_HEADER_BYTES] {
+    let mut header = [0; SEGMENT_HEADER_BYTES];
+    header[..8].copy_from_slice(&step.to_le_bytes());
+    header[8..12].copy_from_slice(&id.to_le_bytes());
+    header
 }
 
 /// Checks a segment's header and length; gives the payload.
@@ -98,10 +100,8 @@ pub fn segment_payload(
     id: u32,
     payload: usize,
 ) -> Result<Bytes, NetError> {
-    let mut expected = Vec::with_capacity(SEGMENT_HEADER_BYTES);
-    put_segment_header(&mut expected, step, id);
     if segment.len() != SEGMENT_HEADER_BYTES + payload
-        || segment[..SEGMENT_HEADER_BYTES] != expected[..]
+        || segment[..SEGMENT_HEADER_BYTES] != segment_header(step, id)
     {
         return Err(NetError::Protocol {
             peer: Peer::Dealer,
@@ -114,38 +114,73 @@ pub fn segment_payload(
     Ok(segment.slice(SEGMENT_HEADER_BYTES..))
 }
 
-/// Appends ring elements of `width` bits.
-pub fn pack_ring(out: &mut Vec<u8>, words: &[u64], width: u8) {
-    let bytes = usize::from(width.div_ceil(8));
-    if bytes == 8 {
-        let at = out.len();
-        out.resize(at + words.len() * 8, 0);
-        for (chunk, word) in out[at..].chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        return;
-    }
+/// Writes ring elements of `width` bits to the start of `out`; gives what is left of it.
+///
+/// # Panics
+/// Where `out` is too short.
+pub fn pack_ring(
+    out: &mut [u8],
+    words: impl ExactSizeIterator<Item = u64>,
+    width: u8,
+) -> &mut [u8] {
+    let (bytes, rest) = out.split_at_mut(words.len() * usize::from(width.div_ceil(8)));
     let mask = low_mask(width);
-    for word in words {
-        out.extend_from_slice(&(word & mask).to_le_bytes()[..bytes]);
+    match width.div_ceil(8) {
+        8 => put::<8>(bytes, words),
+        7 => put::<7>(bytes, words.map(|word| word & mask)),
+        6 => put::<6>(bytes, words.map(|word| word & mask)),
+        5 => put::<5>(bytes, words.map(|word| word & mask)),
+        4 => put::<4>(bytes, words.map(|word| word & mask)),
+        3 => put::<3>(bytes, words.map(|word| word & mask)),
+        2 => put::<2>(bytes, words.map(|word| word & mask)),
+        _ => put::<1>(bytes, words.map(|word| word & mask)),
+    }
+    rest
+}
+
+/// The low `SIZE` bytes of each word. A size known to the compiler spares a call for each element.
+#[inline(always)]
+fn put<const SIZE: usize>(out: &mut [u8], words: impl Iterator<Item = u64>) {
+    for (bytes, word) in out.as_chunks_mut::<SIZE>().0.iter_mut().zip(words) {
+        bytes.copy_from_slice(&word.to_le_bytes()[..SIZE]);
     }
 }
 
 /// Reads ring elements of `width` bits.
 pub fn unpack_ring(bytes: &[u8], width: u8, out: &mut [u64]) {
-    let size = usize::from(width.div_ceil(8));
-    if size == 8 {
-        for (word, chunk) in out.iter_mut().zip(bytes.chunks_exact(8)) {
-            let mut le = [0; 8];
-            le.copy_from_slice(chunk);
-            *word = u64::from_le_bytes(le);
-        }
-        return;
+    unpack_sum([bytes], width, u64::MAX, out);
+}
+
+/// Reads the sums of three parts, each with as many ring elements of `width` bits as `out`.
+pub fn unpack_ring_sum(parts: [&[u8]; 3], width: u8, out: &mut [u64]) {
+    unpack_sum(parts, width, low_mask(width), out);
+}
+
+#[inline(always)]
+fn unpack_sum<const PARTS: usize>(parts: [&[u8]; PARTS], width: u8, mask: u64, out: &mut [u64]) {
+    match width.div_ceil(8) {
+        8 => get::<8, PARTS>(parts, mask, out),
+        7 => get::<7, PARTS>(parts, mask, out),
+        6 => get::<6, PARTS>(parts, mask, out),
+        5 => get::<5, PARTS>(parts, mask, out),
+        4 => get::<4, PARTS>(parts, mask, out),
+        3 => get::<3, PARTS>(parts, mask, out),
+        2 => get::<2, PARTS>(parts, mask, out),
+        _ => get::<1, PARTS>(parts, mask, out),
     }
-    for (word, chunk) in out.iter_mut().zip(bytes.chunks_exact(size)) {
-        let mut le = [0; 8];
-        le[..size].copy_from_slice(chunk);
-        *word = u64::from_le_bytes(le);
+}
+
+/// Sums of words of `SIZE` bytes.
+#[inline(always)]
+fn get<const SIZE: usize, const PARTS: usize>(parts: [&[u8]; PARTS], mask: u64, out: &mut [u64]) {
+    let parts = parts.map(|part| &part.as_chunks::<SIZE>().0[..out.len()]);
+    for (e, word) in out.iter_mut().enumerate() {
+        let sum = parts.iter().fold(0u64, |sum, part| {
+            let mut le = [0; 8];
+            le[..SIZE].copy_from_slice(&part[e]);
+            sum.wrapping_add(u64::from_le_bytes(le))
+        });
+        *word = sum & mask;
     }
 }
 
@@ -154,28 +189,45 @@ pub fn low_mask(width: u8) -> u64 {
     u64::MAX >> (64 - width)
 }
 
-/// Appends the planes of one block of `len` elements.
-pub fn pack_planes(out: &mut Vec<u8>, planes: &[Plane], len: usize) {
+/// Writes the planes of one block of `len` elements to the start of `out`; gives what is left of it.
+///
+/// # Panics
+/// Where `out` is too short.
+pub fn pack_planes<'a>(out: &'a mut [u8], planes: &[Plane], len: usize) -> &'a mut [u8] {
     let size = len.div_ceil(8);
-    for plane in planes {
-        let mut bytes = [0; 64];
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(plane) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        out.extend_from_slice(&bytes[..size]);
+    let (bytes, rest) = out.split_at_mut(planes.len() * size);
+    if size == 64 {
+        put::<8>(bytes, planes.as_flattened().iter().copied());
+        return rest;
     }
+    for (out, plane) in bytes.chunks_exact_mut(size).zip(planes) {
+        let mut full = [0; 64];
+        put::<8>(&mut full, plane.iter().copied());
+        out.copy_from_slice(&full[..size]);
+    }
+    rest
 }
 
 /// Reads the planes of one block of `len` elements.
 pub fn unpack_planes(bytes: &[u8], len: usize, planes: &mut [Plane]) {
+    planes.fill([0; 8]);
+    xor_planes(bytes, len, planes);
+}
+
+/// XORs the planes of one block of `len` elements into `planes`.
+pub fn xor_planes(bytes: &[u8], len: usize, planes: &mut [Plane]) {
     let size = len.div_ceil(8);
-    for (plane, source) in planes.iter_mut().zip(bytes.chunks_exact(size)) {
-        let mut full = [0; 64];
-        full[..size].copy_from_slice(source);
-        for (word, chunk) in plane.iter_mut().zip(full.chunks_exact(8)) {
-            let mut le = [0; 8];
-            le.copy_from_slice(chunk);
-            *word = u64::from_le_bytes(le);
+    let xor = |words: &mut [u64], bytes: &[u8]| {
+        for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word ^= u64::from_le_bytes(*bytes);
         }
+    };
+    if size == 64 {
+        return xor(planes.as_flattened_mut(), bytes);
+    }
+    for (plane, bytes) in planes.iter_mut().zip(bytes.chunks_exact(size)) {
+        let mut full = [0; 64];
+        full[..size].copy_from_slice(bytes);
+        xor(plane, &full);
     }
 }

@@ -1,17 +1,20 @@
 //! The parties' local kernels over blocks of 512 elements. Formulas are those of the operations'
 //! files; here they only meet the representation.
 
+use std::borrow::Cow;
+
 use super::frame::low_mask;
 use super::value::{Value, block_len};
 use crate::op::lookup::{LookupSpec, Table};
 use crate::plan::{Circuit, CircuitInput, Rep, Slot, TruncOut};
 use crate::prg::Prg;
 use crate::ring::kernel::{BLOCK, Plane, PlaneBuffer, plane_to_words, to_planes};
+use crate::threads;
 
 /// An operand: its value and what the plan says of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operand<'a> {
-    pub value: &'a Value,
+    pub value: &'a Value<'a>,
     pub slot: &'a Slot,
     pub prg: &'a Prg,
 }
@@ -24,11 +27,16 @@ impl Operand<'_> {
         }
     }
 
-    fn ring<'a>(&'a self, block: usize, scratch: &'a mut [u64]) -> &'a [u64] {
+    /// All ring elements.
+    pub fn whole(&self) -> Cow<'_, [u64]> {
+        self.value.ring(self.slot.n, self.prg)
+    }
+
+    pub fn ring<'a>(&'a self, block: usize, scratch: &'a mut [u64]) -> &'a [u64] {
         self.value.ring_block(block, self.prg, scratch)
     }
 
-    fn planes(&self, block: usize, first: usize, out: &mut [Plane]) {
+    pub fn planes(&self, block: usize, first: usize, out: &mut [Plane]) {
         self.value.planes(
             self.planes_total(),
             self.slot.n,
@@ -49,31 +57,78 @@ impl Operand<'_> {
 
 type Words = [u64; BLOCK];
 
-/// Runs `each(block, out)` over the blocks of a result of `n` ring elements.
-fn by_block(n: usize, mut each: impl FnMut(usize, &mut [u64])) -> Value {
+/// Runs `each(scratch, block, out)` over the blocks of a result of `n` ring elements, with `SCRATCH`
+/// blocks to expand operands into. The work is about `SCRATCH` nanoseconds an element.
+fn by_block<const SCRATCH: usize>(
+    n: usize,
+    each: impl Fn(&mut [Words; SCRATCH], usize, &mut [u64]) + Sync,
+) -> Value<'static> {
     let mut out = vec![0; n];
-    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-        each(block, out);
-    }
-    Value::Ring(out)
+    threads::split(&mut out, BLOCK, SCRATCH * n, |first, out| {
+        let mut scratch = [[0; BLOCK]; SCRATCH];
+        for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+            each(&mut scratch, first + block, out);
+        }
+    });
+    Value::from(out)
 }
 
 /// A bit circuit; `one_share` is the constant 1 as this party's share.
-pub(super) fn circuit(circuit: &Circuit, ins: &[Operand<'_>], one_share: bool, n: usize) -> Value {
-    let blocks = n.div_ceil(BLOCK);
-    let mut registers = PlaneBuffer::new(circuit.registers);
-    let mut words: Words = [0; BLOCK];
-    let mut out = Vec::with_capacity(blocks * circuit.outs.len());
-    for block in 0..blocks {
-        let len = block_len(n, block);
-        registers[0] = [if one_share { u64::MAX } else { 0 }; 8];
+pub(super) fn circuit(
+    circuit: &Circuit,
+    ins: &[Operand<'_>],
+    one_share: bool,
+    n: usize,
+) -> Value<'static> {
+    let planes = circuit.outs.len();
+    let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * planes];
+    // About 2 ns a plane and block.
+    let work = n.div_ceil(BLOCK) * circuit.registers * 4;
+    threads::split(&mut out, planes, work, |first, out| {
+        let mut run = CircuitRun::new(circuit, one_share);
+        for (block, out) in out.chunks_mut(planes).enumerate() {
+            run.block(ins, first + block, block_len(n, first + block), out);
+        }
+    });
+    Value::Bits(out)
+}
+
+/// A circuit made ready for one block after the other.
+pub(super) struct CircuitRun<'a> {
+    circuit: &'a Circuit,
+    one_share: bool,
+    registers: PlaneBuffer,
+    words: Words,
+}
+
+impl Clone for CircuitRun<'_> {
+    /// Ready again: registers mean nothing between blocks.
+    fn clone(&self) -> Self {
+        CircuitRun::new(self.circuit, self.one_share)
+    }
+}
+
+impl<'a> CircuitRun<'a> {
+    pub fn new(circuit: &'a Circuit, one_share: bool) -> CircuitRun<'a> {
+        CircuitRun {
+            circuit,
+            one_share,
+            registers: PlaneBuffer::new(circuit.registers),
+            words: [0; BLOCK],
+        }
+    }
+
+    /// The output planes of a block of `len` elements.
+    pub fn block(&mut self, ins: &[Operand<'_>], block: usize, len: usize, out: &mut [Plane]) {
+        let registers = &mut self.registers[..];
+        registers[0] = [if self.one_share { u64::MAX } else { 0 }; 8];
         registers[1] = [u64::MAX; 8];
         let mut at = 2;
-        for (input, operand) in circuit.inputs.iter().zip(ins) {
+        for (input, operand) in self.circuit.inputs.iter().zip(ins) {
             let target = &mut registers[at..at + input.count()];
             match input {
                 CircuitInput::Ring { offset, lo, .. } => {
-                    let words = operand.ring(block, &mut words[..len]);
+                    let words = operand.ring(block, &mut self.words[..len]);
                     to_planes(words, *offset, u32::from(*lo), target);
                 }
                 CircuitInput::Bits { first, .. } => {
@@ -82,14 +137,15 @@ pub(super) fn circuit(circuit: &Circuit, ins: &[Operand<'_>], one_share: bool, n
             }
             at += input.count();
         }
-        circuit.gates.run(&mut registers);
-        out.extend(circuit.outs.iter().map(|reg| registers[usize::from(*reg)]));
+        self.circuit.gates.run(registers);
+        for (out, register) in out.iter_mut().zip(&self.circuit.outs) {
+            *out = registers[usize::from(*register)];
+        }
     }
-    Value::Bits(out)
 }
 
 /// Elements `start .. start + take` of every plane.
-pub(super) fn bit_slice(operand: Operand<'_>, start: usize, take: usize) -> Value {
+pub(super) fn bit_slice(operand: Operand<'_>, start: usize, take: usize) -> Value<'static> {
     let total = operand.planes_total();
     let mut out = Vec::with_capacity(take.div_ceil(BLOCK) * total);
     for block in 0..take.div_ceil(BLOCK) {
@@ -150,11 +206,32 @@ fn signed(flip: u64, v: u64) -> u64 {
     (v ^ flip.wrapping_neg()).wrapping_add(flip)
 }
 
+/// Operand x: `x + c`.
+pub(super) fn add_const(c: u64, ins: &[Operand<'_>], n: usize) -> Value<'static> {
+    by_block(n, |[x], block, out| {
+        let x = ins[0].ring(block, &mut x[..out.len()]);
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x.wrapping_add(c);
+        }
+    })
+}
+
+/// Operands open, mask: `open - mask`.
+pub(super) fn unmask(ins: &[Operand<'_>], one: u64, n: usize) -> Value<'static> {
+    by_block(n, |[open, mask], block, out| {
+        let len = out.len();
+        let open = ins[0].ring(block, &mut open[..len]);
+        let mask = ins[1].ring(block, &mut mask[..len]);
+        for ((out, open), mask) in out.iter_mut().zip(open).zip(mask) {
+            *out = open.wrapping_mul(one).wrapping_sub(*mask);
+        }
+    })
+}
+
 /// Operands m, C, [R], [rho], [gamma].
-pub(super) fn trunc_out(spec: TruncOut, ins: &[Operand<'_>], one: u64, n: usize) -> Value {
+pub(super) fn trunc_out(spec: TruncOut, ins: &[Operand<'_>], one: u64, n: usize) -> Value<'static> {
     let trunc = Trunc::new(spec);
-    let [mut m, mut c, mut r, mut rho, mut gamma] = [[0; BLOCK]; 5];
-    by_block(n, |block, out| {
+    by_block(n, |[m, c, r, rho, gamma], block, out| {
         let len = out.len();
         let m = ins[0].ring(block, &mut m[..len]);
         ins[1].plane_words(block, 0, &mut c[..len]);
@@ -181,12 +258,10 @@ pub(super) fn bit_trunc_out(
     ins: &[Operand<'_>],
     one: u64,
     n: usize,
-) -> Value {
+) -> Value<'static> {
     let trunc = Trunc::new(spec);
     let plus = u64::from(plus_one);
-    let [mut m, mut c, mut b] = [[0; BLOCK]; 3];
-    let mut dealt = [[0; BLOCK]; 7];
-    by_block(n, |block, out| {
+    by_block(n, |[m, c, b, dealt @ ..]: &mut [Words; 10], block, out| {
         let len = out.len();
         let m = ins[0].ring(block, &mut m[..len]);
         ins[1].plane_words(block, c_plane, &mut c[..len]);
@@ -215,9 +290,8 @@ pub(super) fn bit_trunc_out(
 }
 
 /// Operands m, [r], B, [beta], [beta r].
-pub(super) fn bit_mul_out(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize) -> Value {
-    let [mut m, mut r, mut b, mut beta, mut beta_r] = [[0; BLOCK]; 5];
-    by_block(n, |block, out| {
+pub(super) fn bit_mul_out(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize) -> Value<'static> {
+    by_block(n, |[m, r, b, beta, beta_r], block, out| {
         let len = out.len();
         let m = ins[0].ring(block, &mut m[..len]);
         let r = ins[1].ring(block, &mut r[..len]);
@@ -233,9 +307,8 @@ pub(super) fn bit_mul_out(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize)
 }
 
 /// Operands B, [beta].
-pub(super) fn bit_to_ring(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize) -> Value {
-    let [mut b, mut beta] = [[0; BLOCK]; 2];
-    by_block(n, |block, out| {
+pub(super) fn bit_to_ring(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize) -> Value<'static> {
+    by_block(n, |[b, beta], block, out| {
         let len = out.len();
         ins[0].plane_words(block, b_plane, &mut b[..len]);
         let beta = ins[1].ring(block, &mut beta[..len]);
@@ -246,32 +319,28 @@ pub(super) fn bit_to_ring(b_plane: u16, ins: &[Operand<'_>], one: u64, n: usize)
 }
 
 /// Operands X, [a], [a^2], ..
-pub(super) fn power(degree: u8, ins: &[Operand<'_>], one: u64, n: usize) -> Value {
+pub(super) fn power(degree: u8, ins: &[Operand<'_>], one: u64, n: usize) -> Value<'static> {
     let degree = usize::from(degree);
-    let mut words = vec![[0; BLOCK]; degree + 1];
     // binom(degree, j) (-1)^j
     let mut coefficients = vec![1u64];
     for j in 1..=degree {
         let previous = coefficients[j - 1] as i64;
         coefficients.push((-previous * (degree - j + 1) as i64 / j as i64) as u64);
     }
-    by_block(n, |block, out| {
+    by_block(n, |[x, mask], block, out| {
         let len = out.len();
-        let words: Vec<&[u64]> = ins
-            .iter()
-            .zip(&mut words)
-            .map(|(operand, words)| operand.ring(block, &mut words[..len]))
-            .collect();
-        for (e, out) in out.iter_mut().enumerate() {
-            let x = words[0][e];
-            let mut sum = x.wrapping_pow(degree as u32).wrapping_mul(one);
-            for j in 1..=degree {
+        let x = ins[0].ring(block, &mut x[..len]);
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = x.wrapping_pow(degree as u32).wrapping_mul(one);
+        }
+        for j in 1..=degree {
+            let mask = ins[j].ring(block, &mut mask[..len]);
+            for ((out, x), mask) in out.iter_mut().zip(x).zip(mask) {
                 let public = x
                     .wrapping_pow((degree - j) as u32)
                     .wrapping_mul(coefficients[j]);
-                sum = sum.wrapping_add(public.wrapping_mul(words[j][e]));
+                *out = out.wrapping_add(public.wrapping_mul(*mask));
             }
-            *out = sum;
         }
     })
 }
@@ -283,53 +352,62 @@ pub(super) fn lookup(
     ins: &[Operand<'_>],
     one_share: bool,
     n: usize,
-) -> Value {
+) -> Value<'static> {
     let set = spec.one_hot_planes();
     let bits: usize = tables.iter().map(|t| usize::from(t.out_bits)).sum();
     let one_hot = ins[ins.len() - 1];
-    let mut planes = vec![[0u64; 8]; one_hot.planes_total()];
-    let (mut m, mut c) = ([0; BLOCK], [0; BLOCK]);
     let mut out = vec![[0u64; 8]; n.div_ceil(BLOCK) * bits];
-    for (block, out) in out.chunks_mut(bits).enumerate() {
-        let len = block_len(n, block);
-        let m = ins[0].ring(block, &mut m[..len]);
-        if ins.len() == 3 {
-            ins[1].plane_words(block, 0, &mut c[..len]);
-        }
-        one_hot.planes(block, 0, &mut planes);
-        for e in 0..len {
-            let (word, bit) = (e / 64, e % 64);
-            // Public: which of the two one-hots is right, and where the table starts.
-            let hot = &planes[c[e] as usize * set..][..set];
-            let base = spec.index(m[e]).wrapping_sub(c[e]);
-            let entry =
-                |t: &Table, j: usize| t.values[(base.wrapping_sub(j as u64) & set as u64) as usize];
-            let mut first = 0;
-            for table in tables {
-                // e_0 = 1 ^ (XOR of all others).
-                let zero = entry(table, 0);
-                let mut sum = if one_share { zero } else { 0 };
-                for (j, plane) in hot.iter().enumerate() {
-                    let share = (plane[word] >> bit & 1).wrapping_neg();
-                    sum ^= (entry(table, j + 1) ^ zero) & share;
+    // Every element reads its whole one-hot for each table.
+    let work = n * set * tables.len();
+    threads::split(&mut out, bits, work, |first_block, out| {
+        let mut planes = vec![[0u64; 8]; one_hot.planes_total()];
+        let (mut m, mut c) = ([0; BLOCK], [0; BLOCK]);
+        for (block, out) in out.chunks_mut(bits).enumerate() {
+            let block = first_block + block;
+            let len = block_len(n, block);
+            let m = ins[0].ring(block, &mut m[..len]);
+            if ins.len() == 3 {
+                ins[1].plane_words(block, 0, &mut c[..len]);
+            }
+            one_hot.planes(block, 0, &mut planes);
+            for e in 0..len {
+                let (word, bit) = (e / 64, e % 64);
+                // Public: which of the two one-hots is right, and where the table starts.
+                let hot = &planes[c[e] as usize * set..][..set];
+                let base = spec.index(m[e]).wrapping_sub(c[e]);
+                let entry = |t: &Table, j: usize| {
+                    t.values[(base.wrapping_sub(j as u64) & set as u64) as usize]
+                };
+                let mut first = 0;
+                for table in tables {
+                    // e_0 = 1 ^ (XOR of all others).
+                    let zero = entry(table, 0);
+                    let mut sum = if one_share { zero } else { 0 };
+                    for (j, plane) in hot.iter().enumerate() {
+                        let share = (plane[word] >> bit & 1).wrapping_neg();
+                        sum ^= (entry(table, j + 1) ^ zero) & share;
+                    }
+                    for b in 0..usize::from(table.out_bits) {
+                        out[first + b][word] |= (sum >> b & 1) << bit;
+                    }
+                    first += usize::from(table.out_bits);
                 }
-                for b in 0..usize::from(table.out_bits) {
-                    out[first + b][word] |= (sum >> b & 1) << bit;
-                }
-                first += usize::from(table.out_bits);
             }
         }
-    }
+    });
     Value::Bits(out)
 }
 
 /// Operands opened planes, [beta words]: `sum of 2^b (O_b + (1 - 2 O_b) beta_b)`.
-pub(super) fn from_bits(first: u16, count: u16, ins: &[Operand<'_>], one: u64, n: usize) -> Value {
-    let mut scratch = Vec::new();
-    let all = ins[1].slot.n;
-    let words = ins[1].value.ring(all, ins[1].prg, &mut scratch);
-    let mut open = [0; BLOCK];
-    by_block(n, |block, out| {
+pub(super) fn from_bits(
+    first: u16,
+    count: u16,
+    ins: &[Operand<'_>],
+    one: u64,
+    n: usize,
+) -> Value<'static> {
+    let words = ins[1].whole();
+    by_block(n, |[open], block, out| {
         let len = out.len();
         for b in 0..count {
             ins[0].plane_words(block, first + b, &mut open[..len]);

@@ -1,5 +1,6 @@
 //! The party's loop over a Plan: local kernels, openings, reveals.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -9,12 +10,14 @@ use sha2::{Digest, Sha256};
 use super::kernels::{self, Operand};
 use super::value::{Stream, Value, block_len};
 use super::{StepError, frame};
+use crate::op::product::Product;
 use crate::party::PartyId;
 use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, Round, VId};
 use crate::prg::{Domain, Pos, Prg};
 use crate::program::Sink;
 use crate::ring::Tensor;
 use crate::ring::kernel::{Acc, BLOCK, Plane};
+use crate::threads;
 use crate::transport::{Corrections, Transport};
 
 /// A party's keys of one session. They exist in memory only and die with the session.
@@ -111,7 +114,7 @@ struct Step<'a> {
     me: PartyId,
     step: u64,
     keys: &'a PartyKeys,
-    values: Vec<Option<Value>>,
+    values: Vec<Option<Value<'a>>>,
     opened: Sha256,
 }
 
@@ -133,17 +136,18 @@ pub fn run_step(
     deal: &mut dyn Corrections,
 ) -> Result<Vec<OutputShare>, StepError> {
     let values = plan.slots.iter().map(|_| None).collect();
+    let before = &*state;
     let mut run = Step {
         plan,
         me,
         step,
         keys,
         values,
-        opened: Sha256::new().chain_update(state.opened),
+        opened: Sha256::new().chain_update(before.opened),
     };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
-            run.execute(instr, state, inputs, deal)?;
+            run.execute(instr, before, inputs, deal)?;
             free.iter().for_each(|id| run.values[id.index()] = None);
         }
         if !round.opens.is_empty() {
@@ -154,15 +158,20 @@ pub fn run_step(
             .iter()
             .for_each(|id| run.values[id.index()] = None);
     }
-    run.finish(state)
+    let outputs = run.reveals();
+    let kept = run.keep();
+    state.opened = kept.opened;
+    state.shares.extend(kept.shares);
+    state.masked.extend(kept.masked);
+    Ok(outputs)
 }
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     fn one(&self) -> u64 {
         u64::from(self.me == PartyId::P0)
     }
 
-    fn value(&self, id: VId) -> &Value {
+    fn value(&self, id: VId) -> &Value<'a> {
         self.values[id.index()]
             .as_ref()
             .expect("the schedule makes values before they are read")
@@ -176,11 +185,11 @@ impl Step<'_> {
         }
     }
 
-    fn set(&mut self, id: VId, value: Value) {
+    fn set(&mut self, id: VId, value: Value<'a>) {
         self.values[id.index()] = Some(value);
     }
 
-    fn stream(&self, id: VId, correction: Option<Bytes>) -> Value {
+    fn stream(&self, id: VId, correction: Option<Bytes>) -> Value<'a> {
         let slot = self.plan.slot(id);
         Value::Stream(Stream {
             id: id.0,
@@ -193,9 +202,9 @@ impl Step<'_> {
 
     fn execute(
         &mut self,
-        instr: &Instr,
-        state: &State,
-        inputs: &BTreeMap<String, Tensor>,
+        instr: &'a Instr,
+        state: &'a State,
+        inputs: &'a BTreeMap<String, Tensor>,
         deal: &mut dyn Corrections,
     ) -> Result<(), StepError> {
         match instr {
@@ -231,8 +240,8 @@ impl Step<'_> {
             }
             Instr::Const { tensor, out } => {
                 let data = match self.me {
-                    PartyId::P0 => tensor.data().to_vec(),
-                    _ => vec![0; tensor.len()],
+                    PartyId::P0 => Cow::Borrowed(tensor.data()),
+                    _ => Cow::Owned(vec![0; tensor.len()]),
                 };
                 self.set(*out, Value::Ring(data));
             }
@@ -265,11 +274,11 @@ impl Step<'_> {
         what: &'static str,
         name: &str,
         out: VId,
-        data: Option<&[u64]>,
-    ) -> Result<Value, StepError> {
+        data: Option<&'a [u64]>,
+    ) -> Result<Value<'a>, StepError> {
         let expected = self.plan.slot(out).n;
         match data {
-            Some(data) if data.len() == expected => Ok(Value::Ring(data.to_vec())),
+            Some(data) if data.len() == expected => Ok(Value::Ring(Cow::Borrowed(data))),
             Some(data) => Err(StepError::State {
                 what,
                 name: name.into(),
@@ -283,7 +292,7 @@ impl Step<'_> {
         }
     }
 
-    fn local(&self, kernel: &Kernel, ins: &[VId], out: VId) -> Value {
+    fn local(&self, kernel: &Kernel, ins: &[VId], out: VId) -> Value<'static> {
         let slot = self.plan.slot(out);
         let n = slot.n;
         let operands: Vec<Operand<'_>> = ins.iter().map(|id| self.operand(*id)).collect();
@@ -320,70 +329,62 @@ impl Step<'_> {
             Kernel::FromBits { first, count } => {
                 kernels::from_bits(*first, *count, &operands, self.one(), n)
             }
-            Kernel::Linear(_) | Kernel::AddConst(_) | Kernel::Unmask | Kernel::Bilinear(_) => {
-                let mut scratch: Vec<Vec<u64>> = vec![Vec::new(); ins.len()];
-                let whole: Vec<&[u64]> = operands
-                    .iter()
-                    .zip(&mut scratch)
-                    .map(|(operand, scratch)| {
-                        operand.value.ring(operand.slot.n, operand.prg, scratch)
-                    })
-                    .collect();
-                Value::Ring(self.whole(kernel, &whole, n))
+            Kernel::AddConst(c) => kernels::add_const(c.wrapping_mul(self.one()), &operands, n),
+            Kernel::Unmask => kernels::unmask(&operands, self.one(), n),
+            Kernel::Linear(map) => {
+                let whole: Vec<Cow<'_, [u64]>> = operands.iter().map(Operand::whole).collect();
+                let whole: Vec<&[u64]> = whole.iter().map(|data| &data[..]).collect();
+                Value::from(map.apply(&whole))
             }
+            Kernel::Bilinear(product) => Value::from(self.bilinear(product, &operands)),
         }
     }
 
-    /// Kernels on whole ring tensors.
-    fn whole(&self, kernel: &Kernel, ins: &[&[u64]], n: usize) -> Vec<u64> {
-        match kernel {
-            Kernel::Linear(map) => map.apply(ins),
-            Kernel::AddConst(c) => {
-                let c = c.wrapping_mul(self.one());
-                ins[0].iter().map(|x| x.wrapping_add(c)).collect()
+    /// `X * ([me = 0] Y - [b]) - [a] * Y + [ab]`
+    fn bilinear(&self, product: &Product, operands: &[Operand<'_>]) -> Vec<u64> {
+        let [x, a, y, b, ab] = operands else {
+            unreachable!("a bilinear kernel has five operands")
+        };
+        let mut out = ab.whole().into_owned();
+        let (x, y) = (x.whole(), y.whole());
+        let mut b = b.whole();
+        if self.me == PartyId::P0 {
+            for (b, y) in b.to_mut().iter_mut().zip(&y[..]) {
+                *b = y.wrapping_sub(*b);
             }
-            Kernel::Unmask => {
-                let one = self.one();
-                ins[0]
-                    .iter()
-                    .zip(ins[1])
-                    .map(|(m, r)| m.wrapping_mul(one).wrapping_sub(*r))
-                    .collect()
-            }
-            Kernel::Bilinear(product) => {
-                let [x, a, y, b, ab] = ins else {
-                    unreachable!("a bilinear kernel has five operands")
-                };
-                let one = self.one();
-                let y_less_b: Vec<u64> = y
-                    .iter()
-                    .zip(*b)
-                    .map(|(y, b)| y.wrapping_mul(one).wrapping_sub(*b))
-                    .collect();
-                let mut out = ab.to_vec();
-                debug_assert_eq!(out.len(), n);
-                product.apply(Acc::Add, x, &y_less_b, &mut out);
-                product.apply(Acc::Sub, a, y, &mut out);
-                out
-            }
-            _ => unreachable!("other kernels run block by block"),
+            product.apply(Acc::Add, &x, &b, &mut out);
+        } else {
+            product.apply(Acc::Sub, &x, &b, &mut out);
         }
+        drop(b);
+        product.apply(Acc::Sub, &a.whole(), &y, &mut out);
+        out
     }
 
-    /// One round: all its masked shares in one frame to both peers, then their frames.
     fn open(
         &mut self,
         round: &Round,
         index: usize,
         net: &mut dyn Transport,
     ) -> Result<(), StepError> {
-        let mut own = Vec::new();
-        frame::put_header(&mut own, self.step, index, &self.opened_so_far());
-        for open in &round.opens {
-            let Instr::Open { src, mask, .. } = open else {
-                continue;
-            };
-            self.masked_share(*src, *mask, &mut own);
+        let opens = || {
+            round.opens.iter().filter_map(|open| match open {
+                Instr::Open { src, mask, out } => Some((*src, *mask, *out)),
+                _ => None,
+            })
+        };
+        let bytes = |out: VId| {
+            let slot = self.plan.slot(out);
+            slot.rep.wire_bytes(slot.n) as usize
+        };
+        let total: usize = opens().map(|(_, _, out)| bytes(out)).sum();
+        let mut own = vec![0; frame::HEADER_BYTES + total];
+        let (header, mut rest) = own.split_at_mut(frame::HEADER_BYTES);
+        header.copy_from_slice(&frame::header(self.step, index, &self.opened_so_far()));
+        for (src, mask, out) in opens() {
+            let (packed, after) = rest.split_at_mut(bytes(out));
+            self.masked_share(src, mask, packed);
+            rest = after;
         }
         let own = Bytes::from(own);
         for peer in self.me.others() {
@@ -395,11 +396,8 @@ impl Step<'_> {
         let q_frame = net.next(q)?;
         frame::check_header(&q_frame, &own, q)?;
         let mut at = frame::HEADER_BYTES;
-        for open in &round.opens {
-            let Instr::Open { out, .. } = open else {
-                continue;
-            };
-            let slot = self.plan.slot(*out);
+        for (_, _, out) in opens() {
+            let slot = self.plan.slot(out);
             let bytes = slot.rep.wire_bytes(slot.n) as usize;
             let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
             let value = combine(slot.rep, slot.n, parts);
@@ -408,7 +406,7 @@ impl Step<'_> {
                 Value::Bits(planes) => hash_words(&mut self.opened, planes.as_flattened()),
                 Value::Stream(_) => {}
             }
-            self.set(*out, value);
+            self.set(out, value);
             at += bytes;
         }
         Ok(())
@@ -421,99 +419,101 @@ impl Step<'_> {
         short
     }
 
-    /// Appends `src + mask` (XOR for bits), packed.
-    fn masked_share(&self, src: VId, mask: VId, out: &mut Vec<u8>) {
+    /// Writes `src + mask` (XOR for bits), packed.
+    fn masked_share(&self, src: VId, mask: VId, out: &mut [u8]) {
         let slot = self.plan.slot(mask);
+        let n = slot.n;
         let (value, masks) = (self.operand(src), self.operand(mask));
-        match slot.rep {
+        let piece = slot.rep.wire_bytes(BLOCK) as usize;
+        threads::split(out, piece, out.len() / 4, |first, mut out| match slot.rep {
             Rep::Ring { width } => {
-                let [mut x, mut r, mut sum] = [[0u64; BLOCK]; 3];
-                for block in 0..slot.n.div_ceil(BLOCK) {
-                    let len = block_len(slot.n, block);
-                    let x = value.value.ring_block(block, value.prg, &mut x[..len]);
-                    let r = masks.value.ring_block(block, masks.prg, &mut r[..len]);
-                    for ((sum, x), r) in sum.iter_mut().zip(x).zip(r) {
-                        *sum = x.wrapping_add(*r);
-                    }
-                    frame::pack_ring(out, &sum[..len], width);
+                let [mut x, mut r] = [[0u64; BLOCK]; 2];
+                let mut block = first;
+                while !out.is_empty() {
+                    let len = block_len(n, block);
+                    let x = value.ring(block, &mut x[..len]);
+                    let r = masks.ring(block, &mut r[..len]);
+                    let sum = x.iter().zip(r).map(|(x, r)| x.wrapping_add(*r));
+                    out = frame::pack_ring(out, sum, width);
+                    block += 1;
                 }
             }
             Rep::Bits { planes } => {
-                let total = usize::from(planes);
-                let mut x: Vec<Plane> = vec![[0; 8]; total];
+                let mut x: Vec<Plane> = vec![[0; 8]; usize::from(planes)];
                 let mut r = x.clone();
-                for block in 0..slot.n.div_ceil(BLOCK) {
-                    value
-                        .value
-                        .planes(total, slot.n, block, 0, value.prg, &mut x);
-                    masks
-                        .value
-                        .planes(total, slot.n, block, 0, masks.prg, &mut r);
+                let mut block = first;
+                while !out.is_empty() {
+                    value.planes(block, 0, &mut x);
+                    masks.planes(block, 0, &mut r);
                     for (x, r) in x.as_flattened_mut().iter_mut().zip(r.as_flattened()) {
                         *x ^= r;
                     }
-                    frame::pack_planes(out, &x, block_len(slot.n, block));
+                    out = frame::pack_planes(out, &x, block_len(n, block));
+                    block += 1;
                 }
             }
-        }
+        });
     }
 
-    fn finish(mut self, state: &mut State) -> Result<Vec<OutputShare>, StepError> {
+    /// Shares of revealed outputs.
+    fn reveals(&self) -> Vec<OutputShare> {
         let opened = self.opened_so_far();
-        state.opened = self.opened.clone().finalize().into();
-        let mut outputs = Vec::new();
-        for (index, output) in self.plan.outputs.iter().enumerate() {
-            match output.sink {
-                Sink::Reveal | Sink::RevealIndex => {
-                    outputs.push(self.reveal(index as u32, output, opened))
-                }
-                Sink::Carry | Sink::CarryMasked => {}
-            }
+        let outputs = self.plan.outputs.iter().enumerate();
+        outputs
+            .filter(|(_, output)| matches!(output.sink, Sink::Reveal | Sink::RevealIndex))
+            .map(|(index, output)| self.reveal(index as u32, output, opened))
+            .collect()
+    }
+
+    /// What the step leaves for the next one.
+    fn keep(&mut self) -> State {
+        let plan = self.plan;
+        let mut kept = State {
+            opened: self.opened.clone().finalize().into(),
+            ..State::default()
+        };
+        // Two outputs may name one value; the last one may move it out.
+        let carried = |output: &&PlanOutput| matches!(output.sink, Sink::Carry | Sink::CarryMasked);
+        let mut readers: BTreeMap<VId, usize> = BTreeMap::new();
+        let ids = |output: &PlanOutput| {
+            let masked = output
+                .masked
+                .into_iter()
+                .flat_map(|(open, mask)| [open, mask]);
+            std::iter::once(output.share).chain(masked)
+        };
+        for id in plan.outputs.iter().filter(carried).flat_map(ids) {
+            *readers.entry(id).or_default() += 1;
         }
-        // Carried last: two outputs may name one value, and nothing can fail from here on.
-        for output in &self.plan.outputs {
-            if !matches!(output.sink, Sink::Carry | Sink::CarryMasked) {
-                continue;
+        let mut whole = |id: VId| {
+            let left = readers.entry(id).or_default();
+            *left = left.saturating_sub(1);
+            if *left == 0
+                && matches!(self.value(id), Value::Ring(Cow::Owned(_)))
+                && let Some(Value::Ring(data)) = self.values[id.index()].take()
+            {
+                return data.into_owned();
             }
-            let n = self.plan.slot(output.share).n;
-            let mut scratch = Vec::new();
-            let data = self
-                .value(output.share)
-                .ring(n, &self.keys.dealer, &mut scratch)
-                .to_vec();
-            state
-                .shares
-                .insert(output.name.clone(), Tensor::new(output.shape.clone(), data));
+            self.operand(id).whole().into_owned()
+        };
+        for output in plan.outputs.iter().filter(carried) {
+            let share = Tensor::new(output.shape.clone(), whole(output.share));
+            kept.shares.insert(output.name.clone(), share);
             if let Some((open, mask)) = output.masked {
-                let whole = |id: VId| {
-                    let mut scratch = Vec::new();
-                    self.value(id)
-                        .ring(n, &self.keys.dealer, &mut scratch)
-                        .to_vec()
-                };
-                let kept = MaskedState {
+                let masked = MaskedState {
                     open: whole(open),
                     mask: whole(mask),
                 };
-                state.masked.insert(output.name.clone(), kept);
+                kept.masked.insert(output.name.clone(), masked);
             }
         }
-        self.values.clear();
-        Ok(outputs)
+        kept
     }
 
     fn reveal(&self, index: u32, output: &PlanOutput, opened: [u8; 16]) -> OutputShare {
         let slot = self.plan.slot(output.share);
         let (mut words, xor) = match slot.rep {
-            Rep::Ring { .. } => {
-                let mut scratch = Vec::new();
-                (
-                    self.value(output.share)
-                        .ring(slot.n, &self.keys.dealer, &mut scratch)
-                        .to_vec(),
-                    false,
-                )
-            }
+            Rep::Ring { .. } => (self.operand(output.share).whole().into_owned(), false),
             Rep::Bits { planes } => (
                 self.plane_words(output.share, usize::from(planes), slot.n),
                 true,
@@ -564,38 +564,28 @@ impl Step<'_> {
 }
 
 /// The sum (XOR for bits) of the three packed shares.
-fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value {
+fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
+    let bytes = rep.wire_bytes(BLOCK) as usize;
     match rep {
         Rep::Ring { width } => {
-            let size = usize::from(width.div_ceil(8));
-            let mask = frame::low_mask(width);
-            let mut out = vec![0u64; n];
-            let mut words = [[0; BLOCK]; 3];
-            for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                for (part, words) in parts.iter().zip(&mut words) {
-                    let at = block * BLOCK * size;
-                    frame::unpack_ring(&part[at..], width, &mut words[..out.len()]);
-                }
-                let [a, b, c] = &words;
-                for (((out, a), b), c) in out.iter_mut().zip(a).zip(b).zip(c) {
-                    *out = a.wrapping_add(*b).wrapping_add(*c) & mask;
-                }
-            }
-            Value::Ring(out)
+            let mut out = vec![0; n];
+            threads::split(&mut out, BLOCK, n, |first, out| {
+                frame::unpack_ring_sum(parts.map(|part| &part[first * bytes..]), width, out)
+            });
+            Value::from(out)
         }
         Rep::Bits { planes } => {
             let total = usize::from(planes);
             let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * total];
-            let mut share: Vec<Plane> = vec![[0; 8]; total];
-            let full = total * 64;
-            for (block, out) in out.chunks_mut(total).enumerate() {
-                for part in parts {
-                    frame::unpack_planes(&part[block * full..], block_len(n, block), &mut share);
-                    for (out, word) in out.as_flattened_mut().iter_mut().zip(share.as_flattened()) {
-                        *out ^= word;
+            let work = out.len() * 10;
+            threads::split(&mut out, total, work, |first, out| {
+                for (block, out) in out.chunks_mut(total).enumerate() {
+                    let block = first + block;
+                    for part in parts {
+                        frame::xor_planes(&part[block * bytes..], block_len(n, block), out);
                     }
                 }
-            }
+            });
             Value::Bits(out)
         }
     }

@@ -3,6 +3,8 @@
 //! A dealt value is not stored: its two PRG shares are expanded where they are read, and the third
 //! is the dealer's correction, which waits packed as it came. The receiver rotates by chunk.
 
+use std::borrow::Cow;
+
 use bytes::Bytes;
 
 use super::frame::{self, CHUNK};
@@ -10,6 +12,7 @@ use crate::party::PartyId;
 use crate::plan::Rep;
 use crate::prg::{Domain, Pos, Prg};
 use crate::ring::kernel::{BLOCK, Plane};
+use crate::threads;
 
 /// A dealt value: where its share comes from.
 #[derive(Debug)]
@@ -45,9 +48,9 @@ impl Stream {
 
 /// A value at a party.
 #[derive(Debug)]
-pub(super) enum Value {
-    /// Ring elements: public, or a share.
-    Ring(Vec<u64>),
+pub(super) enum Value<'a> {
+    /// Ring elements: public, or a share. Borrowed if they lie in the state or in the inputs.
+    Ring(Cow<'a, [u64]>),
     /// Planes, block after block: public, or a share.
     Bits(Vec<Plane>),
     /// A dealt value.
@@ -59,7 +62,13 @@ pub(super) fn block_len(n: usize, block: usize) -> usize {
     BLOCK.min(n - block * BLOCK)
 }
 
-impl Value {
+impl From<Vec<u64>> for Value<'_> {
+    fn from(data: Vec<u64>) -> Self {
+        Value::Ring(Cow::Owned(data))
+    }
+}
+
+impl Value<'_> {
     /// Ring elements of a block: a view of what is stored, or expanded into `scratch`.
     pub fn ring_block<'a>(&'a self, block: usize, prg: &Prg, scratch: &'a mut [u64]) -> &'a [u64] {
         let start = block * BLOCK;
@@ -122,16 +131,17 @@ impl Value {
     }
 
     /// All ring elements, expanded if need be.
-    pub fn ring<'a>(&'a self, n: usize, prg: &Prg, scratch: &'a mut Vec<u64>) -> &'a [u64] {
+    pub fn ring<'a>(&'a self, n: usize, prg: &Prg) -> Cow<'a, [u64]> {
         match self {
-            Value::Ring(data) => data,
+            Value::Ring(data) => Cow::Borrowed(data),
             _ => {
-                scratch.clear();
-                scratch.resize(n, 0);
-                for (block, out) in scratch.chunks_mut(BLOCK).enumerate() {
-                    let _ = self.ring_block(block, prg, out);
-                }
-                scratch
+                let mut expanded = vec![0; n];
+                threads::split(&mut expanded, BLOCK, n, |first, out| {
+                    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                        let _ = self.ring_block(first + block, prg, out);
+                    }
+                });
+                Cow::Owned(expanded)
             }
         }
     }

@@ -11,7 +11,8 @@
 
 use super::contract::{Blocking, Dst, Geometry, Group, Lhs, Rhs, contract};
 use super::correlate::{CHUNK_WORDS, Correlation, Layout, Run, images_at_once, join, span};
-use super::{Acc, Isa, isa};
+use super::{Acc, Isa, MACS_PER_NS, isa};
+use crate::threads;
 
 /// The shape of a convolution: images NCHW, weights OIHW, zero padding of `pad` on both sides of each axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -83,6 +84,26 @@ impl ConvShape {
         self.c_in * self.kh * self.kw
     }
 
+    fn work_ns(&self) -> usize {
+        self.y_len() * self.taps() / MACS_PER_NS
+    }
+
+    /// Runs `each(shape, from, to)` for runs of images of two non-empty tensors, on several threads if there is
+    /// enough to do.
+    fn by_images(
+        &self,
+        from: &[u64],
+        to: &mut [u64],
+        each: impl Fn(&ConvShape, &[u64], &mut [u64]) + Sync,
+    ) {
+        let (from_image, to_image) = (from.len() / self.n, to.len() / self.n);
+        threads::split(to, to_image, self.work_ns(), |first, to| {
+            let n = to.len() / to_image;
+            let from = &from[first * from_image..][..n * from_image];
+            each(&ConvShape { n, ..*self }, from, to);
+        });
+    }
+
     fn check(&self, x: usize, w: usize, y: usize) {
         assert_eq!(x, self.x_len(), "x is n, c_in, h, w");
         assert_eq!(w, self.w_len(), "w is c_out, c_in, kh, kw");
@@ -148,6 +169,10 @@ pub fn conv2d_with(isa: Isa, acc: Acc, s: &ConvShape, x: &[u64], w: &[u64], out:
     if x.is_empty() {
         return settle(acc, out);
     }
+    s.by_images(x, out, |s, x, out| forward(isa, acc, s, x, w, out));
+}
+
+fn forward(isa: Isa, acc: Acc, s: &ConvShape, x: &[u64], w: &[u64], out: &mut [u64]) {
     let (layout, taps_src, runs) = forward_tables(s);
     let taps_weight: Vec<usize> = (0..s.taps()).collect();
     let positions = s.out_h() * s.out_w();
@@ -201,6 +226,10 @@ pub fn conv2d_grad_input_with(
     if dy.is_empty() {
         return settle(acc, dx);
     }
+    s.by_images(dy, dx, |s, dy, dx| grad_input(isa, acc, s, dy, w, dx));
+}
+
+fn grad_input(isa: Isa, acc: Acc, s: &ConvShape, dy: &[u64], w: &[u64], dx: &mut [u64]) {
     // A correlation also multiplies the zeros around dy; the products of a tap and a position need a fold, which
     // costs about three quarters of a vector product for each.
     let lanes = Geometry::of(isa).lanes;
@@ -376,6 +405,34 @@ pub fn conv2d_grad_weight_with(
     if x.is_empty() || dy.is_empty() {
         return settle(acc, dw);
     }
+    let parts = threads::parts(s.work_ns()).min(s.n);
+    let images = s.n.div_ceil(parts);
+    // Each part sums its own images, transposed; the sums of the parts are added in the end.
+    let size = dw.len();
+    let mut sums = vec![0u64; size * s.n.div_ceil(images)];
+    threads::split(&mut sums, size, s.work_ns(), |first, sums| {
+        for (part, sums) in sums.chunks_exact_mut(size).enumerate() {
+            let from = (first + part) * images;
+            let n = images.min(s.n - from);
+            let of = |all: &[u64]| from * (all.len() / s.n)..(from + n) * (all.len() / s.n);
+            grad_weight_sums(isa, &ConvShape { n, ..*s }, &x[of(x)], &dy[of(dy)], sums);
+        }
+    });
+    let (total, others) = sums.split_at_mut(size);
+    for sums in others.chunks_exact(size) {
+        for (total, sum) in total.iter_mut().zip(sums) {
+            *total = total.wrapping_add(*sum);
+        }
+    }
+    for (o, dw) in dw.chunks_exact_mut(s.taps()).enumerate() {
+        for (t, word) in dw.iter_mut().enumerate() {
+            *word = acc.apply(*word, total[t * s.c_out + o]);
+        }
+    }
+}
+
+/// Adds the gradient of the weights, transposed, to `sums`.
+fn grad_weight_sums(isa: Isa, s: &ConvShape, x: &[u64], dy: &[u64], sums: &mut [u64]) {
     let (layout, taps, runs) = forward_tables(s);
     let lanes = Geometry::of(isa).lanes;
     let positions = s.out_h() * s.out_w();
@@ -389,7 +446,6 @@ pub fn conv2d_grad_weight_with(
         })
         .collect();
     let rows: Vec<usize> = (0..s.taps()).map(|t| t * s.c_out).collect();
-    let mut sums = vec![0u64; dw.len()];
     let at_once = images_at_once(s.n, src_image.max(dy_image));
     let x_chunks = x.chunks(at_once * s.c_in * s.h * s.w);
     for (x, dy) in x_chunks.zip(dy.chunks(at_once * dy_image)) {
@@ -416,18 +472,12 @@ pub fn conv2d_grad_weight_with(
                 },
                 &groups,
                 &mut Dst {
-                    data: &mut sums,
+                    data: sums,
                     rows: &rows,
                     lane_stride: 1,
                 },
                 Blocking::DIRECT,
             );
         });
-    }
-    let taps = s.taps();
-    for (o, dw) in dw.chunks_exact_mut(taps).enumerate() {
-        for (t, word) in dw.iter_mut().enumerate() {
-            *word = acc.apply(*word, sums[t * s.c_out + o]);
-        }
     }
 }

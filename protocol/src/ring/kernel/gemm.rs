@@ -2,11 +2,12 @@
 //!
 //! Describes the operands to `contract.rs`: which side is broadcast and which is loaded as vectors, and whether a
 //! copy pays. Products with few rows and a transposed right side are dot products and take their own loop.
-//! Batches of products and threads are the caller's business.
+//! Large products are cut into runs of rows, one for each thread.
 #![allow(unsafe_code)]
 
 use super::contract::{Blocking, Dst, Geometry, Group, Lhs, Rhs, contract};
-use super::{Acc, Isa, isa};
+use super::{Acc, Isa, MACS_PER_NS, isa};
+use crate::threads;
 
 /// `c[m,n] (acc)= op(a)[m,k] · op(b)[k,n]`, wrapping.
 ///
@@ -48,6 +49,19 @@ impl<'a> View<'a> {
         if transpose { view.transposed() } else { view }
     }
 
+    /// `rows` rows of `width` from `first` on; a row-major matrix then has no others.
+    fn rows(self, first: usize, rows: usize, width: usize) -> Self {
+        let end = if self.col == 1 {
+            (first + rows - 1) * self.row + width
+        } else {
+            self.data.len()
+        };
+        View {
+            data: &self.data[first * self.row..end],
+            ..self
+        }
+    }
+
     fn transposed(self) -> Self {
         View {
             row: self.col,
@@ -84,11 +98,24 @@ pub fn gemm_with(
     let isa = isa.usable();
     let a = View::new(a, if ta { m } else { k }, ta);
     let b = View::new(b, if tb { k } else { n }, tb);
+    if c.is_empty() {
+        return;
+    }
+    // Whole tiles of rows.
+    let piece = 8 * n;
+    threads::split(c, piece, m * k * n / MACS_PER_NS, |first, c| {
+        let rows = c.len() / n;
+        either_way(isa, acc, [rows, k, n], a.rows(8 * first, rows, k), b, c);
+    });
+}
+
+/// c = a·b or, transposed, c' = b'·a', whichever is cheaper.
+fn either_way(isa: Isa, acc: Acc, [m, k, n]: [usize; 3], a: View, b: View, c: &mut [u64]) {
     let lanes = Geometry::of(isa).lanes;
-    // c = a·b or, transposed, c' = b'·a'. In vector products: rows are exact, columns rounded up to whole vectors;
-    // a right side whose lanes are not consecutive is copied word by word, a transposed destination written so.
-    let straight = k * m * n.div_ceil(lanes) + if tb { k * n } else { 0 };
-    let transposed = k * n * m.div_ceil(lanes) + if ta { 0 } else { k * m } + 2 * m * n;
+    // In vector products: rows are exact, columns rounded up to whole vectors; a right side whose lanes are not
+    // consecutive is copied word by word, a transposed destination written so.
+    let straight = k * m * n.div_ceil(lanes) + if b.col == 1 { 0 } else { k * n };
+    let transposed = k * n * m.div_ceil(lanes) + if a.col == 1 { k * m } else { 0 } + 2 * m * n;
     if transposed < straight {
         product(
             isa,

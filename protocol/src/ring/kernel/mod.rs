@@ -2,8 +2,9 @@
 //!
 //! Every kernel has a portable loop, which is its definition, and variants for AVX2 and AVX-512 that give the
 //! same words. The variant is chosen once at run time ([`isa`]); `TREFOIL_KERNEL=portable|avx2|avx512` forces it.
-//! Kernels run on the calling thread, know nothing of shares, and cannot fail on valid shapes: a wrong length is
-//! a programming error and panics before any unchecked access.
+//! Kernels know nothing of shares and cannot fail on valid shapes: a wrong length is a programming error and panics
+//! before any unchecked access. Large products are divided among threads (`crate::threads`) by rows or images, which
+//! changes no sum; everything else runs on the calling thread.
 //!
 //! Read next: `contract.rs` (the one loop under all products), then `gemm.rs`, `conv.rs` and `correlate.rs`, which
 //! only describe their operands to it; `planes.rs` and `gates.rs` for the bit-sliced side. `avx2.rs` and `avx512.rs`
@@ -18,6 +19,7 @@ mod avx512;
 mod contract;
 mod conv;
 mod correlate;
+mod ctr;
 mod gates;
 mod gemm;
 mod planes;
@@ -29,6 +31,7 @@ pub use conv::{
     ConvShape, conv2d, conv2d_grad_input, conv2d_grad_input_with, conv2d_grad_weight,
     conv2d_grad_weight_with, conv2d_with,
 };
+pub use ctr::{CtrKeys, Join};
 pub use gates::{Gate, GateOp, Netlist, PlaneBuffer, run_gates, run_gates_with};
 pub use gemm::{gemm, gemm_with};
 pub use planes::{
@@ -97,6 +100,9 @@ fn forced(name: Option<&str>) -> Isa {
         _ => Isa::Avx512,
     }
 }
+
+/// Multiply-adds in a nanosecond of one core, roughly: decides what is worth a thread.
+const MACS_PER_NS: usize = 16;
 
 /// What a product does with its destination `c`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -101,6 +101,56 @@ fn matrix_products_agree_with_three_loops_beyond_every_block() {
     }
 }
 
+/// Large enough to be divided among three threads, with rows, images and channels that do not divide evenly.
+#[test]
+fn products_do_not_depend_on_the_number_of_threads() {
+    let rng = &mut rng();
+    let [m, k, n] = [173, 211, 181];
+    let (a, b, old) = (words(rng, m * k), words(rng, k * n), words(rng, m * n));
+    let s = ConvShape {
+        n: 7,
+        c_in: 9,
+        h: 29,
+        w: 31,
+        c_out: 13,
+        kh: 5,
+        kw: 3,
+        stride: [1, 1],
+        pad: [1, 1],
+    };
+    let (x, w, y) = (
+        words(rng, s.x_len()),
+        words(rng, s.w_len()),
+        words(rng, s.y_len()),
+    );
+    let all = |threads: usize| {
+        crate::set_threads(threads);
+        let mut out = Vec::new();
+        for (ta, tb) in [(false, false), (false, true), (true, false), (true, true)] {
+            let mut c = old.clone();
+            gemm(Acc::Sub, m, k, n, &a, ta, &b, tb, &mut c);
+            assert_eq!(
+                c,
+                joined(Acc::Sub, &old, &naive_gemm(m, k, n, &a, ta, &b, tb)),
+                "{threads} threads, {ta} {tb}"
+            );
+        }
+        for acc in ACCS {
+            let (mut to_y, mut to_x, mut to_w) = (y.clone(), x.clone(), w.clone());
+            conv2d(acc, &s, &x, &w, &mut to_y);
+            conv2d_grad_input(acc, &s, &y, &w, &mut to_x);
+            conv2d_grad_weight(acc, &s, &x, &y, &mut to_w);
+            out.extend([to_y, to_x, to_w]);
+        }
+        out
+    };
+    let one = all(1);
+    for threads in [2, 3, 8] {
+        assert!(one == all(threads), "{threads} threads");
+    }
+    crate::set_threads(0);
+}
+
 #[test]
 #[should_panic(expected = "b is k by n")]
 fn a_matrix_of_the_wrong_length_is_refused() {

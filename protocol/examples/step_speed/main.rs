@@ -1,5 +1,7 @@
 //! Seconds of single operations with three parties and a dealer as threads in memory: what the
-//! protocol costs without a network. `cargo run --release -p trefoil-protocol --example step_speed`
+//! protocol costs without a network; then of one party alone and of the dealer alone. `cargo run --release -p trefoil-protocol --example step_speed`
+
+mod alone;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -42,6 +44,8 @@ fn case(name: &str, shape: &[usize], build: impl Fn(&mut Builder, Val) -> Result
         cost.bytes_sent_per_party as f64 / 1e6,
         cost.dealer_bytes as f64 / 1e6
     );
+    let [party, dealer] = alone::seconds(&plan, &step.inputs, &BTreeMap::new(), 5);
+    println!("  a party alone {party:.4} s, the dealer alone {dealer:.4} s");
 }
 
 fn main() {
@@ -55,6 +59,12 @@ fn main() {
     case("mul-1m", &million, |b, x| {
         let x = b.rescale(x, 16)?;
         b.mul(x, x)
+    });
+    case("matmul-256x1024x256", &[256, 1024], |b, x| {
+        let x = b.rescale(x, 16)?;
+        let y = b.reshape(x, &[1024, 256])?;
+        let y = b.add(y, y)?;
+        b.matmul(x, y, false, false)
     });
     case("conv 128x20x12x12 5x5x50", &[128, 20, 12, 12], |b, x| {
         let x = b.rescale(x, 16)?;

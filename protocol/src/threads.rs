@@ -1,0 +1,104 @@
+//! How many threads a node's kernels use, and the one way in which they share work.
+//!
+//! Work is cut into contiguous runs of whole pieces (blocks, rows, images), one for each thread; no
+//! piece depends on another, so results do not depend on the number of threads. Threads are scoped
+//! (`std::thread::scope`): starting one costs some 20 microseconds, which is why small work is never
+//! cut, and which a pool with its queue and its unsafe lifetimes would save little of.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+/// 0: not set.
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// The least work that is worth a thread, in nanoseconds of one core.
+const WORTH_NS: usize = 100_000;
+
+/// Sets how many threads the kernels of this process use; 0 restores the default.
+pub fn set_threads(threads: usize) {
+    THREADS.store(threads, Ordering::Relaxed);
+}
+
+/// How many threads the kernels of this process use: what was set, or a quarter of the cores, at
+/// least one. A quarter, because a machine that runs one node of a consortium often runs all four.
+pub fn threads() -> usize {
+    match THREADS.load(Ordering::Relaxed) {
+        0 => thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1)),
+        set => set,
+    }
+}
+
+/// Among how many threads work of about this many nanoseconds is divided.
+pub(crate) fn parts(work_ns: usize) -> usize {
+    match work_ns / WORTH_NS {
+        0 | 1 => 1,
+        worth => threads().min(worth),
+    }
+}
+
+/// Calls `each(first, run)` for runs of whole pieces of `out`, `piece` items each (the last may be
+/// shorter), on several threads if `work_ns` is worth it. `first` is the index of the run's first piece.
+///
+/// # Panics
+/// Where `each` does, or `piece` is 0.
+pub(crate) fn split<T: Send>(
+    out: &mut [T],
+    piece: usize,
+    work_ns: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
+) {
+    split_among(parts(work_ns), out, piece, each);
+}
+
+/// [`split`] among at most so many threads.
+fn split_among<T: Send>(
+    parts: usize,
+    out: &mut [T],
+    piece: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let pieces = out.len().div_ceil(piece);
+    let parts = parts.min(pieces);
+    if parts <= 1 {
+        return each(0, out);
+    }
+    let run = pieces.div_ceil(parts);
+    thread::scope(|scope| {
+        let mut runs = out.chunks_mut(run * piece).enumerate();
+        let own = runs.next();
+        for (index, out) in runs {
+            let each = &each;
+            scope.spawn(move || each(index * run, out));
+        }
+        if let Some((_, out)) = own {
+            each(0, out);
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_is_worked_on_once_and_knows_its_place() {
+        for threads in 1..6 {
+            for len in [0, 1, 7, 8, 9, 63, 64, 65, 1000] {
+                let mut out = vec![usize::MAX; len];
+                split_among(threads, &mut out, 8, |first, run| {
+                    for (i, item) in run.iter_mut().enumerate() {
+                        assert_eq!(*item, usize::MAX);
+                        *item = first * 8 + i;
+                    }
+                });
+                assert!(out.iter().enumerate().all(|(i, item)| i == *item));
+            }
+        }
+    }
+
+    #[test]
+    fn small_work_stays_on_one_thread() {
+        assert_eq!(parts(WORTH_NS), 1);
+        assert!(parts(100 * WORTH_NS) >= 1 && threads() >= 1);
+    }
+}
