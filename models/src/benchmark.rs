@@ -191,7 +191,8 @@ impl Benchmark {
             .map(|(name, ty)| StepInput {
                 name: name.into(),
                 table: ZEROS.into(),
-                rows: vec![PADDING_ROW; ty.len()],
+                // One list for all repetitions.
+                rows: vec![PADDING_ROW; ty.len()].into(),
             })
             .collect();
         let setup = (0..program).map(|program| Step {

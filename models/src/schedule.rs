@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -126,7 +127,7 @@ pub struct StepInput {
     /// The table, such as [`TRAIN_IMAGES`].
     pub table: String,
     /// Its rows in order; [`PADDING_ROW`] is a row of zeros.
-    pub rows: Vec<u32>,
+    pub rows: Arc<[u32]>,
 }
 
 /// One run of a program.
@@ -217,7 +218,7 @@ fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
     StepInput {
         name: name.into(),
         table: table.into(),
-        rows,
+        rows: rows.into(),
     }
 }
 
