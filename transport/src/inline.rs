@@ -305,17 +305,22 @@ mod tests {
         let (go, gone): (Sender<()>, Receiver<()>) = mpsc::channel();
         let on = notify.clone();
         spawn(&runtime, async move {
-            for round in 0..2 {
-                on.notified().await;
-                tell.send(round).unwrap();
-                if round == 0 {
+            let mut notified = std::pin::pin!(on.notified());
+            let mut held = false;
+            let waiting = tell.clone();
+            std::future::poll_fn(move |cx| {
+                let polled = notified.as_mut().poll(cx);
+                if !std::mem::replace(&mut held, true) {
+                    // Waits already, and is still being polled until `go`.
+                    waiting.send(0).unwrap();
                     gone.recv_timeout(LONG).unwrap();
                 }
-            }
+                polled
+            })
+            .await;
+            tell.send(1).unwrap();
         });
-        notify.notify_one();
         assert_eq!(told.recv_timeout(LONG), Ok(0));
-        // The runtime's thread is inside the task and stays there until `go`.
         inline(|| notify.notify_one());
         assert!(told.try_recv().is_err());
         go.send(()).unwrap();
