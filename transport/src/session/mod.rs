@@ -294,7 +294,7 @@ impl DealerNet {
                     stream.send,
                     outgoing.clone(),
                 );
-                let writer = inline::spawn(&Handle::current(), writing);
+                let writer = tokio::spawn(writing);
                 tokio::spawn(pump::watch(
                     state.clone(),
                     peer,
@@ -328,7 +328,11 @@ impl CorrectionSink for DealerNet {
     fn post(&mut self, to: PartyId, segment: Bytes) -> Result<(), NetError> {
         let peer = Peer::Party(to);
         let bytes = check_length(peer, &segment, self.max_frame_bytes)? + FRAME_HEADER_BYTES;
-        let pushed = push(&self.channels[to.index()].1, segment, self.timeout);
+        // Never sent from this thread: it is ahead of its parties, and what its writer finds
+        // waiting together travels in fewer datagrams.
+        let pushed = self.channels[to.index()]
+            .1
+            .push_blocking(segment, self.timeout);
         pushed.map_err(|refusal| self.state.explain(peer, refusal, self.timeout))?;
         self.state.counters.sent(slot(peer), bytes);
         Ok(())
