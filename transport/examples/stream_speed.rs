@@ -1,7 +1,7 @@
 //! How fast a session is on this machine: bulk throughput for several datagram
 //! sizes, and the round trip of small frames, through real sockets on loopback.
 //!
-//! `cargo run --release -p trefoil-transport --example stream_speed`
+//! `cargo run --release -p trefoil-transport --example stream_speed [DATAGRAM_BYTES [SPIN_US]]`
 
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -21,8 +21,12 @@ const SMALL_FRAME_BYTES: usize = 64;
 const SMALL_ROUNDS: usize = 5_000;
 
 fn main() {
-    for datagram_bytes in [1_452, 4_000, 6_400] {
-        for spin_us in [0, 30] {
+    // One size and spin only, where they are given.
+    let mut given = std::env::args().skip(1).map(|arg| arg.parse::<u16>());
+    let mut given = || given.next().transpose().expect("a number");
+    let (size, spin) = (given(), given());
+    for datagram_bytes in size.map_or(vec![1_452, 4_000, 6_400], |size| vec![size]) {
+        for spin_us in spin.map_or(vec![0, 30], |spin| vec![spin.into()]) {
             measure(&Settings {
                 datagram_bytes,
                 spin_us,

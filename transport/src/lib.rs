@@ -16,6 +16,7 @@
 
 mod error;
 mod identity;
+mod inline;
 mod link;
 mod measure;
 mod node;

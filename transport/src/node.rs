@@ -4,14 +4,13 @@
 //! and time; only connections whose certificate was checked come out of
 //! [`Node::accept`].
 
+use crate::inline::InlineRuntime;
 use crate::link::LinkInner;
 use crate::sorter::await_greeting;
 use crate::tls::{self, Allowed, Seen};
 use crate::{Identity, Link, Pin, Settings, TransportError};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{
-    ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, TokioRuntime, VarInt,
-};
+use quinn::{ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -20,6 +19,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc};
 
 /// Handshakes in progress at the same time.
@@ -103,7 +103,7 @@ impl Node {
             endpoint_config,
             server_config,
             socket,
-            Arc::new(TokioRuntime),
+            Arc::new(InlineRuntime(Handle::current())),
         )
         .map_err(bind_error)?;
         let local_addr = endpoint.local_addr().map_err(bind_error)?;

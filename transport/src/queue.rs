@@ -50,6 +50,8 @@ struct State {
     end: Option<End>,
     /// The blocking side sleeps and must be woken.
     asleep: bool,
+    /// The awaiting side waits for space and must be woken.
+    wants_space: bool,
     /// Held until the last frame of a finished queue has been delivered.
     delivery: Option<Delivery>,
 }
@@ -62,6 +64,7 @@ impl FrameQueue {
                 bytes: 0,
                 end: None,
                 asleep: false,
+                wants_space: false,
                 delivery: None,
             }),
             blocking: Condvar::new(),
@@ -110,8 +113,13 @@ impl FrameQueue {
         loop {
             if let Some(frame) = state.take() {
                 self.ready.store(state.is_ready(), Ordering::Release);
+                let wanted = state.wants_space && state.admits(self.limit_bytes);
+                state.wants_space &= !wanted;
                 drop(state);
-                self.awaiting.notify_one();
+                // A wake of the runtime's thread costs more than the rest of this.
+                if wanted {
+                    self.awaiting.notify_one();
+                }
                 return Ok(frame);
             }
             if let Some(end) = &state.end {
@@ -146,13 +154,14 @@ impl FrameQueue {
     pub(crate) async fn space(&self) -> Result<(), End> {
         loop {
             {
-                let state = self.lock();
+                let mut state = self.lock();
                 if let Some(end) = &state.end {
                     return Err(end.clone());
                 }
                 if state.admits(self.limit_bytes) {
                     return Ok(());
                 }
+                state.wants_space = true;
             }
             self.awaiting.notified().await;
         }
@@ -347,5 +356,30 @@ mod tests {
             second,
             Err(Refusal::Ended(End::Failed(NetError::Aborted { .. })))
         ));
+    }
+
+    #[test]
+    fn who_waits_for_space_is_woken_when_there_is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let queue = std::sync::Arc::new(FrameQueue::new(10));
+        for _ in 0..2 {
+            queue.push(Bytes::from(vec![0; 1000]));
+        }
+        let taking = {
+            let queue = queue.clone();
+            std::thread::spawn(move || {
+                for _ in 0..2 {
+                    // The other side waits by then.
+                    std::thread::sleep(Duration::from_millis(20));
+                    queue.pop_blocking(SOON, Duration::ZERO).unwrap();
+                }
+            })
+        };
+        let space = async { tokio::time::timeout(Duration::from_secs(20), queue.space()).await };
+        assert!(matches!(runtime.block_on(space), Ok(Ok(()))));
+        taking.join().unwrap();
     }
 }

@@ -339,3 +339,45 @@ fn a_frame_over_the_limit_is_refused_by_its_sender_and_ends_the_session_at_its_r
         "{err}"
     );
 }
+
+/// Short frames that the posting thread sends itself, against a window that one of them fills.
+#[test]
+fn short_frames_that_find_the_window_full_are_delivered_in_order_or_end_with_an_abort() {
+    const FRAMES: usize = 60;
+    const LEN: usize = 30_000;
+    let world = Arc::new(World::new(Settings {
+        window_bytes: 64 << 10,
+        receive_queue_bytes: 1,
+        send_queue_bytes: (FRAMES * LEN) as u64,
+        ..settings()
+    }));
+    let session = world.start();
+    let [mut net0, mut net1, net2] = session.nets;
+    let round = |at| frame(PartyId::P0, PartyId::P1, at, LEN);
+    for at in 0..FRAMES {
+        net0.post(PartyId::P1, round(at)).unwrap();
+    }
+    for at in 0..FRAMES {
+        assert_eq!(net1.next(PartyId::P0).unwrap(), round(at), "frame {at}");
+    }
+
+    let posting = std::thread::spawn(move || {
+        // Ends when the queue is full and the abort comes; bounded if it never does.
+        (0..10 * FRAMES).find_map(|at| net0.post(PartyId::P1, round(at)).err())
+    });
+    let start = Instant::now();
+    while session.aborts[0].stats().sent_frames[1] < 2 * FRAMES as u64 {
+        assert!(
+            start.elapsed() < Duration::from_secs(20),
+            "the posts do not go on"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    session.aborts[2].abort("enough");
+    let told = NetError::Aborted {
+        by: "P2".into(),
+        reason: "enough".into(),
+    };
+    assert_eq!(posting.join().unwrap(), Some(told));
+    drop((net1, net2));
+}

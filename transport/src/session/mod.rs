@@ -14,6 +14,7 @@ mod state;
 pub use hello::Hello;
 pub use state::{AbortHandle, SessionStats};
 
+use crate::inline::{self, inline};
 use crate::queue::{End, FrameQueue, Refusal};
 use crate::stream::{RawStream, StreamKind};
 use crate::{Link, Settings, TransportError};
@@ -23,11 +24,15 @@ use quinn::SendStream;
 use state::{Direction, SessionState, slot};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::transport::{CorrectionSink, Corrections, NetError, Transport};
 
 /// Bytes a frame has on its stream beside its payload.
 const FRAME_HEADER_BYTES: u64 = 8;
+/// Frames up to this length are encrypted and sent by the thread that posts them, which saves a
+/// switch of threads; the work of longer ones is better left to the runtime's thread.
+const INLINE_MAX_BYTES: usize = 32 << 10;
 
 /// Frames to and from the two other parties. Dropping it ends the rounds in an
 /// orderly way: what was posted is delivered first.
@@ -111,13 +116,14 @@ impl SessionNet {
             let incoming = state.queue(Direction::Incoming, settings.receive_queue_bytes);
             let peer = Peer::Party(party);
             let max = settings.max_frame_bytes;
-            tokio::spawn(write_frames(
+            let writing = write_frames(
                 state.clone(),
                 peer,
                 link.clone(),
                 stream.send,
                 outgoing.clone(),
-            ));
+            );
+            inline::spawn(&Handle::current(), writing);
             tokio::spawn(read_frames(
                 state.clone(),
                 peer,
@@ -187,10 +193,7 @@ impl Transport for SessionNet {
     fn post(&mut self, to: PartyId, frame: Bytes) -> Result<(), NetError> {
         let peer = Peer::Party(to);
         let bytes = check_length(peer, &frame, self.max_frame_bytes)? + FRAME_HEADER_BYTES;
-        let pushed = self
-            .channel(to)?
-            .outgoing
-            .push_blocking(frame, self.round_timeout);
+        let pushed = push(&self.channel(to)?.outgoing, frame, self.round_timeout);
         pushed.map_err(|refusal| self.state.explain(peer, refusal, self.round_timeout))?;
         self.state.counters.sent(slot(peer), bytes);
         Ok(())
@@ -325,6 +328,8 @@ impl CorrectionSink for DealerNet {
     fn post(&mut self, to: PartyId, segment: Bytes) -> Result<(), NetError> {
         let peer = Peer::Party(to);
         let bytes = check_length(peer, &segment, self.max_frame_bytes)? + FRAME_HEADER_BYTES;
+        // Never sent from this thread: it is ahead of its parties, and what its writer finds
+        // waiting together travels in fewer datagrams.
         let pushed = self.channels[to.index()]
             .1
             .push_blocking(segment, self.timeout);
@@ -339,6 +344,15 @@ impl Drop for DealerNet {
         for (link, outgoing) in &self.channels {
             outgoing.finish(Some(link.delivery()));
         }
+    }
+}
+
+/// Queues a frame; a short one is on its way when this returns, unless others go before it.
+fn push(queue: &FrameQueue, frame: Bytes, timeout: Duration) -> Result<(), Refusal> {
+    if frame.len() <= INLINE_MAX_BYTES {
+        inline(|| queue.push_blocking(frame, timeout))
+    } else {
+        queue.push_blocking(frame, timeout)
     }
 }
 
