@@ -2,7 +2,8 @@
 //! dealer, and the abort that ends them everywhere.
 //!
 //! The protocol thread calls `post` and `next` and blocks; tasks of the runtime
-//! move the frames. Incoming frames are drained to memory at all times and a
+//! move the frames, of which a party's thread polls the sending ones itself where
+//! the frame is short (`inline.rs`). Incoming frames are drained to memory at all times and a
 //! send queue admits at least one frame, so two parties may both post a round of
 //! any size before they receive. `hello.rs` is the agreement at the start,
 //! `state.rs` what the session's threads and tasks share, `pump.rs` the tasks.
