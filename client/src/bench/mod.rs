@@ -3,8 +3,8 @@
 //!
 //! Three parties and a dealer run as processes on this machine, fresh ones for every case; a
 //! session is held open and the case repeated in it. Seconds are those between two results as the
-//! requester sees them; the dealer may be at most two repetitions ahead, so that its work is inside
-//! the clock. Start-up is reported apart.
+//! requester sees them; the dealer may be at most ten repetitions ahead (two in queues, eight or
+//! 64 KiB on their way), so that its work is inside the clock. Start-up is reported apart.
 
 mod cases;
 mod floor;
@@ -33,6 +33,9 @@ use crate::plan::bytes;
 use crate::remote::{Event, Part, Remote, Upload};
 use cases::{Case, Work};
 use floor::Rates;
+
+/// Smallest window of a stream.
+const WINDOW_MIN_BYTES: u32 = 64 << 10;
 
 /// Results of one case. Per repetition unless it says otherwise.
 #[derive(Clone, Debug, Serialize)]
@@ -261,6 +264,13 @@ impl Bench<'_> {
     fn cluster(&self, look_ahead_bytes: u64) -> Result<(Cluster, Settings)> {
         let mut settings = self.settings.clone();
         settings.look_ahead_bytes = settings.look_ahead_bytes.min(look_ahead_bytes.max(1));
+        // What is on its way or unread counts too; smaller windows than this are no setting.
+        let window = look_ahead_bytes
+            .saturating_mul(4)
+            .max(u64::from(WINDOW_MIN_BYTES));
+        settings.window_bytes = settings
+            .window_bytes
+            .min(window.try_into().unwrap_or(u32::MAX));
         let spec = ClusterSpec {
             link: self.args.link,
             settings: settings.clone(),
