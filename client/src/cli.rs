@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
 
-use crate::{bench, plan, simulate};
+use crate::{bench, operate, plan, simulate};
 
 /// Three institutions train and evaluate image classifiers on pictures that none of them may see.
 #[derive(Debug, Parser)]
@@ -29,10 +29,26 @@ enum Command {
     /// Measure this machine: seconds, rounds, bytes and memory of known pieces of work, with real
     /// nodes on loopback, and how near they are to the least that the work can take here.
     Bench(BenchArgs),
+    /// Make a key, a configuration file and a public card for one institution.
+    Init(operate::InitArgs),
+    /// Make, change and show a consortium file: who takes part, and by which public key.
+    Consortium(operate::ConsortiumArgs),
     /// Run one computing party's node.
     Party(NodeArgs),
     /// Run the dealer's node.
     Dealer(NodeArgs),
+    /// As a hospital: split images and labels into shares and give one to each party.
+    Share(operate::ShareArgs),
+    /// Show what the three parties hold of a data set.
+    Dataset(operate::DatasetArgs),
+    /// Train a network on a shared data set; the parties keep shares of the weights.
+    Train(operate::TrainArgs),
+    /// Judge a kept model by a data set's test split.
+    Evaluate(operate::EvaluateArgs),
+    /// Share images and open their classes, as a CSV table.
+    Predict(operate::PredictArgs),
+    /// Follow a job that this member submitted, and show its result.
+    Watch(operate::WatchArgs),
 }
 
 /// Arguments of `trefoil simulate`.
@@ -152,6 +168,14 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Init(args) => operate::init(&args),
+        Command::Consortium(args) => operate::consortium(&args),
+        Command::Share(args) => operate::share(&args),
+        Command::Dataset(args) => operate::dataset(&args),
+        Command::Train(args) => operate::train(&args),
+        Command::Evaluate(args) => operate::evaluate(&args),
+        Command::Predict(args) => operate::predict(&args),
+        Command::Watch(args) => operate::watch(&args),
         Command::Party(args) => trefoil_party::run(PartyConfig::load(&args.config)?, args.attached),
         Command::Dealer(args) => {
             trefoil_dealer::run(DealerConfig::load(&args.config)?, args.attached)

@@ -1,12 +1,15 @@
 //! The `trefoil` tool as a library: the command line ([`cli`]), data sets ([`data`]), what a
-//! classifier is judged by ([`metrics`]), a member's calls to the parties ([`remote`]), and the
-//! commands. Start reading at [`cli`].
+//! classifier is judged by ([`metrics`]), a member's calls to the parties ([`remote`]), the commands
+//! of a deployment ([`operate`]), and the other commands. Start reading at [`cli`].
 
 pub mod bench;
 pub mod cli;
 pub mod data;
 pub mod experiment;
+mod follow;
 pub mod metrics;
+pub mod operate;
 pub mod plan;
 pub mod remote;
+mod rows;
 pub mod simulate;

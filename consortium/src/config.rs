@@ -191,13 +191,13 @@ pub fn simulation_coin_key(seed: u64) -> [u8; 16] {
 }
 
 /// Paths in a file are relative to the file.
-fn anchor(file: &Path, path: &mut PathBuf) {
+pub(crate) fn anchor(file: &Path, path: &mut PathBuf) {
     if let Some(folder) = file.parent() {
         *path = folder.join(&*path);
     }
 }
 
-fn check_settings(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
+pub(crate) fn check_settings(path: &Path, settings: &Settings) -> Result<(), ConfigError> {
     settings.check().map_err(|err| ConfigError::Parse {
         path: path.to_owned(),
         detail: format!("[transport]: {err}"),

@@ -9,7 +9,9 @@
 #![forbid(unsafe_code)]
 
 mod bytes;
+pub mod card;
 pub mod config;
+mod config_member;
 mod derived;
 mod file;
 pub mod follow;
@@ -23,7 +25,9 @@ mod session;
 pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
+pub use card::{Card, CardError, CardRole};
 pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig};
+pub use config_member::MemberConfig;
 pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;

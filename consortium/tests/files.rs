@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use trefoil_consortium::{ConsortiumFile, DealerConfig, PartyConfig};
+use trefoil_consortium::{ConsortiumFile, DealerConfig, MemberConfig, PartyConfig};
 use trefoil_transport::Settings;
 
 fn shipped(name: &str) -> PathBuf {
@@ -32,8 +32,16 @@ fn the_shipped_examples_are_read_and_show_the_defaults() {
     let dealer = DealerConfig::load(&shipped("dealer.toml")).unwrap();
     assert_eq!(dealer.simulation_coin_seed, None);
 
+    let member = MemberConfig::load(&shipped("member.toml")).unwrap();
+    assert_eq!(member.transport, Settings::default());
+    assert!(member.identity.key.ends_with("configs/key.der"));
+
     let consortium = ConsortiumFile::load(&shipped("consortium.toml")).unwrap();
     assert_eq!(consortium.members.len(), 2);
+    let seen = member.seen_from_here(consortium.clone());
+    assert_eq!(seen.core.parties[0].address, "10.0.0.10:7100");
+    assert_eq!(seen.core.parties[1], consortium.core.parties[1]);
+    assert_eq!(seen.core_hash(), consortium.core_hash());
     assert_eq!(consortium.core.parties[2].name, "east-ministry");
 }
 
@@ -55,6 +63,22 @@ fn a_configuration_is_read_as_it_is_written() {
     assert_eq!(PartyConfig::load(&path).unwrap(), party);
 }
 
+#[test]
+fn a_members_configuration_is_read_as_it_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("member.toml");
+    let mut member = MemberConfig::load(&shipped("member.toml")).unwrap();
+    std::fs::write(&path, member.to_toml()).unwrap();
+    for place in [
+        &mut member.consortium,
+        &mut member.identity.certificate,
+        &mut member.identity.key,
+    ] {
+        *place = folder.path().join(&place);
+    }
+    assert_eq!(MemberConfig::load(&path).unwrap(), member);
+}
+
 fn error_of(name: &str, change: impl Fn(String) -> String) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
@@ -66,6 +90,7 @@ fn error_of(name: &str, change: impl Fn(String) -> String) -> String {
     let err = match name {
         "party.toml" => PartyConfig::load(&path).unwrap_err().to_string(),
         "dealer.toml" => DealerConfig::load(&path).unwrap_err().to_string(),
+        "member.toml" => MemberConfig::load(&path).unwrap_err().to_string(),
         _ => ConsortiumFile::load(&path).unwrap_err().to_string(),
     };
     assert!(err.contains(name), "{err}");
@@ -114,6 +139,14 @@ fn a_value_out_of_its_range_and_a_pin_that_is_none_are_named() {
         err.contains("core.ring_bits") && err.contains("32"),
         "{err}"
     );
+}
+
+#[test]
+fn a_member_is_told_that_it_has_no_business_with_the_dealer() {
+    let err = error_of("member.toml", |text| {
+        text.replace("p0 =", "dealer = \"10.0.0.13:7103\"\np0 =")
+    });
+    assert!(err.contains("does not connect to the dealer"), "{err}");
 }
 
 #[test]

@@ -179,10 +179,11 @@ impl Daemon {
         );
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
+        let consortium = trefoil_consortium::hex(&dealer.core_hash);
         let span = tracing::error_span!("dealer", node = "dealer");
         let body = move || {
             let _span = span.clone().entered();
-            tracing::info!(addr = %local_addr, "listening");
+            tracing::info!(addr = %local_addr, %consortium, "listening");
             let how = runtime.block_on(serve(dealer, node, receiver).instrument(span.clone()));
             tracing::info!("{how}");
             runtime.shutdown_timeout(Duration::from_millis(200));

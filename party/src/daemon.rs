@@ -184,10 +184,11 @@ impl Daemon {
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let overrides = addresses.subscribe();
+        let consortium = trefoil_consortium::hex(&party.core_hash);
         let span = tracing::error_span!("party", node = %me);
         let body = move || {
             let _span = span.clone().entered();
-            tracing::info!(addr = %local_addr, "listening");
+            tracing::info!(addr = %local_addr, %consortium, "listening");
             let how = runtime
                 .block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
             tracing::info!("{how}");

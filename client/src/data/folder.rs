@@ -19,7 +19,7 @@ use image::{ImageReader, Limits};
 use ndarray::Array4;
 
 use super::split::{Part, permutation};
-use super::{DataError, Parts, Splits, Want, file_name, limits, table};
+use super::{DataError, Dataset, Parts, Splits, Want, file_name, limits, table};
 
 /// The endings of files that are read as pictures.
 const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff"];
@@ -33,64 +33,121 @@ pub(super) struct Entry {
 
 /// Reads a folder of pictures.
 pub fn load(folder: &Path, want: &Want) -> Result<Splits, DataError> {
-    let Some(shape) = want.shape else {
-        return Err(DataError::setting(
-            "image size",
-            "channels, height and width",
-            "none",
-        ));
-    };
-    let [channels, height, width] = shape;
-    if !matches!(channels, 1 | 3) {
-        return Err(DataError::setting(
-            "channels of pictures",
-            "1 or 3",
-            channels,
-        ));
+    load_with(folder, None, want)
+}
+
+/// As [`load`]; the table of labels may lie elsewhere.
+pub(super) fn load_with(
+    folder: &Path,
+    labels: Option<&Path>,
+    want: &Want,
+) -> Result<Splits, DataError> {
+    let pictures = Pictures::list(folder, labels, want, None)?;
+    let missing = |split| DataError::field(&pictures.name, split, "at least 1", 0);
+    let train = pictures.read(Part::Train)?;
+    let train = train.ok_or_else(|| missing("training pictures"))?;
+    let validation = pictures.read(Part::Validation)?;
+    let test = pictures.read(Part::Test)?;
+    let test = test.ok_or_else(|| missing("test pictures"))?;
+    let provenance = format!("pictures in {}", pictures.name);
+    super::assemble(train, validation, test, &pictures.want, &provenance)
+}
+
+/// Reads the pictures of one part alone: those that the folder or its table put there, and all where
+/// neither divides them.
+pub(super) fn load_part(
+    folder: &Path,
+    labels: Option<&Path>,
+    want: &Want,
+    part: Part,
+) -> Result<Dataset, DataError> {
+    let pictures = Pictures::list(folder, labels, want, Some(part))?;
+    let parts = pictures.read(part)?;
+    let parts = parts.ok_or_else(|| {
+        let field = format!("{} pictures", part.name());
+        DataError::field(&pictures.name, &field, "at least 1", 0)
+    })?;
+    let provenance = format!("pictures in {}", pictures.name);
+    super::assemble_one(parts, &pictures.want, &provenance, part)
+}
+
+/// A folder's pictures, listed and not read.
+struct Pictures {
+    name: String,
+    shape: [usize; 3],
+    entries: Vec<Entry>,
+    /// With the classes' names.
+    want: Want,
+}
+
+impl Pictures {
+    /// `undivided` is the part of pictures that nothing divides; without it the seed does.
+    fn list(
+        folder: &Path,
+        labels: Option<&Path>,
+        want: &Want,
+        undivided: Option<Part>,
+    ) -> Result<Pictures, DataError> {
+        let Some(shape) = want.shape else {
+            return Err(DataError::setting(
+                "image size",
+                "channels, height and width",
+                "none",
+            ));
+        };
+        let [channels, height, width] = shape;
+        if !matches!(channels, 1 | 3) {
+            return Err(DataError::setting(
+                "channels of pictures",
+                "1 or 3",
+                channels,
+            ));
+        }
+        limits::check("image size", &[1, height, width])?;
+        let (class_names, entries) = list(folder, labels, want, undivided)?;
+        Ok(Pictures {
+            name: folder.display().to_string(),
+            shape,
+            entries,
+            want: Want {
+                class_names,
+                ..want.clone()
+            },
+        })
     }
-    limits::check("image size", &[1, height, width])?;
-    let (class_names, entries) = list(folder, want)?;
-    let name = folder.display().to_string();
-    let read = |part: Part| -> Result<Option<Parts>, DataError> {
-        let chosen: Vec<&Entry> = entries.iter().filter(|entry| entry.part == part).collect();
+
+    fn read(&self, part: Part) -> Result<Option<Parts>, DataError> {
+        let chosen = self.entries.iter().filter(|entry| entry.part == part);
+        let chosen: Vec<&Entry> = chosen.collect();
         if chosen.is_empty() {
             return Ok(None);
         }
-        limits::check(&name, &[chosen.len(), channels, height, width])?;
+        let [channels, height, width] = self.shape;
+        limits::check(&self.name, &[chosen.len(), channels, height, width])?;
         let mut pixels = Vec::new();
         for entry in &chosen {
-            pixels.extend(decode(&entry.path, shape)?);
+            pixels.extend(decode(&entry.path, self.shape)?);
         }
         let images = Array4::from_shape_vec((chosen.len(), channels, height, width), pixels)
-            .map_err(|error| DataError::corrupt(&name, error))?;
+            .map_err(|error| DataError::corrupt(&self.name, error))?;
         let labels = chosen.iter().map(|entry| entry.class).collect();
         Ok(Some(Parts {
             images,
             labels,
-            labels_name: name.clone(),
+            labels_name: self.name.clone(),
         }))
-    };
-    let missing = |split| DataError::field(&name, split, "at least 1", 0);
-    let train = read(Part::Train)?.ok_or_else(|| missing("training pictures"))?;
-    let validation = read(Part::Validation)?;
-    let test = read(Part::Test)?.ok_or_else(|| missing("test pictures"))?;
-    let want = Want {
-        class_names,
-        ..want.clone()
-    };
-    super::assemble(
-        train,
-        validation,
-        test,
-        &want,
-        &format!("pictures in {name}"),
-    )
+    }
 }
 
-fn list(folder: &Path, want: &Want) -> Result<(Vec<String>, Vec<Entry>), DataError> {
-    let labels = folder.join(table::FILE_NAME);
-    if labels.is_file() {
-        return table::list(folder, &labels, want);
+fn list(
+    folder: &Path,
+    labels: Option<&Path>,
+    want: &Want,
+    undivided: Option<Part>,
+) -> Result<(Vec<String>, Vec<Entry>), DataError> {
+    let inside = folder.join(table::FILE_NAME);
+    if let Some(labels) = labels.or_else(|| inside.is_file().then_some(&inside)) {
+        return table::list(folder, labels, want, undivided);
     }
     if !folder.join("train").is_dir() {
         let classes = classes(folder, want)?;
@@ -100,11 +157,13 @@ fn list(folder: &Path, want: &Want) -> Result<(Vec<String>, Vec<Entry>), DataErr
             let tenth = (pictures.len() + 5) / 10;
             // Another order in each class, from the one seed.
             let order = permutation(pictures.len(), want.seed.wrapping_add(class as u64));
-            let mut parts = vec![Part::Train; pictures.len()];
-            order[..tenth].iter().for_each(|&at| parts[at] = Part::Test);
-            order[tenth..2 * tenth]
-                .iter()
-                .for_each(|&at| parts[at] = Part::Validation);
+            let mut parts = vec![undivided.unwrap_or(Part::Train); pictures.len()];
+            if undivided.is_none() {
+                order[..tenth].iter().for_each(|&at| parts[at] = Part::Test);
+                order[tenth..2 * tenth]
+                    .iter()
+                    .for_each(|&at| parts[at] = Part::Validation);
+            }
             let class = class as u8; // `classes` gives at most 256
             let rows = pictures.into_iter().zip(parts);
             entries.extend(rows.map(|(path, part)| Entry { path, class, part }));
@@ -201,7 +260,7 @@ fn folders(above: &Path) -> Result<Vec<String>, DataError> {
         .collect())
 }
 
-fn pictures(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+pub(super) fn pictures(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !folder.is_dir() {
         return Ok(Vec::new()); // a wanted class without pictures here
     }

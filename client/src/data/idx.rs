@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 use ndarray::Array4;
 
+use super::split::Part;
 use super::{DataError, Dataset, Parts, Splits, Want, limits};
 
 /// The element type "unsigned byte".
@@ -33,10 +34,27 @@ pub fn load(folder: &Path, want: &Want) -> Result<Splits, DataError> {
     )
 }
 
+/// Reads one part of a folder; the other's files need not be there.
+pub(super) fn load_part(folder: &Path, want: &Want, part: Part) -> Result<Dataset, DataError> {
+    let name = folder.display().to_string();
+    let prefix = match part {
+        Part::Train => "train",
+        Part::Test => "t10k",
+        Part::Validation => {
+            let expected = "train or test: the format has no validation split";
+            return Err(DataError::field(&name, "part", expected, part.name()));
+        }
+    };
+    let parts = read_pair(folder, prefix)?;
+    super::assemble_one(parts, want, &format!("IDX files in {name}"), part)
+}
+
 /// Whether `folder` looks like a folder of MNIST's files.
 pub fn is_idx_folder(folder: &Path) -> bool {
-    candidates(folder, "train", "images")
+    let images = |prefix| candidates(folder, prefix, "images");
+    images("train")
         .iter()
+        .chain(&images("t10k"))
         .any(|path| path.is_file())
 }
 
@@ -77,6 +95,14 @@ pub(super) fn parse_pair(
         labels,
         labels_name: labels_name.to_owned(),
     })
+}
+
+/// The images of one file, without labels.
+pub(super) fn load_images(file: &Path) -> Result<Array4<u8>, DataError> {
+    let name = file.display().to_string();
+    let (dims, pixels) = parse(&name, open(file)?, 3)?;
+    Array4::from_shape_vec((dims[0], 1, dims[1], dims[2]), pixels)
+        .map_err(|error| DataError::corrupt(&name, error))
 }
 
 /// MNIST's name, raw and compressed, and the spelling with a dot that some

@@ -3,6 +3,7 @@
 //!
 //! * [`idx`]: MNIST's format; [`npz`]: MedMNIST's; [`folder`]: pictures in
 //!   folders, or listed in a table of labels.
+//! * [`unlabelled`]: images to be classified.
 //! * [`known`]: where the data sets with a name are looked for.
 //! * [`split`]: among hospitals, and into training and test.
 //! * [`preprocess`]: from bytes to fixed point.
@@ -25,12 +26,13 @@ pub mod split;
 mod table;
 #[cfg(test)]
 mod testing;
+pub mod unlabelled;
 mod zip;
 
 pub use error::DataError;
 pub use known::{Known, resolve};
 pub use preprocess::Preprocess;
-pub use split::{permutation, split_among, split_by_fractions};
+pub use split::{Part as Division, permutation, split_among, split_by_fractions};
 
 /// Images with their labels.
 #[derive(Clone, Debug)]
@@ -170,6 +172,47 @@ pub fn load(source: &DataSource) -> Result<Splits, DataError> {
     }
 }
 
+/// As [`load`]; for pictures the table of labels may lie elsewhere than in their folder.
+pub fn load_labelled(source: &DataSource, labels: Option<&Path>) -> Result<Splits, DataError> {
+    match (&source.place, labels) {
+        (Place::Folder(folder), labels) => folder::load_with(folder, labels, &source.want),
+        (_, None) => load(source),
+        (_, Some(labels)) => Err(table_without_pictures(labels)),
+    }
+}
+
+/// Reads one part alone, where the source divides itself; all of it where nothing does.
+pub fn load_part(
+    source: &DataSource,
+    labels: Option<&Path>,
+    part: Division,
+) -> Result<Dataset, DataError> {
+    let want = &source.want;
+    match (&source.place, labels) {
+        (Place::Folder(folder), labels) => folder::load_part(folder, labels, want, part),
+        (_, Some(labels)) => Err(table_without_pictures(labels)),
+        (Place::Idx(folder), None) => idx::load_part(folder, want, part),
+        (Place::Npz(file), None) => npz::load_part(file, want, part),
+        (Place::Digits, None) => {
+            let splits = digits(want)?;
+            match part {
+                Division::Train => Ok(splits.train),
+                Division::Test => Ok(splits.test),
+                Division::Validation => {
+                    let expected = "train or test: the digits have no validation split";
+                    Err(DataError::setting("part", expected, part.name()))
+                }
+            }
+        }
+    }
+}
+
+fn table_without_pictures(labels: &Path) -> DataError {
+    let place = labels.display().to_string();
+    let expected = "a folder of pictures";
+    DataError::field(&place, "images", expected, "data with labels of its own")
+}
+
 /// The 8,000 training and 2,000 test digits inside this program.
 pub fn embedded_digits() -> Result<Splits, DataError> {
     digits(&Want::default())
@@ -295,6 +338,24 @@ fn assemble(
             .transpose()?,
         test: finish(test, "test")?,
     })
+}
+
+/// As [`assemble`], of one part.
+fn assemble_one(
+    parts: Parts,
+    want: &Want,
+    provenance: &str,
+    part: Division,
+) -> Result<Dataset, DataError> {
+    let (_, channels, height, width) = parts.images.dim();
+    let none = Parts {
+        images: Array4::zeros((0, channels, height, width)),
+        labels: Vec::new(),
+        labels_name: parts.labels_name.clone(),
+    };
+    let mut data = assemble(parts, None, none, want, provenance)?.train;
+    data.provenance = format!("{provenance}, {}", part.name());
+    Ok(data)
 }
 
 fn file_name(path: &Path) -> String {

@@ -8,11 +8,12 @@
 
 use std::path::Path;
 
-use ndarray::{ArrayD, ArrayViewD, Ix4};
+use ndarray::{Array4, ArrayD, ArrayViewD, Ix4};
 use ndarray_npy::{ViewNpyError, ViewNpyExt};
 
+use super::split::Part;
 use super::zip::Archive;
-use super::{DataError, Parts, Splits, Want, limits};
+use super::{DataError, Dataset, Parts, Splits, Want, limits};
 
 /// NumPy writes 128 bytes for our arrays; a longer header is no array of ours.
 const MAX_HEADER_BYTES: usize = 4096;
@@ -35,8 +36,40 @@ pub fn load(file: &Path, want: &Want) -> Result<Splits, DataError> {
     super::assemble(train, validation, test, want, &format!("arrays of {name}"))
 }
 
-fn read_split(archive: &mut Archive, name: &str, split: &str) -> Result<Parts, DataError> {
-    let (images_name, images) = read_array(archive, name, &format!("{split}_images"))?;
+/// The images of an archive without labels: the named array, else `images`, else `test_images`.
+pub(super) fn load_images(file: &Path, array: Option<&str>) -> Result<Array4<u8>, DataError> {
+    let mut archive = Archive::open(file)?;
+    let has = |name: &str| {
+        archive
+            .names()
+            .any(|member| member == format!("{name}.npy"))
+    };
+    let array = match array {
+        Some(array) => array,
+        None if !has("images") && has("test_images") => "test_images",
+        None => "images",
+    };
+    read_images(&mut archive, &file.display().to_string(), array).map(|(_, images)| images)
+}
+
+/// All members of an archive, unpacked.
+#[cfg(test)]
+pub(crate) fn members(file: &Path) -> Result<Vec<(String, Vec<u8>)>, DataError> {
+    let mut archive = Archive::open(file)?;
+    let names: Vec<String> = archive.names().map(str::to_owned).collect();
+    let read = names.into_iter().map(|name| {
+        let content = archive.member(&name)?;
+        Ok((name, content.unwrap_or_default()))
+    });
+    read.collect()
+}
+
+fn read_images(
+    archive: &mut Archive,
+    name: &str,
+    array: &str,
+) -> Result<(String, Array4<u8>), DataError> {
+    let (images_name, images) = read_array(archive, name, array)?;
     let images = match images.ndim() {
         3 => images.insert_axis(ndarray::Axis(1)),
         4 if matches!(images.shape()[3], 1 | 3) => images.permuted_axes(vec![0, 3, 1, 2]),
@@ -50,7 +83,24 @@ fn read_split(archive: &mut Archive, name: &str, split: &str) -> Result<Parts, D
     let images = images
         .into_dimensionality::<Ix4>()
         .map_err(|error| DataError::corrupt(&images_name, error))?;
+    Ok((images_name, images))
+}
 
+/// Reads one part of an archive; the others need not be there.
+pub(super) fn load_part(file: &Path, want: &Want, part: Part) -> Result<Dataset, DataError> {
+    let mut archive = Archive::open(file)?;
+    let name = file.display().to_string();
+    let split = match part {
+        Part::Train => "train",
+        Part::Validation => "val",
+        Part::Test => "test",
+    };
+    let parts = read_split(&mut archive, &name, split)?;
+    super::assemble_one(parts, want, &format!("arrays of {name}"), part)
+}
+
+fn read_split(archive: &mut Archive, name: &str, split: &str) -> Result<Parts, DataError> {
+    let (_, images) = read_images(archive, name, &format!("{split}_images"))?;
     let (labels_name, labels) = read_array(archive, name, &format!("{split}_labels"))?;
     if !matches!(labels.shape(), [_] | [_, 1]) {
         let expected = "(N) or (N, 1), one class for each image";

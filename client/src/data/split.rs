@@ -118,6 +118,17 @@ pub enum Part {
     Test,
 }
 
+impl Part {
+    /// As messages call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Train => "training",
+            Part::Validation => "validation",
+            Part::Test => "test",
+        }
+    }
+}
+
 /// Divides groups of rows 80 / 10 / 10: whole groups, in the seed's order, go
 /// to the test set until it holds a tenth of the rows, then to validation, the
 /// rest to training. Returns the part of each group. Rows without a group are

@@ -62,11 +62,13 @@ impl Problems {
     }
 }
 
-/// Reads the table; returns the classes' names and the pictures.
+/// Reads the table; returns the classes' names and the pictures. Without a split column all are of
+/// the part `undivided`, or the seed divides them.
 pub fn list(
     folder: &Path,
     table: &Path,
     want: &Want,
+    undivided: Option<Part>,
 ) -> Result<(Vec<String>, Vec<Entry>), DataError> {
     let mut problems = Problems::default();
     let lines = read(table, &mut problems)?;
@@ -92,7 +94,7 @@ pub fn list(
         .enumerate()
         .map(|(class, name)| (name.as_str(), class))
         .collect();
-    let parts = divide(&lines, want.seed, &mut problems);
+    let parts = divide(&lines, want.seed, undivided, &mut problems);
     let mut digests: HashMap<[u8; 32], u64> = HashMap::new();
     let mut entries = Vec::with_capacity(lines.len());
     for (line, part) in lines.iter().zip(parts) {
@@ -160,7 +162,12 @@ fn check_picture(
 }
 
 /// The part of each line.
-fn divide(lines: &[Line], seed: u64, problems: &mut Problems) -> Vec<Part> {
+fn divide(
+    lines: &[Line],
+    seed: u64,
+    undivided: Option<Part>,
+    problems: &mut Problems,
+) -> Vec<Part> {
     let mut numbers: HashMap<&str, usize> = HashMap::new();
     let mut sizes: Vec<usize> = Vec::new();
     let mut given: Vec<Option<Part>> = Vec::new();
@@ -189,7 +196,7 @@ fn divide(lines: &[Line], seed: u64, problems: &mut Problems) -> Vec<Part> {
     groups
         .iter()
         .zip(lines)
-        .map(|(&group, line)| line.split.unwrap_or(drawn[group]))
+        .map(|(&group, line)| line.split.or(undivided).unwrap_or(drawn[group]))
         .collect()
 }
 

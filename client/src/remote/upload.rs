@@ -208,6 +208,18 @@ impl Remote {
         upload: Upload,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Receipt, RemoteError> {
+        self.upload_noted(upload, &mut |_| Ok(()), progress).await
+    }
+
+    /// As [`Remote::upload`]. `note` hears what [`Remote::resume`] needs before anything is shared,
+    /// so that an upload outlives this process; where it fails, nothing is shared. It hears of
+    /// another one where the number was taken meanwhile: the last one counts.
+    pub async fn upload_noted(
+        &self,
+        upload: Upload,
+        note: &mut dyn FnMut(&PendingUpload) -> Result<(), String>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Receipt, RemoteError> {
         let plan = Plan::new(upload)?;
         let _one_at_a_time = self.uploading.lock().await;
         let mut patience = Patience::new(self.resume_timeout);
@@ -221,6 +233,10 @@ impl Remote {
             };
             let upload = random_bytes().map_err(RemoteError::Random)?;
             let pending = PendingUpload { upload, number };
+            note(&pending).map_err(|detail| RemoteError::Input {
+                field: "note of the upload",
+                detail,
+            })?;
             match self.complete(&plan, pending, &mut patience, progress).await {
                 // Another process of this member was faster; nothing is staged.
                 Err(RemoteError::NumberTaken { party, number }) => {

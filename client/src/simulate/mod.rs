@@ -9,18 +9,16 @@ mod reference;
 pub mod report;
 mod tables;
 
-use std::collections::BTreeMap;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_cluster::{Cluster, ClusterSpec, Home};
 use trefoil_consortium::JobDescription;
 use trefoil_consortium::config::simulation_coin_key;
-use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_models::job::{DatasetRef, JobKind};
 use trefoil_models::plain_run::{Table, Tables};
-use trefoil_models::{Schedule, outcome, schedule, weights};
+use trefoil_models::{schedule, weights};
 use trefoil_protocol::plan::LinkProfile;
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::program::Rounding;
@@ -29,8 +27,9 @@ use trefoil_transport::Settings;
 use crate::cli::SimulateArgs;
 use crate::data;
 use crate::experiment::{Experiment, Loaded};
-use crate::remote::{Event, JobResult, NodeStats, Part, Remote, Upload};
-use reference::{Revealed, confusions};
+use crate::follow::{Finished, bar, confusions, follow};
+use crate::remote::{JobResult, NodeStats, Part, Remote, Upload};
+use crate::rows;
 use report::{Epoch, LinkBytes, PredictFigures, Report, TrainFigures, quality};
 use tables::Holding;
 
@@ -126,25 +125,14 @@ fn settings(args: &SimulateArgs) -> Settings {
     settings
 }
 
-/// A finished job with its description and what it revealed.
-struct Job {
-    kind: JobKind,
-    plan: Schedule,
-    revealed: Revealed,
-    result: JobResult,
-    /// Seconds of P0's steps by phase name.
-    steps: Vec<(String, f64, u64, u64)>,
-    seconds: f64,
-}
-
 /// What the cluster was needed for.
 struct Done {
     /// Hospitals' rows in the order in which the parties keep them.
     holdings: Vec<Holding>,
     share_seconds: f64,
-    train: Job,
-    evaluate: Job,
-    predict: Job,
+    train: Finished,
+    evaluate: Finished,
+    predict: Finished,
     predict_rows: data::Dataset,
     predict_seconds: f64,
 }
@@ -154,15 +142,6 @@ struct Simulation<'a> {
     cluster: &'a Cluster,
     settings: &'a Settings,
     link: LinkProfile,
-}
-
-fn bar(length: u64, unit: &str) -> ProgressBar {
-    let template = format!("{{msg:32}} [{{bar:30}}] {{pos}}/{{len}} {unit} {{eta}}");
-    let style =
-        ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(length).with_style(style.progress_chars("=> "));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
 impl Simulation<'_> {
@@ -253,13 +232,7 @@ impl Simulation<'_> {
 
     fn upload(&self, part: Part, rows: &data::Dataset) -> Result<Upload> {
         let frac_bits = self.loaded.experiment.training.frac_bits;
-        Ok(Upload {
-            dataset: DATASET.into(),
-            part,
-            images: tables::images(rows, &self.loaded.preprocess, frac_bits)?,
-            labels: (part != Part::Predict).then(|| tables::labels(rows)),
-            shape: rows.shape().to_vec(),
-        })
+        rows::upload(DATASET, part, rows, &self.loaded.preprocess, frac_bits)
     }
 
     async fn share(&self, holdings: &[Holding]) -> Result<()> {
@@ -305,69 +278,21 @@ impl Simulation<'_> {
         member: &str,
         message: &str,
         kind: JobKind,
-    ) -> Result<Job> {
-        let plan = schedule(&kind)?;
+    ) -> Result<Finished> {
         let pin = self.cluster.member(member)?.identity.pin()?;
-        let mut description = JobDescription::new(message, pin, kind.clone())
-            .map_err(|problem| anyhow::anyhow!(problem))?;
+        let mut description =
+            JobDescription::new(message, pin, kind).map_err(|problem| anyhow::anyhow!(problem))?;
         description.link = self.link;
-        let bar = bar(plan.steps.len() as u64, "steps");
-        bar.set_message(message.to_string());
-        let start = Instant::now();
-        let id = remote.submit(description).await?;
-        let mut steps = Vec::new();
-        let mut last = String::new();
-        let result = remote
-            .watch(id, &mut |event| match event {
-                Event::Started { .. } => {}
-                Event::Progress(progress) => {
-                    bar.set_position(progress.step + 1);
-                    bar.set_message(match progress.phase.as_str() {
-                        "train" => format!("{message}, epoch {}{last}", progress.epoch + 1),
-                        _ => format!("{message}: {}{last}", progress.phase),
-                    });
-                    steps.push((
-                        progress.phase,
-                        progress.seconds,
-                        progress.rounds,
-                        progress.sent_bytes,
-                    ));
-                }
-                Event::Output(revealed) if revealed.name == "confusion" => {
-                    let outputs = BTreeMap::from([(revealed.name, revealed.tensor)]);
-                    if let Ok(counts) = outcome::confusion(&outputs) {
-                        let right: u64 = counts.diag().sum();
-                        last = format!(
-                            " ({:.2} %)",
-                            100.0 * right as f64 / counts.sum().max(1) as f64
-                        );
-                    }
-                }
-                Event::Output(_) => {}
-            })
+        let plan = schedule(&description.kind)?;
+        let id = remote.submit(description.clone()).await?;
+        follow(remote, id, description.kind, plan, message)
             .await
-            .with_context(|| format!("{message} failed"))?;
-        bar.finish_and_clear();
-        let mut revealed = Revealed::new();
-        for output in &result.outputs {
-            revealed
-                .entry(output.step)
-                .or_default()
-                .insert(output.name.clone(), output.tensor.clone());
-        }
-        Ok(Job {
-            kind,
-            plan,
-            revealed,
-            result,
-            steps,
-            seconds: start.elapsed().as_secs_f64(),
-        })
+            .with_context(|| format!("{message} failed"))
     }
 }
 
 /// Sums over the sessions of all jobs.
-fn totals(jobs: [&Job; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
+fn totals(jobs: [&Finished; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
     let all: Vec<&JobResult> = jobs.iter().map(|job| &job.result).collect();
     let rounds = all.iter().map(|r| r.parties[0].rounds).sum();
     let sent = |p: usize| {
@@ -436,7 +361,11 @@ fn finish(
             bar_.inc(1);
         },
     )?;
-    let images = tables::images(&done.predict_rows, &loaded.preprocess, spec.frac_bits)?;
+    let images = rows::images(
+        done.predict_rows.images.view(),
+        &loaded.preprocess,
+        spec.frac_bits,
+    )?;
     plain_tables = Tables::from([(
         trefoil_models::schedule::UPLOAD_IMAGES.to_string(),
         Table {
@@ -462,27 +391,26 @@ fn finish(
     )?;
     bar_.finish_and_clear();
 
-    let secure_weights = weights::sha256(&model_of(&done.train)?);
+    let secure_weights = weights::sha256(&done.train.weights()?);
     let bit_identical = secure_weights == plain.weights_sha256
         && done.train.revealed == plain.revealed
         && done.evaluate.revealed == evaluated.revealed
         && done.predict.revealed == predicted.revealed;
-    let epochs = confusions(&done.train.plan, &done.train.revealed, &names)?;
-    let mut result = confusions(&done.evaluate.plan, &done.evaluate.revealed, &names)?;
+    let epochs = done.train.confusions(&names)?;
+    let mut result = done.evaluate.confusions(&names)?;
     let (confusion, auc) = result
         .pop()
         .context("the evaluation revealed no confusion matrix")?;
     let plain_confusion = confusions(&done.evaluate.plan, &evaluated.revealed, &names)?;
     let secure = quality(&confusion, auc);
     let (rounds, bytes_sent_per_party, dealer_bytes, links) = totals(jobs);
-    let train_steps: Vec<&(String, f64, u64, u64)> =
-        done.train.steps.iter().filter(|s| s.0 == "train").collect();
-    let classes = predicted_classes(
-        &done.predict,
-        done.predict_rows.len(),
-        loaded.experiment.predict.output,
-        spec.frac_bits,
-    )?;
+    let train_steps: Vec<_> = done
+        .train
+        .steps
+        .iter()
+        .filter(|s| s.phase == "train")
+        .collect();
+    let classes = done.predict.predictions()?.classes;
     let report = Report {
         network: loaded.network.name.clone(),
         data: loaded.experiment.data.source.clone(),
@@ -521,9 +449,9 @@ fn finish(
         weights_sha256: trefoil_consortium::hex(&secure_weights),
         train: TrainFigures {
             steps: train_steps.len() as u64,
-            seconds_per_step: median(train_steps.iter().map(|s| s.1).collect()),
-            rounds_per_step: train_steps.first().map_or(0, |s| s.2),
-            bytes_per_step: train_steps.first().map_or(0, |s| s.3),
+            seconds_per_step: median(train_steps.iter().map(|s| s.seconds).collect()),
+            rounds_per_step: train_steps.first().map_or(0, |s| s.rounds),
+            bytes_per_step: train_steps.first().map_or(0, |s| s.sent_bytes),
             seconds: done.train.seconds,
         },
         predict: PredictFigures {
@@ -544,41 +472,4 @@ fn finish(
         seconds: start.elapsed().as_secs_f64(),
     };
     Ok((report, confusion))
-}
-
-/// The weights that the training job revealed.
-fn model_of(train: &Job) -> Result<BTreeMap<String, trefoil_protocol::Tensor>> {
-    let revealed = train.revealed.values().flatten();
-    let named: BTreeMap<_, _> = revealed
-        .filter(|(name, _)| train.plan.save.contains(name))
-        .map(|(name, tensor)| (name.clone(), tensor.clone()))
-        .collect();
-    if named.len() != train.plan.save.len() {
-        bail!(
-            "the training job revealed {} of {} weights",
-            named.len(),
-            train.plan.save.len()
-        );
-    }
-    Ok(named)
-}
-
-/// The classes of the predictions, whatever was revealed of them.
-fn predicted_classes(
-    job: &Job,
-    rows: usize,
-    output: PredictOutput,
-    frac_bits: u8,
-) -> Result<Vec<usize>> {
-    let steps: Vec<_> = job.revealed.values().cloned().collect();
-    let (name, frac_bits) = match output {
-        PredictOutput::Class => return Ok(outcome::classes(&steps, rows)?),
-        PredictOutput::Logits => ("logits", 2 * u32::from(frac_bits)),
-        PredictOutput::Probabilities => ("probabilities", 16),
-    };
-    let scores = outcome::rows(&steps, name, rows, frac_bits)?;
-    let best = |row: ndarray::ArrayView1<'_, f64>| {
-        (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
-    };
-    Ok(scores.rows().into_iter().map(best).collect())
 }

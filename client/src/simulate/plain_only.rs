@@ -10,11 +10,12 @@ use trefoil_models::schedule;
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::program::Rounding;
 
-use super::reference::{self, confusions};
+use super::reference;
 use super::report::quality;
 use super::tables::{self, Holding};
 use super::{DATASET, MODEL, bar};
 use crate::experiment::Loaded;
+use crate::follow::confusions;
 
 /// Runs both and prints their qualities.
 pub fn run(loaded: &Loaded) -> Result<()> {

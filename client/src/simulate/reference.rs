@@ -7,17 +7,15 @@ use anyhow::{Context, Result};
 use ndarray::Array2;
 use trefoil_models::job::JobKind;
 use trefoil_models::plain_run::{self, Tables};
-use trefoil_models::{Network, Phase, Schedule, TrainSpec, float, outcome, schedule};
+use trefoil_models::{Network, TrainSpec, float, schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::prg::Prg;
 
 use super::report::{Quality, quality};
 use super::tables::{Holding, concatenated};
 use crate::data::Preprocess;
+use crate::follow::Revealed;
 use crate::metrics::{Confusion, auc};
-
-/// Revealed outputs of a job, step by step.
-pub type Revealed = BTreeMap<usize, BTreeMap<String, Tensor>>;
 
 /// A plain run of one job.
 #[derive(Debug)]
@@ -51,30 +49,6 @@ pub fn plain(
         state: run.state,
         weights_sha256: run.weights_sha256,
     })
-}
-
-/// Confusion matrices of a job's result steps, in order of epochs.
-pub fn confusions(
-    plan: &Schedule,
-    revealed: &Revealed,
-    names: &[String],
-) -> Result<Vec<(Confusion, Option<f64>)>> {
-    let mut out = Vec::new();
-    for (index, step) in plan.steps.iter().enumerate() {
-        if !matches!(step.phase, Phase::Result { .. }) {
-            continue;
-        }
-        let outputs = revealed
-            .get(&index)
-            .with_context(|| format!("step {index} revealed nothing"))?;
-        let counts = outcome::confusion(outputs)?;
-        let auc = match outputs.contains_key("auc_balance") {
-            true => outcome::auc(outputs)?,
-            false => None,
-        };
-        out.push((Confusion::from_counts(counts, names.to_vec())?, auc));
-    }
-    Ok(out)
 }
 
 /// Trains in floating point with the same seed; mean loss of every epoch and quality at the end.

@@ -7,6 +7,7 @@ use trefoil_models::schedule;
 use trefoil_protocol::Tensor;
 
 use crate::data::{self, Dataset, Preprocess};
+use crate::rows::{images, labels};
 
 /// Which split of a holding.
 type Split = fn(&Holding) -> &Dataset;
@@ -18,18 +19,6 @@ pub struct Holding {
     pub train: Dataset,
     /// Its test rows.
     pub test: Dataset,
-}
-
-/// Normalised images in fixed point, one row each.
-pub fn images(data: &Dataset, preprocess: &Preprocess, frac_bits: u8) -> Result<Tensor> {
-    let tensor = preprocess.to_fixed(data.images.view(), u32::from(frac_bits))?;
-    let words = data.shape().iter().product();
-    Ok(tensor.reshaped(&[data.len(), words]))
-}
-
-/// One-hot labels, one row each.
-pub fn labels(data: &Dataset) -> Tensor {
-    Tensor::new(vec![data.len(), data.classes], data.one_hot())
 }
 
 /// Splits a data set among hospitals; every hospital holds rows of both splits.
@@ -68,7 +57,7 @@ pub fn tables(holdings: &[&Holding], preprocess: &Preprocess, frac_bits: u8) -> 
     for (image_table, label_table, part) in splits {
         let parts: Result<Vec<Tensor>> = holdings
             .iter()
-            .map(|h| images(part(h), preprocess, frac_bits))
+            .map(|h| images(part(h).images.view(), preprocess, frac_bits))
             .collect();
         tables.insert(image_table.into(), joined(parts?.into_iter()));
         tables.insert(

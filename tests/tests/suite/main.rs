@@ -5,5 +5,6 @@ mod common;
 mod end_to_end;
 mod errors;
 mod faults;
+mod operate;
 mod operations;
 mod uploads;

@@ -1,0 +1,158 @@
+//! `trefoil watch`: a job that was submitted from this home, followed from another process; and how
+//! results are shown, whoever waited for them. The parties keep results in memory for a while.
+
+use std::fmt::Display;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use trefoil_models::job::JobKind;
+use trefoil_models::schedule;
+use trefoil_protocol::fixed::decode;
+
+use super::record::{Record, Show};
+use super::{HomeArgs, Member, block_on, lost, npz, write_new};
+use crate::follow::{Finished, follow};
+use crate::simulate::report::quality;
+
+/// Arguments of `trefoil watch`.
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    #[command(flatten)]
+    home: HomeArgs,
+    /// The job: the first digits of its hash, eight or more.
+    job: String,
+}
+
+/// Follows a job to its end and shows its result.
+pub fn watch(args: &WatchArgs) -> Result<()> {
+    let member = Member::load(&args.home)?;
+    let Record { job, show } = Record::find(&member.home, &args.job)?;
+    eprint!("{}", job.describe(member.name()));
+    let id = job.id();
+    let plan = schedule(&job.kind)?;
+    let done = block_on(async {
+        let remote = member.connect().await?;
+        let name = job.name.clone();
+        let done = follow(&remote, id, job.kind, plan, &name).await;
+        remote.close().await;
+        done.map_err(|err| lost(err, &id))
+    })?;
+    present(&done, &show)
+}
+
+fn line(name: &str, value: impl Display) {
+    println!("{name:<20} {value}");
+}
+
+/// Prints a finished job's results, or writes them where they are wanted.
+pub fn present(done: &Finished, show: &Show) -> Result<()> {
+    match &done.kind {
+        JobKind::Train { save_as, .. } => trained(done, show, save_as),
+        JobKind::Evaluate { .. } => judged(done, show),
+        JobKind::Predict { .. } => predicted(done, show),
+        JobKind::Benchmark { .. } => bail!("a benchmark shows nothing here: see trefoil bench"),
+    }
+}
+
+fn trained(done: &Finished, show: &Show, save_as: &str) -> Result<()> {
+    let JobKind::Train {
+        spec,
+        evaluate_each_epoch,
+        reveal_weights,
+        ..
+    } = &done.kind
+    else {
+        return Ok(());
+    };
+    if *evaluate_each_epoch {
+        for (epoch, (confusion, auc)) in done.confusions(&show.class_names)?.iter().enumerate() {
+            line(&format!("epoch {}", epoch + 1), quality(confusion, *auc));
+        }
+    }
+    let steps = done.steps.iter().filter(|step| step.phase == "train");
+    line("training steps", steps.count());
+    line("seconds", format!("{:.1}", done.seconds));
+    line(
+        "model",
+        format!("{save_as}, kept as shares by the three parties"),
+    );
+    if *reveal_weights {
+        let to = show
+            .to
+            .as_ref()
+            .context("there is no file for the weights")?;
+        let frac_bits = u32::from(spec.frac_bits);
+        let arrays: Vec<_> = done
+            .weights()?
+            .into_iter()
+            .map(|(name, weights)| {
+                let values = weights.data().iter().map(|word| decode(*word, frac_bits));
+                (name, weights.shape().to_vec(), values.collect())
+            })
+            .collect();
+        write_new(to, &npz::archive(&arrays)?, true)?;
+        line("REVEALED WEIGHTS", to.display());
+    }
+    Ok(())
+}
+
+fn judged(done: &Finished, show: &Show) -> Result<()> {
+    let mut results = done.confusions(&show.class_names)?;
+    let (confusion, auc) = results
+        .pop()
+        .context("the evaluation revealed no confusion matrix")?;
+    let percent = |value: Option<f64>| {
+        value.map_or("no rows".to_owned(), |value| {
+            format!("{:.2} %", 100.0 * value)
+        })
+    };
+    line("test rows", confusion.total());
+    line("accuracy", percent(confusion.accuracy()));
+    line("balanced accuracy", percent(confusion.balanced_accuracy()));
+    if let JobKind::Evaluate { auc: true, .. } = done.kind {
+        let none = || "no rows of one of the classes".to_owned();
+        line("AUC", auc.map_or_else(none, |auc| format!("{auc:.4}")));
+    }
+    println!("\n{confusion}");
+    Ok(())
+}
+
+fn predicted(done: &Finished, show: &Show) -> Result<()> {
+    let table = table(done, show)?;
+    match &show.to {
+        None => print!("{}", String::from_utf8_lossy(&table)),
+        Some(path) => {
+            write_new(path, &table, true)?;
+            eprintln!("wrote {}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// `file,class[,score of each class]`.
+fn table(done: &Finished, show: &Show) -> Result<Vec<u8>> {
+    let predictions = done.predictions()?;
+    if predictions.classes.len() != show.images.len() {
+        bail!(
+            "the job tells {} classes, {} images were shared",
+            predictions.classes.len(),
+            show.images.len()
+        );
+    }
+    let mut table = csv::Writer::from_writer(Vec::new());
+    let mut heading = vec!["file".to_owned(), "class".to_owned()];
+    if predictions.scores.is_some() {
+        heading.extend(show.class_names.iter().cloned());
+    }
+    table.write_record(&heading)?;
+    for (row, (image, class)) in show.images.iter().zip(&predictions.classes).enumerate() {
+        let name = show.class_names.get(*class);
+        let name = name.with_context(|| format!("{image}: there is no class {class}"))?;
+        let mut record = vec![image.clone(), name.clone()];
+        if let Some(scores) = &predictions.scores {
+            record.extend(scores.row(row).iter().map(|score| format!("{score:.6}")));
+        }
+        table.write_record(&record)?;
+    }
+    Ok(table.into_inner()?)
+}

@@ -1,0 +1,420 @@
+//! The guide docs/operating.md, command by command, with real processes: every institution has a
+//! folder and a key of its own, and nothing but cards and the consortium file goes between them.
+
+use std::io::Write;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::trefoil;
+use trefoil_client::data::{Dataset, embedded_digits, idx, subset};
+
+/// What is waited for happens by then, or never.
+const LIMIT: Duration = Duration::from_secs(60);
+const PREPROCESS: [&str; 2] = ["--preprocess", "mean=0.1307,std=0.3081"];
+const NETWORK: &str =
+    "name = \"linear\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"dense\"\n";
+
+/// A node that was started here and ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself; both are for a process that was started here.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Institutions, each with a folder.
+struct World {
+    root: tempfile::TempDir,
+}
+
+impl World {
+    fn dir(&self, who: &str) -> PathBuf {
+        self.root.path().join(who)
+    }
+
+    fn card(&self, who: &str) -> PathBuf {
+        self.dir(who).join("card")
+    }
+
+    fn init(&self, role: &str, who: &str, name: &str, more: &[&str]) {
+        let card = succeeds(
+            trefoil()
+                .args(["init", role, "--name", name, "--dir"])
+                .arg(self.dir(who))
+                .args(more),
+        );
+        assert_eq!(card.lines().count(), 1, "{card}");
+        let kept = std::fs::read_to_string(self.card(who)).expect("the card is kept too");
+        assert_eq!(kept, card);
+    }
+
+    /// A member's command, at its home.
+    fn member(&self, who: &str, args: &[&str]) -> Command {
+        let mut command = trefoil();
+        command.args(args).env("TREFOIL_HOME", self.dir(who));
+        command
+    }
+
+    fn hand_out(&self, file: &Path, to: &[&str]) {
+        for who in to {
+            std::fs::copy(file, self.dir(who).join("consortium.toml")).expect("a file is copied");
+        }
+    }
+
+    fn start(&self, role: &str, who: &str) -> (Running, PathBuf) {
+        let log = self.dir(who).join("log");
+        let file = std::fs::File::create(&log).expect("a log is made");
+        let child = trefoil()
+            .args([role, "--config"])
+            .arg(self.dir(who).join(format!("{role}.toml")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("the node starts");
+        (Running(child), log)
+    }
+}
+
+fn output(command: &mut Command) -> (Option<i32>, String, String) {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().expect("the tool starts");
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    (status.code(), text(stdout), text(stderr))
+}
+
+fn succeeds(command: &mut Command) -> String {
+    let (code, stdout, stderr) = output(command);
+    assert_eq!(code, Some(0), "{command:?}:\n{stdout}\n{stderr}");
+    stdout
+}
+
+/// Fails with exit code 1, prints no result, and says all of `parts`.
+fn refused(command: &mut Command, parts: &[&str]) {
+    let (code, stdout, stderr) = output(command);
+    assert_eq!(code, Some(1), "{command:?}:\n{stdout}\n{stderr}");
+    assert_eq!(stdout, "", "{command:?}");
+    for part in parts {
+        assert!(
+            stderr.contains(part),
+            "{command:?}: {part:?} is not in:\n{stderr}"
+        );
+    }
+}
+
+/// Ports that were free a moment ago.
+fn ports() -> [u16; 4] {
+    let sockets: [UdpSocket; 4] =
+        std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port"));
+    sockets.map(|socket| socket.local_addr().expect("it is bound").port())
+}
+
+fn await_line(log: &Path, part: &str) -> String {
+    let start = Instant::now();
+    loop {
+        let text = std::fs::read_to_string(log).expect("the log is readable");
+        if let Some(line) = text.lines().find(|line| line.contains(part)) {
+            return line.into();
+        }
+        assert!(start.elapsed() < LIMIT, "{part:?} is not in:\n{text}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Writes a hospital's rows as IDX files.
+fn rows(folder: &Path, prefix: &str, data: &Dataset, rows: std::ops::Range<usize>) {
+    std::fs::create_dir_all(folder).expect("a folder is made");
+    let rows = subset(data, &rows.collect::<Vec<_>>()).expect("the digits have them");
+    idx::write(folder, prefix, &rows).expect("they are written");
+}
+
+/// Keys, cards, the consortium file: everything before a node starts. Returns the core hash.
+fn found(world: &World) -> String {
+    let ports = ports();
+    let nodes = [
+        ("party", "north", "North Clinic"),
+        ("party", "west", "West University"),
+        ("party", "east", "East Ministry"),
+        ("dealer", "notary", "Notary"),
+    ];
+    for ((role, who, name), port) in nodes.into_iter().zip(ports) {
+        let listen = format!("127.0.0.1:{port}");
+        world.init(role, who, name, &["--listen", &listen]);
+    }
+    world.init("hospital", "anna", "St. Anna", &[]);
+    world.init("hospital", "berta", "Sankt Bèrta", &["--id", "berta"]);
+    world.init("analyst", "office", "Statistics Office", &[]);
+    world.init("analyst", "stranger", "A Stranger", &[]);
+    refused(
+        trefoil()
+            .args(["init", "hospital", "--name", "St. Anna", "--dir"])
+            .arg(world.dir("anna")),
+        &["exists", "anna"],
+    );
+
+    // Members' cards come as a mail, on standard input.
+    let file = world.root.path().join("consortium.toml");
+    let mut create = trefoil();
+    create.args([
+        "consortium",
+        "create",
+        "--name",
+        "Digits of two hospitals",
+        "--out",
+    ]);
+    create.arg(&file);
+    create.args(["north", "west", "east", "notary"].map(|who| world.card(who)));
+    let mut child = create
+        .arg("-")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the tool starts");
+    let card = |who| std::fs::read_to_string(world.card(who)).expect("a card");
+    let mail = format!("Hello,\n> {}\nand\n\n{}", card("anna"), card("office"));
+    let mut stdin = child.stdin.take().expect("it is piped");
+    stdin.write_all(mail.as_bytes()).expect("it is read");
+    drop(stdin);
+    let made = child.wait_with_output().expect("it ends");
+    assert!(made.status.success());
+    let made = String::from_utf8_lossy(&made.stdout).into_owned();
+
+    let change = |args: &[&str], more: &[PathBuf]| {
+        let mut command = trefoil();
+        command.arg("consortium").arg(args[0]).arg(&file);
+        succeeds(command.args(&args[1..]).args(more))
+    };
+    change(&["add"], &[world.card("berta"), world.card("stranger")]);
+    change(&["remove", "a-stranger"], &[]);
+    refused(
+        trefoil()
+            .args(["consortium", "add"])
+            .args([&file, &world.card("berta")]),
+        &["used twice"],
+    );
+    let shown = change(&["show"], &[]);
+    for part in [
+        "P1",
+        "west-university",
+        "dealer",
+        "hospital",
+        "berta",
+        "analyst",
+    ] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    assert!(!shown.contains("stranger"), "{shown}");
+    let core = made.trim().strip_prefix("core hash ").expect("the hash");
+    assert!(shown.contains(core), "{shown}");
+
+    world.hand_out(
+        &file,
+        &["north", "west", "east", "notary", "anna", "berta", "office"],
+    );
+    for who in ["north", "west", "east"] {
+        let path = world.dir(who).join("party.toml");
+        let text = std::fs::read_to_string(&path).expect("the configuration is there");
+        let named = "requesters = [\"statistics-office\", \"berta\"]";
+        let changed = text.replace("requesters = []", named);
+        assert_ne!(changed, text);
+        std::fs::write(&path, changed).expect("it is written");
+    }
+    core.to_owned()
+}
+
+/// Both hospitals share their rows; mistakes are found before that.
+fn share(world: &World) {
+    let digits = embedded_digits().expect("inside the program");
+    let (anna, berta) = (
+        world.dir("anna").join("data"),
+        world.dir("berta").join("data"),
+    );
+    rows(&anna, "train", &digits.train, 0..300);
+    rows(&anna, "t10k", &digits.test, 0..60);
+    rows(&berta, "train", &digits.train, 300..500);
+    rows(
+        &world.dir("berta").join("new"),
+        "t10k",
+        &digits.test,
+        60..100,
+    );
+
+    let args = |who: &str, folder: &Path, more: &[&str]| {
+        let mut command = world.member(who, &["share", "--dataset", "digits", "--images"]);
+        command.arg(folder).args(more);
+        command
+    };
+    let nothing = succeeds(&mut world.member("anna", &["dataset", "digits"]));
+    assert!(nothing.contains("nothing is shared"), "{nothing}");
+    refused(
+        &mut args("anna", &anna, &[]),
+        &["--preprocess", "have mean=0."],
+    );
+    refused(&mut args("office", &anna, &PREPROCESS), &["is an analyst"]);
+
+    let shared = succeeds(&mut args("anna", &anna, &PREPROCESS));
+    for part in ["300 training rows", "60 test rows", "of st-anna"] {
+        assert!(shared.contains(part), "{shared}");
+    }
+    refused(
+        &mut args("anna", &anna, &PREPROCESS),
+        &["already", "--again"],
+    );
+    let of_xray = ["--network", "xray", "--part", "train"];
+    refused(
+        args("berta", &berta, &of_xray).args(PREPROCESS),
+        &["expected 0 to 1"],
+    );
+    refused(
+        args("berta", &berta, &["--part", "train", "--rows", "0..201"]).args(PREPROCESS),
+        &["0..201", "has 200"],
+    );
+    // Berta's folder has training files only.
+    let part = ["--part", "train"];
+    let shared = succeeds(args("berta", &berta, &part).args(PREPROCESS));
+    assert!(shared.contains("200 training rows"), "{shared}");
+
+    let held = succeeds(&mut world.member("office", &["dataset", "digits"]));
+    for part in ["1 x 28 x 28", "training rows 500", "test rows     60"] {
+        assert!(held.contains(part), "{held}");
+    }
+}
+
+/// Runs a job that a member asks for.
+fn jobs(world: &World) {
+    let network = world.root.path().join("linear.toml");
+    std::fs::write(&network, NETWORK).expect("a network is written");
+    let network = network.display().to_string();
+    let weights = world.dir("office").join("weights.npz");
+    let train = |who: &str| {
+        let mut command = world.member(who, &["train", "--network", &network]);
+        command.args(["--dataset", "digits", "--save-as", "linear-1"]);
+        command.args(["--batch", "50", "--epochs", "4", "--learning-rate", "0.125"]);
+        command
+    };
+    refused(&mut train("anna"), &["st-anna"]);
+    let mut command = train("office");
+    command.arg("--reveal-metrics");
+    command.arg("--reveal-weights").arg(&weights);
+    let (code, trained, said) = output(&mut command);
+    assert_eq!(code, Some(0), "{trained}\n{said}");
+    for part in ["epoch 4", "training steps", "40", "linear-1", "weights.npz"] {
+        assert!(trained.contains(part), "{trained}");
+    }
+    assert!(said.contains("THE TRAINED WEIGHTS"), "{said}");
+    // 784 x 10 weights and 10 biases of eight bytes, with their headers.
+    let bytes = std::fs::metadata(&weights).expect("they are written").len();
+    assert!((62_800..64_000).contains(&bytes), "{bytes}");
+
+    let evaluate = [
+        "evaluate",
+        "linear-1",
+        "--network",
+        &network,
+        "--dataset",
+        "digits",
+    ];
+    let judged = succeeds(&mut world.member("office", &evaluate));
+    let accuracy = judged
+        .lines()
+        .find_map(|line| line.strip_prefix("accuracy")?.trim().strip_suffix(" %"))
+        .and_then(|percent| percent.parse::<f64>().ok());
+    assert!(accuracy.is_some_and(|percent| percent > 60.0), "{judged}");
+    let mut missing = world.member("office", &["evaluate", "no-such", "--network", &network]);
+    refused(missing.args(["--dataset", "digits"]), &["no-such"]);
+
+    let images = world.dir("berta").join("new/t10k-images-idx3-ubyte");
+    let predict = |more: &[&str]| {
+        let mut command = world.member("berta", &["predict", "linear-1", "--network", &network]);
+        command
+            .arg("--images")
+            .arg(&images)
+            .args(PREPROCESS)
+            .args(more);
+        command
+    };
+    let digits = embedded_digits().expect("inside the program");
+    let truth: Vec<String> = digits.test.labels[60..100]
+        .iter()
+        .map(u8::to_string)
+        .collect();
+    let table = succeeds(&mut predict(&[]));
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some("file,class"));
+    let classes: Vec<&str> = lines
+        .enumerate()
+        .map(|(row, line)| {
+            line.strip_prefix(&format!("{row},"))
+                .expect("the row's number")
+        })
+        .collect();
+    assert_eq!(classes.len(), 40, "{table}");
+    let right = classes.iter().zip(&truth).filter(|(a, b)| a == b).count();
+    assert!(right > 20, "{right} of 40 right:\n{table}");
+
+    // Submitted by one process, fetched by another.
+    let to = world.dir("berta").join("table.csv");
+    let detached = ["--output", "probabilities", "--detach", "--to"];
+    let id = succeeds(predict(&detached).arg(&to));
+    succeeds(&mut world.member("berta", &["watch", &id[..12]]));
+    let table = std::fs::read_to_string(&to).expect("the table is written");
+    let row: Vec<&str> = table.lines().nth(1).expect("a row").split(',').collect();
+    assert_eq!(row[1], classes[0], "the same class by another output");
+    let sum: f64 = row[2..]
+        .iter()
+        .map(|p| p.parse::<f64>().expect("a number"))
+        .sum();
+    assert!((0.98..1.02).contains(&sum), "{row:?}");
+    refused(
+        &mut world.member("office", &["watch", &id[..12]]),
+        &["0 jobs"],
+    );
+}
+
+#[test]
+fn three_institutions_a_dealer_and_members_work_with_commands_alone() {
+    let world = World {
+        root: tempfile::tempdir().expect("a temporary folder"),
+    };
+    let core = found(&world);
+    let nodes = [
+        ("party", "north"),
+        ("party", "west"),
+        ("party", "east"),
+        ("dealer", "notary"),
+    ];
+    let running: Vec<(Running, PathBuf)> = nodes
+        .iter()
+        .map(|(role, who)| world.start(role, who))
+        .collect();
+    for (_, log) in &running {
+        let line = await_line(log, "listening");
+        assert!(line.contains(&core), "{line} has not the core hash {core}");
+    }
+
+    // A member whose key the parties do not have is turned away, by its own file and by theirs.
+    let file = world.dir("stranger").join("consortium.toml");
+    std::fs::copy(world.dir("anna").join("consortium.toml"), &file).expect("it is copied");
+    let ask = ["dataset", "digits"];
+    refused(
+        &mut world.member("stranger", &ask),
+        &["no member has the public key"],
+    );
+    let card = world.card("stranger");
+    succeeds(trefoil().args(["consortium", "add"]).args([&file, &card]));
+    refused(
+        &mut world.member("stranger", &ask),
+        &["does not know", "card"],
+    );
+
+    share(&world);
+    jobs(&world);
+}
