@@ -350,6 +350,24 @@ mod tests {
     }
 
     #[test]
+    fn one_part_is_all_of_an_undivided_table_and_its_own_rows_of_a_divided_one() {
+        let undivided = folder(4, "file,label\np0.png,a\np1.png,b\np2.png,a\np3.png,b\n");
+        let part = |scratch: &Scratch, table: Option<&Path>, part| {
+            super::super::folder::load_part(scratch.path(), table, &want(), part)
+        };
+        let all = part(&undivided, None, Part::Test).unwrap();
+        assert_eq!(all.labels, [0, 1, 0, 1]);
+        let elsewhere = Scratch::new();
+        let divided = "file,label,split\np0.png,a,train\np1.png,b,train\np2.png,a,test\n";
+        let table = elsewhere.write("other.csv", divided.as_bytes());
+        let train = part(&undivided, Some(&table), Part::Train).unwrap();
+        assert_eq!(train.labels, [0, 1]);
+        let none = part(&undivided, Some(&table), Part::Validation);
+        let said = none.map(|_| ()).unwrap_err().to_string();
+        assert!(said.contains("validation pictures"), "{said}");
+    }
+
+    #[test]
     fn every_problem_is_reported_with_its_line() {
         let table = "file,label,group,split\n\
                      p0.png,a,x,train\n\

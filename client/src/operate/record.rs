@@ -120,7 +120,10 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
     let value = |digit: u8| char::from(digit).to_digit(16);
     let pair = |pair: &[u8]| Some((16 * value(pair[0])? + value(pair[1])?) as u8);
-    (digits.len() % 2 == 0).then(|| digits.chunks_exact(2).map(pair).collect())?
+    digits
+        .len()
+        .is_multiple_of(2)
+        .then(|| digits.chunks_exact(2).map(pair).collect())?
 }
 
 /// An upload to a data set: under way, or complete.

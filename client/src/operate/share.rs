@@ -247,8 +247,16 @@ fn load(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Dataset)
     }
     let source = DataSource { place, want };
     let labels = args.labels.as_deref();
+    // A hospital need not have pictures of every class; it has to know all of them.
+    let advice = || match (&source.place, args.class_names.is_empty()) {
+        (Place::Folder(_), true) => {
+            "the images cannot be shared (--class-names names all classes of the data set in order, \
+             where this hospital has not all of them)"
+        }
+        _ => "the images cannot be shared",
+    };
     let Some(which) = args.part else {
-        let splits = data::load_labelled(&source, labels)?;
+        let splits = data::load_labelled(&source, labels).with_context(advice)?;
         if let Some(validation) = &splits.validation {
             eprintln!(
                 "note: {} validation rows stay here; --part shares the others alone",
@@ -261,7 +269,7 @@ fn load(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Dataset)
         WhichPart::Train => (Part::Train, Division::Train),
         WhichPart::Test => (Part::Test, Division::Test),
     };
-    let all = data::load_part(&source, labels, division)?;
+    let all = data::load_part(&source, labels, division).with_context(advice)?;
     let rows = match &args.rows {
         None => all,
         Some(Rows(range)) if range.end <= all.len() => {

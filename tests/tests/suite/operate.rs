@@ -230,6 +230,19 @@ fn found(world: &World) -> String {
     core.to_owned()
 }
 
+/// Makes a home's uploads look as if the tool had been killed before it heard of their commit.
+fn forget_the_end(uploads: &Path) {
+    let mut changed = 0;
+    for entry in std::fs::read_dir(uploads).expect("the home remembers uploads") {
+        let path = entry.expect("a file").path();
+        let text = std::fs::read_to_string(&path).expect("a record");
+        let begun = text.replace("\"complete\":true", "\"complete\":false");
+        changed += usize::from(begun != text);
+        std::fs::write(&path, begun).expect("it is written");
+    }
+    assert_eq!(changed, 2, "training and test rows");
+}
+
 /// Both hospitals share their rows; mistakes are found before that.
 fn share(world: &World) {
     let digits = embedded_digits().expect("inside the program");
@@ -267,6 +280,12 @@ fn share(world: &World) {
     refused(
         &mut args("anna", &anna, &PREPROCESS),
         &["already", "--again"],
+    );
+    forget_the_end(&world.dir("anna").join("uploads"));
+    let again = succeeds(&mut args("anna", &anna, &PREPROCESS));
+    assert_eq!(
+        again, shared,
+        "the uploads that were begun are gone on with"
     );
     let of_xray = ["--network", "xray", "--part", "train"];
     refused(
