@@ -120,6 +120,7 @@ impl Homes {
             home: "store".into(),
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
+            threads: 0,
             identity: identity_files(),
             peers: Addresses::default(),
             policy: Policy {
@@ -134,6 +135,7 @@ impl Homes {
             listen: LISTEN,
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
+            threads: 0,
             identity: identity_files(),
             transport: spec.settings.clone(),
             simulation_coin_seed: spec.simulation_coin_seed,

@@ -139,6 +139,10 @@ pub struct PartyConfig {
     /// What is logged, as in `RUST_LOG`, which goes before it.
     #[serde(default = "default_log")]
     pub log: String,
+    /// Threads of the kernels; 0 takes a quarter of the cores, at least one, because a machine that
+    /// runs one node of a consortium often runs all four.
+    #[serde(default)]
+    pub threads: usize,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses that go before the consortium file's.
@@ -163,6 +167,10 @@ pub struct DealerConfig {
     /// What is logged, as in `RUST_LOG`, which goes before it.
     #[serde(default = "default_log")]
     pub log: String,
+    /// Threads of the kernels; 0 takes a quarter of the cores, at least one, because a machine that
+    /// runs one node of a consortium often runs all four.
+    #[serde(default)]
+    pub threads: usize,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Time-outs, windows and sizes of the links.

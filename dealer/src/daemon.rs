@@ -183,7 +183,8 @@ impl Daemon {
         let span = tracing::error_span!("dealer", node = "dealer");
         let body = move || {
             let _span = span.clone().entered();
-            tracing::info!(addr = %local_addr, %consortium, "listening");
+            let kernel = trefoil_protocol::ring::kernel::isa();
+            tracing::info!(addr = %local_addr, %consortium, ?kernel, "listening");
             let how = runtime.block_on(serve(dealer, node, receiver).instrument(span.clone()));
             tracing::info!("{how}");
             runtime.shutdown_timeout(Duration::from_millis(200));
@@ -241,6 +242,7 @@ impl Drop for Daemon {
 /// [`trefoil_consortium::host`]; the dealer dials nobody and ignores the addresses.
 pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
     logging::init(&config.log).map_err(anyhow::Error::msg)?;
+    trefoil_protocol::set_threads(config.threads);
     let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
     let daemon = Daemon::start(&config)?;
     let stopper = daemon.stopper();

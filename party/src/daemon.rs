@@ -188,7 +188,8 @@ impl Daemon {
         let span = tracing::error_span!("party", node = %me);
         let body = move || {
             let _span = span.clone().entered();
-            tracing::info!(addr = %local_addr, %consortium, "listening");
+            let kernel = trefoil_protocol::ring::kernel::isa();
+            tracing::info!(addr = %local_addr, %consortium, ?kernel, "listening");
             let how = runtime
                 .block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
             tracing::info!("{how}");
@@ -254,6 +255,7 @@ impl Drop for Daemon {
 /// [`trefoil_consortium::host`].
 pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
     logging::init(&config.log).map_err(anyhow::Error::msg)?;
+    trefoil_protocol::set_threads(config.threads);
     let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
     let daemon = Daemon::start(&config, attached)?;
     let stopper = daemon.stopper();

@@ -37,6 +37,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
         home: "home".into(),
         consortium: "consortium.toml".into(),
         log: "info".into(),
+        threads: 0,
         identity: IdentityFiles {
             certificate: "cert.der".into(),
             key: "key.der".into(),

@@ -204,6 +204,7 @@ impl World {
             listen,
             consortium: self.consortium_path(),
             log: "info".into(),
+            threads: 0,
             identity: files(&self.folder.path().join("centre")),
             transport: settings(),
             simulation_coin_seed: None,
@@ -216,6 +217,7 @@ impl World {
                 home: home.join("home"),
                 consortium: self.consortium_path(),
                 log: "info".into(),
+                threads: 0,
                 identity: files(&home),
                 peers: Addresses::default(),
                 policy: Policy {
