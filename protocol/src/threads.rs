@@ -5,6 +5,7 @@
 //! (`std::thread::scope`): starting one costs some 20 microseconds, which is why small work is never
 //! cut, and which a pool with its queue and its unsafe lifetimes would save little of.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
@@ -22,8 +23,12 @@ pub fn set_threads(threads: usize) {
 /// How many threads the kernels of this process use: what was set, or a quarter of the cores, at
 /// least one. A quarter, because a machine that runs one node of a consortium often runs all four.
 pub fn threads() -> usize {
+    // Asked once: on Linux the answer is read from files, which takes as long as a small kernel.
+    static DEFAULT: OnceLock<usize> = OnceLock::new();
     match THREADS.load(Ordering::Relaxed) {
-        0 => thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1)),
+        0 => *DEFAULT.get_or_init(|| {
+            thread::available_parallelism().map_or(1, |cores| (cores.get() / 4).max(1))
+        }),
         set => set,
     }
 }
