@@ -7,6 +7,7 @@ pub mod cli;
 pub mod data;
 pub mod experiment;
 mod follow;
+mod local;
 pub mod metrics;
 pub mod operate;
 pub mod plan;

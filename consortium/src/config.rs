@@ -64,6 +64,14 @@ pub struct IdentityFiles {
     pub key: PathBuf,
 }
 
+impl IdentityFiles {
+    /// Paths in a configuration file are relative to it.
+    pub(crate) fn anchor(&mut self, file: &Path) {
+        anchor(file, &mut self.certificate);
+        anchor(file, &mut self.key);
+    }
+}
+
 /// Addresses that go before those of the consortium file, `host:port` each.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -219,8 +227,7 @@ impl PartyConfig {
         check_settings(path, &config.transport)?;
         anchor(path, &mut config.home);
         anchor(path, &mut config.consortium);
-        anchor(path, &mut config.identity.certificate);
-        anchor(path, &mut config.identity.key);
+        config.identity.anchor(path);
         Ok(config)
     }
 
@@ -236,8 +243,7 @@ impl DealerConfig {
         let mut config: DealerConfig = read_toml(path)?;
         check_settings(path, &config.transport)?;
         anchor(path, &mut config.consortium);
-        anchor(path, &mut config.identity.certificate);
-        anchor(path, &mut config.identity.key);
+        config.identity.anchor(path);
         Ok(config)
     }
 

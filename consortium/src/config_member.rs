@@ -39,8 +39,7 @@ impl MemberConfig {
             });
         }
         anchor(path, &mut config.consortium);
-        anchor(path, &mut config.identity.certificate);
-        anchor(path, &mut config.identity.key);
+        config.identity.anchor(path);
         Ok(config)
     }
 

@@ -5,7 +5,7 @@ use trefoil_models::Benchmark;
 
 use crate::experiment::read_network;
 
-/// Networks that are measured in each of [`WORKS`].
+/// Networks of which inference and training are measured.
 const NETWORKS: [&str; 4] = ["mlp", "minionn", "lenet", "chameleon"];
 /// A million elements.
 const MILLION: usize = 1 << 20;

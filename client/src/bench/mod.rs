@@ -11,11 +11,11 @@ mod floor;
 
 use std::fs::File;
 use std::io::Write;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use trefoil_cluster::{Cluster, ClusterSpec, NodeName, Usage, usage_of};
 use trefoil_consortium::{Derived, JobDescription, random_bytes};
@@ -29,8 +29,10 @@ use trefoil_protocol::transport::{CorrectionSink, NetError};
 use trefoil_transport::Settings;
 
 use crate::cli::BenchArgs;
+use crate::follow::bar;
+use crate::local;
 use crate::plan::bytes;
-use crate::remote::{Event, Part, Remote, Upload};
+use crate::remote::{Event, Part, Upload};
 use cases::{Case, Work};
 use floor::Rates;
 
@@ -131,13 +133,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         None => None,
     };
-    let settings = Settings {
-        datagram_bytes: args.datagram_bytes.unwrap_or(match args.link {
-            trefoil_cluster::Link::Loopback => 4_000,
-            trefoil_cluster::Link::Emulated { .. } => 1_452,
-        }),
-        ..Settings::default()
-    };
+    let mut settings = local::settings(args.link);
+    settings.datagram_bytes = args.datagram_bytes.unwrap_or(settings.datagram_bytes);
     settings.check()?;
     let rates = Rates::measure(&settings)?;
     println!("{}", rates.describe());
@@ -213,7 +210,8 @@ impl Bench<'_> {
 
     fn row(&self, case: &Case) -> Result<Row> {
         let repetitions = self.args.repetitions.map_or(case.repetitions, usize::from);
-        let bar = bar(&case.name, 1 + repetitions);
+        let bar = bar(1 + repetitions as u64, "repetitions");
+        bar.set_message(case.name.clone());
         let measured = match &case.work {
             Work::Job(work) => self.job(work, repetitions, &bar),
             Work::Share(images) => self.share(*images, repetitions, &bar),
@@ -285,11 +283,11 @@ impl Bench<'_> {
     fn job(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
         let kind = self.kind(work, 1 + repetitions);
         let job = self.describe(kind)?;
-        let cost = last_cost(&job)?;
+        let cost = last_cost(&derive(&job)?)?;
         let start = Instant::now();
         let (cluster, settings) = self.cluster(2 * cost.dealer_bytes / 3)?;
         let done = inside(self.watch(&cluster, &settings, job, work, start, bar));
-        let mut measured = done.map_err(|error| blame(&cluster, error))?;
+        let mut measured = done.map_err(|error| local::blame(&cluster, error))?;
         cluster.stop();
         measured.rounds = cost.rounds;
         measured.bytes_sent_per_party = cost.bytes_sent_per_party;
@@ -307,15 +305,8 @@ impl Bench<'_> {
         start: Instant,
         bar: &ProgressBar,
     ) -> Result<Measured> {
-        let member = cluster.member("analyst")?;
-        let remote = Remote::connect(
-            &member.identity,
-            cluster.consortium(),
-            Some(member.parties),
-            settings,
-        )
-        .await?;
-        job.requester = member.identity.pin()?;
+        let remote = local::connect(cluster, "analyst", settings).await?;
+        job.requester = cluster.member("analyst")?.identity.pin()?;
         let id = remote.submit(job).await?;
         let reveals = matches!(work, Benchmark::Infer { .. });
         let mut startup_seconds = 0.0;
@@ -366,14 +357,7 @@ impl Bench<'_> {
         let start = Instant::now();
         let (cluster, settings) = self.cluster(u64::MAX)?;
         let done = inside(async {
-            let member = cluster.member("hospital-1")?;
-            let remote = Remote::connect(
-                &member.identity,
-                cluster.consortium(),
-                Some(member.parties),
-                &settings,
-            )
-            .await?;
+            let remote = local::connect(&cluster, "hospital-1", &settings).await?;
             let startup_seconds = start.elapsed().as_secs_f64();
             let sent = || -> u64 {
                 remote
@@ -428,7 +412,7 @@ impl Bench<'_> {
             remote.close().await;
             Ok(measured)
         });
-        let measured = done.map_err(|error: anyhow::Error| blame(&cluster, error))?;
+        let measured = done.map_err(|error: anyhow::Error| local::blame(&cluster, error))?;
         cluster.stop();
         Ok(measured)
     }
@@ -437,8 +421,8 @@ impl Bench<'_> {
     fn dealer(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
         let start = Instant::now();
         let job = self.describe(self.kind(work, 1 + repetitions))?;
-        let derived = Derived::new(&job).map_err(|reason| anyhow!(reason))?;
-        let cost = last_cost(&job)?;
+        let derived = derive(&job)?;
+        let cost = last_cost(&derived)?;
         let key = || {
             random_bytes()
                 .map(Prg::new)
@@ -502,9 +486,12 @@ impl CorrectionSink for Dropped {
     }
 }
 
+fn derive(job: &JobDescription) -> Result<Derived> {
+    Derived::new(job).map_err(|reason| anyhow!(reason))
+}
+
 /// What the last program of a job's schedule costs: one repetition.
-fn last_cost(job: &JobDescription) -> Result<Cost> {
-    let derived = Derived::new(job).map_err(|reason| anyhow!(reason))?;
+fn last_cost(derived: &Derived) -> Result<Cost> {
     let plan = derived.plans.last().context("a job without steps")?;
     Ok(plan.cost())
 }
@@ -514,14 +501,6 @@ fn inside<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
         .enable_all()
         .build()?
         .block_on(work)
-}
-
-/// A node that died says more about the reason than the client that lost it.
-fn blame(cluster: &Cluster, error: anyhow::Error) -> anyhow::Error {
-    match cluster.check() {
-        Err(node) => error.context(node),
-        Ok(()) => error,
-    }
 }
 
 fn usages(cluster: &Cluster) -> impl Iterator<Item = Option<Usage>> {
@@ -541,13 +520,4 @@ fn peak_rss_bytes(cluster: &Cluster) -> u64 {
         .map(|usage| usage.peak_rss_bytes)
         .max()
         .unwrap_or(0)
-}
-
-fn bar(name: &str, repetitions: usize) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:21} [{bar:30}] {pos}/{len} {elapsed}");
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(repetitions as u64).with_style(style.progress_chars("=> "));
-    bar.set_message(name.to_owned());
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }

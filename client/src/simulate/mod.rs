@@ -28,6 +28,7 @@ use crate::cli::SimulateArgs;
 use crate::data;
 use crate::experiment::{Experiment, Loaded};
 use crate::follow::{Finished, bar, confusions, follow};
+use crate::local;
 use crate::remote::{JobResult, NodeStats, Part, Remote, Upload};
 use crate::rows;
 use report::{Epoch, LinkBytes, PredictFigures, Report, TrainFigures, quality};
@@ -59,7 +60,7 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     let hospitals = loaded.experiment.data.hospitals;
     let spec = ClusterSpec {
         link: args.link,
-        settings: settings(args),
+        settings: local::settings(args.link),
         hospitals: (1..=hospitals).map(|n| format!("hospital-{n}")).collect(),
         ring_bits: loaded.experiment.training.ring_bits,
         simulation_coin_seed: Some(loaded.experiment.training.seed),
@@ -95,11 +96,7 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
         }
         .run(),
     );
-    // A node that died says more about the reason than the client that lost it.
-    let done = done.map_err(|error| match cluster.check() {
-        Err(node) => error.context(node),
-        Ok(()) => error,
-    });
+    let done = done.map_err(|error| local::blame(&cluster, error));
     cluster.stop();
     let done = done?;
     let (report, confusion) = finish(&loaded, args, done, start)?;
@@ -114,15 +111,6 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
         );
     }
     Ok(Some(report))
-}
-
-/// Loopback carries larger datagrams than a wide-area link.
-fn settings(args: &SimulateArgs) -> Settings {
-    let mut settings = Settings::default();
-    if args.link == trefoil_cluster::Link::Loopback {
-        settings.datagram_bytes = 4000;
-    }
-    settings
 }
 
 /// What the cluster was needed for.
@@ -146,15 +134,7 @@ struct Simulation<'a> {
 
 impl Simulation<'_> {
     async fn remote(&self, member: &str) -> Result<Remote> {
-        let member = self.cluster.member(member)?;
-        Remote::connect(
-            &member.identity,
-            self.cluster.consortium(),
-            Some(member.parties),
-            self.settings,
-        )
-        .await
-        .with_context(|| format!("{} cannot reach the parties", member.name))
+        local::connect(self.cluster, member, self.settings).await
     }
 
     async fn run(&self) -> Result<Done> {

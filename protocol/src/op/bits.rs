@@ -139,10 +139,22 @@ pub fn plain_to_ring(bits: &[u64], n: usize) -> Vec<u64> {
 
 /// Steps after the opening of m: the bit `[m + offset - r >= 0]`, opened under beta. Three rounds.
 pub(super) fn sign_bit(m: VId, offset: u64, r: VId, cx: &mut Lowering<'_>) -> MaskedBit {
+    let lt = cx.plan.borrow(m, offset, r, &[cx.ring_bits() - 1]);
+    let lt = cx.plan.open_bits(lt);
+    folded_sign(m, offset, r, lt, 0, cx)
+}
+
+/// The same from `[(m + offset) mod 2^(k-1) < r mod 2^(k-1)]`, opened as a plane of `lt`: no round.
+pub(super) fn folded_sign(
+    m: VId,
+    offset: u64,
+    r: VId,
+    lt: Masked,
+    plane: u16,
+    cx: &mut Lowering<'_>,
+) -> MaskedBit {
     let k = cx.ring_bits();
     let n = cx.plan.len(m);
-    let lt = cx.plan.borrow(m, offset, r, &[k - 1]);
-    let o = cx.plan.open_bits(lt);
     let inputs = |offset: u64| {
         vec![
             CircuitInput::Ring {
@@ -150,18 +162,21 @@ pub(super) fn sign_bit(m: VId, offset: u64, r: VId, cx: &mut Lowering<'_>) -> Ma
                 lo: k - 1,
                 count: 1,
             },
-            CircuitInput::Bits { first: 0, count: 1 },
+            CircuitInput::Bits {
+                first: plane,
+                count: 1,
+            },
         ]
     };
     let (mut public, wires) = CircuitBuilder::new(inputs(offset));
     let not_msb = public.xor(wires[0][0], Wire::ONE);
     let b = public.xor(not_msb, wires[1][0]);
     let public = public.finish(&[b]);
-    let open = cx.plan.public_circuit(public, vec![m, o.open], n);
+    let open = cx.plan.public_circuit(public, vec![m, lt.open], n);
     let (mut fold, wires) = CircuitBuilder::new(inputs(0));
     let beta = fold.xor(wires[0][0], wires[1][0]);
     let fold = fold.finish(&[beta]);
-    let beta = cx.plan.derive_circuit(fold, vec![r, o.mask], n);
+    let beta = cx.plan.derive_circuit(fold, vec![r, lt.mask], n);
     MaskedBit {
         open: BitRef { id: open, plane: 0 },
         beta: BitRef { id: beta, plane: 0 },

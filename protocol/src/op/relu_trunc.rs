@@ -11,11 +11,10 @@
 //! Domain: the whole ring but the lowest `2^(f-1)` values. Rounds 4; at f = 16, k = 64: 64 + 27 + 6 + 2
 //! bits opened an element, 85 bytes dealt. The opened bit stays for the backward pass.
 
+use super::bits::folded_sign;
 use super::trunc::{dealt, dealt_with, half, opened};
 use super::{OutOfRange, check_domain};
-use crate::plan::{
-    BitRef, CircuitBuilder, CircuitInput, Kernel, Lowering, MaskedBit, Repr, TruncOut, VId, Wire,
-};
+use crate::plan::{BitRef, Kernel, Lowering, MaskedBit, Repr, TruncOut, VId};
 use crate::program::{Kind, Node, Rounding, Type};
 use crate::run::plain::Coins;
 
@@ -71,35 +70,15 @@ pub(super) fn compared(
     rounding: Rounding,
     cx: &mut Lowering<'_>,
 ) -> (MaskedBit, MaskedBit) {
-    let k = cx.ring_bits();
-    let n = cx.plan.len(m);
     let add = half(shift, rounding).wrapping_neg();
-    let compared = cx.plan.borrow(m, add, r, &[shift, k - 1]);
-    let o = cx.plan.open_bits(compared);
-    let inputs = |offset: u64| {
-        vec![
-            CircuitInput::Ring {
-                offset,
-                lo: k - 1,
-                count: 1,
-            },
-            CircuitInput::Bits { first: 1, count: 1 },
-        ]
+    let compared = cx.plan.borrow(m, add, r, &[shift, cx.ring_bits() - 1]);
+    let opened = cx.plan.open_bits(compared);
+    let plane = |id: VId| BitRef { id, plane: 0 };
+    let borrow = MaskedBit {
+        open: plane(opened.open),
+        beta: plane(opened.mask),
     };
-    let (mut public, wires) = CircuitBuilder::new(inputs(add));
-    let not_msb = public.xor(wires[0][0], Wire::ONE);
-    let b = public.xor(not_msb, wires[1][0]);
-    let public = public.finish(&[b]);
-    let open = cx.plan.public_circuit(public, vec![m, o.open], n);
-    let (mut fold, wires) = CircuitBuilder::new(inputs(0));
-    let beta = fold.xor(wires[0][0], wires[1][0]);
-    let fold = fold.finish(&[beta]);
-    let beta = cx.plan.derive_circuit(fold, vec![r, o.mask], n);
-    let bit = |open: VId, beta: VId| MaskedBit {
-        open: BitRef { id: open, plane: 0 },
-        beta: BitRef { id: beta, plane: 0 },
-    };
-    (bit(o.open, o.mask), bit(open, beta))
+    (borrow, folded_sign(m, add, r, opened, 1, cx))
 }
 
 /// Step 4: `[b (t + 1)]` (or `[b t]`) from the public m, its mask r, the borrow and the bit.

@@ -10,15 +10,21 @@ pub fn trefoil() -> Command {
     Command::new(env!("CARGO_BIN_EXE_trefoil-under-test"))
 }
 
-/// Runs the tool; stdout, stderr and whether it succeeded.
+/// Runs the tool; whether it succeeded, stdout and stderr.
 pub fn run(command: &mut Command) -> (bool, String, String) {
+    let (code, stdout, stderr) = output(command);
+    (code == Some(0), stdout, stderr)
+}
+
+/// Runs the tool; its exit code (none where a signal ended it), stdout and stderr.
+pub fn output(command: &mut Command) -> (Option<i32>, String, String) {
     let Output {
         status,
         stdout,
         stderr,
     } = command.output().expect("the tool starts");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (status.success(), text(stdout), text(stderr))
+    (status.code(), text(stdout), text(stderr))
 }
 
 /// A folder of two classes of grey 28x28 pictures that differ in where they are bright, split into

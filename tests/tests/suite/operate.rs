@@ -4,10 +4,10 @@
 use std::io::Write;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::common::trefoil;
+use crate::common::{output, trefoil};
 use trefoil_client::data::{Dataset, embedded_digits, idx, subset};
 
 /// What is waited for happens by then, or never.
@@ -79,16 +79,6 @@ impl World {
             .expect("the node starts");
         (Running(child), log)
     }
-}
-
-fn output(command: &mut Command) -> (Option<i32>, String, String) {
-    let Output {
-        status,
-        stdout,
-        stderr,
-    } = command.output().expect("the tool starts");
-    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
-    (status.code(), text(stdout), text(stderr))
 }
 
 fn succeeds(command: &mut Command) -> String {
