@@ -3,7 +3,7 @@
 //! Each ends with its stream or its session. A task that is dropped because the
 //! runtime ends still fails its queue, so that no thread waits for it.
 
-use super::state::{SessionState, Tell};
+use super::state::{ABORT_GRACE, SessionState, Tell};
 use crate::Link;
 use crate::queue::{End, FrameQueue};
 use crate::stream::{CODE_FAILED, FrameError, FrameReader, Prefix};
@@ -67,6 +67,8 @@ pub(super) async fn write_frames(
             Ok(()) => {}
             // The peer has what it needs of the session; only a later post is an error.
             Err(WriteError::Stopped(_)) => {
+                // It may have stopped because of an abort that is on its way here too.
+                let _ = tokio::time::timeout(ABORT_GRACE, queue.broken()).await;
                 lifeline.ended = true;
                 queue.abandon();
                 return;

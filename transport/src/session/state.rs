@@ -13,7 +13,7 @@ use trefoil_protocol::transport::NetError;
 
 /// A stream that breaks may have an abort on its way that says why, from this
 /// peer or from a third that knew first. This long it may take on a loaded host.
-const ABORT_GRACE: Duration = Duration::from_millis(1_000);
+pub(super) const ABORT_GRACE: Duration = Duration::from_millis(1_000);
 
 /// Place of a peer in arrays of counters: the parties, then the dealer.
 pub(super) fn slot(peer: Peer) -> usize {
