@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
 
-use crate::{bench, plan, simulate};
+use crate::{bench, consent, plan, simulate};
 
 /// Three institutions train and evaluate image classifiers on pictures that none of them may see.
 #[derive(Debug, Parser)]
@@ -29,6 +29,15 @@ enum Command {
     /// Measure this machine: seconds, rounds, bytes and memory of known pieces of work, with real
     /// nodes on loopback, and how near they are to the least that the work can take here.
     Bench(BenchArgs),
+    /// At a party's host: let a job run that waits for approval there, or turn it down.
+    Approve(consent::ApproveArgs),
+    /// At a party's host: list the jobs that are held, wait, run or are over.
+    Jobs(consent::JobsArgs),
+    /// At a party's host: end a job, also while it runs.
+    Cancel(consent::CancelArgs),
+    /// Check a party's audit log.
+    #[command(subcommand)]
+    Audit(consent::AuditCommand),
     /// Run one computing party's node.
     Party(NodeArgs),
     /// Run the dealer's node.
@@ -152,6 +161,10 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Plan(args) => plan::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Approve(args) => consent::approve(&args),
+        Command::Jobs(args) => consent::jobs(&args),
+        Command::Cancel(args) => consent::cancel(&args),
+        Command::Audit(command) => consent::audit(&command),
         Command::Party(args) => trefoil_party::run(PartyConfig::load(&args.config)?, args.attached),
         Command::Dealer(args) => {
             trefoil_dealer::run(DealerConfig::load(&args.config)?, args.attached)

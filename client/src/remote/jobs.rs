@@ -1,7 +1,7 @@
 //! Jobs: asked for at all three parties, followed to their end, and their results put together.
 
 use trefoil_consortium::wire::{self, Answer, Ask, EVENT_MAX_BYTES};
-use trefoil_consortium::{JobDescription, JobId, NodeStats, SessionId, hex, wire::Progress};
+use trefoil_consortium::{Core, JobDescription, JobId, NodeStats, SessionId, hex, wire::Progress};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
@@ -15,6 +15,20 @@ const PENDING_OUTPUTS_MAX: usize = 100_000;
 /// What happens while a job is watched.
 #[derive(Debug)]
 pub enum Event {
+    /// The job waits for approval at a party.
+    Held {
+        /// Which party.
+        party: PartyId,
+        /// Which, with its institution's name.
+        at: String,
+    },
+    /// A party has approved it.
+    Approved {
+        /// Which party.
+        party: PartyId,
+        /// Which, with its institution's name.
+        at: String,
+    },
     /// All parties have started the session.
     Started {
         /// Its id.
@@ -107,7 +121,7 @@ impl Remote {
         let asks = jobs.map(Ask::Watch);
         let [a, b, c] = PartyId::ALL.map(|party| self.open(party, &asks[party.index()]));
         let (mut a, mut b, mut c) = tokio::try_join!(a, b, c)?;
-        let mut gather = Gather::new(self.consortium.core.ring_bits);
+        let mut gather = Gather::new(&self.consortium.core);
         while !gather.complete() {
             let [open_a, open_b, open_c] =
                 PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
@@ -133,6 +147,10 @@ type Watched = wire::Event;
 
 /// The three parties' reports on one job.
 struct Gather {
+    /// The parties' institutions.
+    names: [String; 3],
+    /// Where the job waits for approval.
+    held: [bool; 3],
     /// The session that each party says it has started.
     started: [Option<(SessionId, u64)>; 3],
     pending: Vec<(u64, String, [Option<OutputShare>; 3])>,
@@ -144,14 +162,16 @@ struct Gather {
 }
 
 impl Gather {
-    fn new(ring_bits: u8) -> Gather {
+    fn new(core: &Core) -> Gather {
         Gather {
+            names: core.parties.each_ref().map(|party| party.name.clone()),
+            held: [false; 3],
             started: [None; 3],
             pending: Vec::new(),
             outputs: Vec::new(),
             stats: [None, None, None],
             dealer: None,
-            ring_bits,
+            ring_bits: core.ring_bits,
         }
     }
 
@@ -165,7 +185,19 @@ impl Gather {
         event: wire::Event,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(), RemoteError> {
+        let at = || format!("{party} ({})", self.names[party.index()]);
         match event {
+            // A party that was started again says it again.
+            wire::Event::Held => {
+                if !std::mem::replace(&mut self.held[party.index()], true) {
+                    on_event(Event::Held { party, at: at() });
+                }
+            }
+            wire::Event::Approved => {
+                if std::mem::replace(&mut self.held[party.index()], false) {
+                    on_event(Event::Approved { party, at: at() });
+                }
+            }
             wire::Event::Started {
                 session,
                 steps,

@@ -319,7 +319,7 @@ impl Simulation<'_> {
         let mut last = String::new();
         let result = remote
             .watch(id, &mut |event| match event {
-                Event::Started { .. } => {}
+                Event::Held { .. } | Event::Approved { .. } | Event::Started { .. } => {}
                 Event::Progress(progress) => {
                     bar.set_position(progress.step + 1);
                     bar.set_message(match progress.phase.as_str() {
