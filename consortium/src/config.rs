@@ -425,3 +425,75 @@ impl DealerConfig {
         toml::to_string(self).expect("strings, integers and tables have a TOML form")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error_of(change: impl FnOnce(&mut Policy)) -> String {
+        let mut policy = Policy {
+            requesters: vec!["anna".into()],
+            rules: vec![
+                Rule::new("first", Verdict::Allow),
+                Rule::new("second", Verdict::Ask),
+            ],
+            ..Policy::default()
+        };
+        policy.check().unwrap();
+        change(&mut policy);
+        policy.check().unwrap_err()
+    }
+
+    #[test]
+    fn a_policy_that_cannot_be_meant_is_refused_naming_rule_and_key() {
+        let err = error_of(|policy| policy.rules[1].name = "first".into());
+        assert!(
+            err.contains("rules[1].name") && err.contains("another rule"),
+            "{err}"
+        );
+        let err = error_of(|policy| policy.rules[0].requesters = Some(vec!["bernd".into()]));
+        assert!(
+            err.contains("rules[0].requesters") && err.contains("\"bernd\""),
+            "{err}"
+        );
+        let err = error_of(|policy| policy.rules[0].outputs = Some(vec![]));
+        assert!(
+            err.contains("rules[0].outputs") && err.contains("empty"),
+            "{err}"
+        );
+        let err = error_of(|policy| policy.rules[0].rows_per_day = Some(1));
+        assert!(
+            err.contains("rows_per_day") && err.contains("predict"),
+            "{err}"
+        );
+        let err = error_of(|policy| policy.approval_timeout_s = 0);
+        assert!(err.contains("approval_timeout_s"), "{err}");
+    }
+
+    #[test]
+    fn the_shipped_policy_has_every_key_and_unknown_ones_are_refused() {
+        let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/policy.toml");
+        let config = PartyConfig::load(&shipped).unwrap();
+        let text = std::fs::read_to_string(&shipped).unwrap();
+        let all = toml::to_string(&Rule {
+            requesters: Some(vec![]),
+            kinds: Some(vec![]),
+            datasets: Some(vec![]),
+            models: Some(vec![]),
+            networks: Some(vec![]),
+            outputs: Some(vec![]),
+            rows_per_day: Some(1),
+            ..Rule::new("all", Verdict::Ask)
+        });
+        for line in all.unwrap().lines() {
+            let key = line.split('=').next().unwrap_or_default();
+            assert!(text.contains(&format!("\n{key}=")), "{key} is not shown");
+        }
+        assert_eq!(config.policy.approval_timeout_s, APPROVAL_TIMEOUT_S);
+        let unknown = text.replace("rows_per_day", "rows_per_week");
+        let err = toml::from_str::<PartyConfig>(&unknown)
+            .unwrap_err()
+            .to_string();
+        assert!(err.contains("rows_per_week"), "{err}");
+    }
+}
