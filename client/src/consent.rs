@@ -21,7 +21,7 @@ const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 const PAST_SHOWN: usize = 20;
 
 /// Arguments of `trefoil approve`.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ApproveArgs {
     /// The job's hash, or its first digits, eight at least.
     pub job: String,

@@ -78,7 +78,7 @@ fn an_unknown_key_is_refused_with_file_line_and_key() {
         text.replace("round_timeout_ms", "round_timeuot_ms")
     });
     assert!(
-        err.contains("round_timeuot_ms") && err.contains("line 25"),
+        err.contains("round_timeuot_ms") && err.contains("line 40"),
         "{err}"
     );
     let err = error_of("dealer.toml", |text| {

@@ -40,10 +40,18 @@ enum Said {
     Away(String),
 }
 
+/// A job that all parties consent to.
+struct Consenting {
+    links: session::Links,
+    /// P0's, in its proposals.
+    nonce: Nonce,
+    followers: [Follower; 2],
+}
+
 /// Where the other parties stand on a job.
 enum Asked {
     /// They consent; their streams wait for what comes.
-    All(session::Links, Nonce, [Follower; 2]),
+    All(Box<Consenting>),
     /// To be asked again; for what it waits.
     Later(String),
     /// It will not run.
@@ -72,14 +80,14 @@ pub(crate) async fn lead_all(party: &Arc<Party>) {
 async fn lead(party: &Arc<Party>, job: &Arc<Job>) {
     let _slot = party.slot.lock().await;
     match ask_all(party, job).await {
-        Asked::All(links, nonce, mut followers) => {
+        Asked::All(mut all) => {
             if job.begin(now_s()) {
-                if let Err(reason) = try_lead(party, job, links, nonce, followers).await {
+                if let Err(reason) = try_lead(party, job, *all).await {
                     tracing::warn!(%reason, "the job failed");
                     job.fail(&reason);
                 }
             } else {
-                abandon(&mut followers, &format!("P0: {}", job.record().note)).await;
+                abandon(&mut all.followers, &format!("P0: {}", job.record().note)).await;
             }
         }
         Asked::Later(why) => {
@@ -148,7 +156,11 @@ async fn ask_all(party: &Arc<Party>, job: &Arc<Job>) -> Asked {
         return Asked::Later(why);
     }
     match <[Follower; 2]>::try_from(followers) {
-        Ok(followers) => Asked::All(links, proposal.nonce, followers),
+        Ok(followers) => Asked::All(Box::new(Consenting {
+            links,
+            nonce: proposal.nonce,
+            followers,
+        })),
         Err(_) => Asked::Over("a party consented without a stream".into()),
     }
 }
@@ -179,13 +191,12 @@ pub(crate) async fn tell_over(party: &Arc<Party>, job: &Job, reason: &str) {
 }
 
 /// Takes a job that all parties consent to from its preparation to its end.
-async fn try_lead(
-    party: &Arc<Party>,
-    job: &Arc<Job>,
-    links: session::Links,
-    nonce: Nonce,
-    followers: [Follower; 2],
-) -> Result<(), String> {
+async fn try_lead(party: &Arc<Party>, job: &Arc<Job>, all: Consenting) -> Result<(), String> {
+    let Consenting {
+        links,
+        nonce,
+        followers,
+    } = all;
     let mut followers = Vec::from(followers);
     let prepared = async {
         everybody(&mut followers, &Lead::Prepare).await?;

@@ -6,6 +6,7 @@ mod common;
 use std::time::Duration;
 
 use common::{NETWORK, World, allow_all, images, labels, train, with_rules};
+use trefoil_client::consent::{self as operator, ApproveArgs, JobsArgs, VerifyArgs};
 use trefoil_client::remote::{Event, Part, Remote, RemoteError};
 use trefoil_consortium::config::{Kind, Output, Policy, Rule, Verdict};
 use trefoil_consortium::{JobDescription, JobId};
@@ -100,8 +101,26 @@ fn a_held_job_runs_when_all_three_have_approved_its_hash_and_another_hash_stays_
             anna.watch(id, &mut on_event).await
         };
         let deciding = async {
-            decide(&world, PartyId::P1, id, Choice::Approve, "").await;
+            // As an operator types it.
+            let args = ApproveArgs {
+                job: id.to_string()[..8].to_uppercase(),
+                config: world.config(PartyId::P1),
+                deny: false,
+                reason: String::new(),
+                network: true,
+                yes: true,
+            };
+            let approving = {
+                let args = args.clone();
+                tokio::task::spawn_blocking(move || operator::approve(&args))
+            };
+            approving.await.unwrap().unwrap();
             assert_eq!(record(&world, PartyId::P1, id).state, JobState::Waiting);
+            let err = operator::approve(&args).unwrap_err().to_string();
+            assert!(
+                err.contains("it is waiting"),
+                "a job is approved once: {err}"
+            );
             assert_eq!(record(&world, PartyId::P0, id).state, JobState::Held);
             decide(&world, PartyId::P0, id, Choice::Approve, "").await;
             // P0 has asked, and P2 has not consented.
@@ -129,6 +148,29 @@ fn a_held_job_runs_when_all_three_have_approved_its_hash_and_another_hash_stays_
             );
         }
     });
+    let config = world.config(PartyId::P2);
+    let jobs = JobsArgs {
+        config: config.clone(),
+        all: false,
+        json: false,
+    };
+    operator::jobs(&jobs).unwrap();
+    let verify = |head: Option<String>| {
+        let config = Some(config.clone());
+        operator::audit(&operator::AuditCommand::Verify(VerifyArgs {
+            config,
+            file: None,
+            head,
+            json: false,
+        }))
+    };
+    let mut heads = Vec::new();
+    let path = world.home(PartyId::P2).join(AUDIT_FILE);
+    audit::verify(&path, &mut |head| heads.push(head.to_owned())).unwrap();
+    verify(None).unwrap();
+    verify(Some(heads[2].to_uppercase())).unwrap();
+    let err = verify(Some("0".repeat(64))).unwrap_err().to_string();
+    assert!(err.contains("no entry has the noted hash"), "{err}");
     // In each log: who approved, and outputs after that, named, with their receiver.
     for party in PartyId::ALL {
         in_order(
@@ -137,7 +179,7 @@ fn a_held_job_runs_when_all_three_have_approved_its_hash_and_another_hash_stays_
                 "\"what\":\"upload_committed\",\"who\":\"st-anna\"",
                 "\"what\":\"job_held\"",
                 "THE TRAINED WEIGHTS",
-                "\"what\":\"job_approved\",\"who\":\"operator op",
+                "\"what\":\"job_approved\",\"who\":\"operator ",
                 "\"what\":\"job_started\"",
                 "\"what\":\"outputs_revealed\",\"who\":\"st-anna\"",
                 "\"name\":\"confusion\"",

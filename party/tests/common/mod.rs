@@ -242,6 +242,7 @@ impl World {
                 policy: self.policies[party.index()].clone(),
                 transport: settings(),
             };
+            std::fs::write(self.config(party), config.to_toml()).unwrap();
             trefoil_party::Daemon::start(&config, true).unwrap()
         });
         let addresses = Addresses::of(
@@ -258,6 +259,13 @@ impl World {
     /// The home of a party.
     pub fn home(&self, party: PartyId) -> PathBuf {
         self.folder.path().join(format!("p{}/home", party.index()))
+    }
+
+    /// The configuration file of a party.
+    pub fn config(&self, party: PartyId) -> PathBuf {
+        self.folder
+            .path()
+            .join(format!("p{}/party.toml", party.index()))
     }
 
     fn consortium_path(&self) -> PathBuf {
