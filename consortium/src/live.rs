@@ -19,6 +19,8 @@ use trefoil_transport::{Node, Pin};
 use crate::config::read_text;
 use crate::{ConsortiumError, ConsortiumFile, hex};
 
+/// The file in a node's home that remembers the members' number.
+pub const CONSORTIUM_RECORD: &str = "consortium-used.json";
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// Longest record of earlier files that is read.

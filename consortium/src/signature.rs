@@ -14,6 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use crate::identity::{IdentityError, Signature, Signer};
 use crate::{ConsortiumFile, check_name, hex, line};
 use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_transport::Identity;
 
 /// What every signature starts with.
 const MARK: &str = "trefoil-signature";
@@ -374,6 +375,17 @@ impl ConsortiumFile {
         Ok(())
     }
 
+    /// The file with the signatures of `identities`: for whoever has all keys, as a local cluster.
+    pub fn signed_by<'a>(
+        mut self,
+        identities: impl IntoIterator<Item = &'a Identity>,
+    ) -> Result<ConsortiumFile, IdentityError> {
+        for identity in identities {
+            self.sign(&Signer::new(identity)?)?;
+        }
+        Ok(self)
+    }
+
     /// Signs everything that the node with this key signs; an earlier signature of it is replaced.
     /// Returns the lines, none where no node of the core has the key.
     pub fn sign(&mut self, signer: &Signer) -> Result<Vec<SignatureLine>, IdentityError> {
@@ -401,7 +413,7 @@ impl ConsortiumFile {
 mod tests {
     use super::*;
     use crate::{Core, Member, MemberEntry, MemberRole, identity};
-    use trefoil_transport::{Identity, Pin};
+    use trefoil_transport::Pin;
 
     fn made(name: &str) -> (Identity, Member) {
         let made = identity::generate(name).unwrap();

@@ -220,7 +220,7 @@ fn advise(err: RemoteError, what: &str) -> anyhow::Error {
         RemoteError::Link { source, .. } => match source {
             TransportError::Refused { .. } => Some(
                 "the party does not know this member's public key: it needs the consortium file \
-                 with this member's card, and a restart",
+                 with this member's card, or the member was removed there",
             ),
             TransportError::WrongCertificate { .. } => Some(
                 "another node answers there, or the party has a new key: compare the pin with the \
