@@ -244,10 +244,12 @@ pub async fn answer(
             let reason = "only nodes have links of their own".to_owned();
             (Reply::Refused(reason.clone()), Err(reason))
         }
-        (Purpose::Stay, Some(peer)) => match greeting.info.differs_from(&status.info, peer) {
-            Ok(()) => (Reply::Welcome(status.info), Ok(Met::Stays(greeting.info))),
-            Err(reason) => (Reply::Refused(reason.clone()), Err(reason)),
-        },
+        // The caller compares as well, so that each side says in its own words what differs.
+        (Purpose::Stay, Some(peer)) => {
+            let differs = greeting.info.differs_from(&status.info, peer);
+            let met = differs.map(|()| Met::Stays(greeting.info));
+            (Reply::Welcome(status.info), met)
+        }
     };
     send(&mut stream, &reply).await?;
     stream.finish().await.map_err(|err| err.to_string())?;

@@ -6,6 +6,8 @@ mod end_to_end;
 mod errors;
 mod faults;
 mod guide;
+mod members;
 mod operate;
 mod operations;
 mod uploads;
+mod world;
