@@ -94,7 +94,7 @@ pub struct NodeStatus {
     pub jobs_running: u64,
     /// Free bytes where it keeps its data; parties only.
     pub disk_free_bytes: Option<u64>,
-    /// The last thing that went wrong, and when, milliseconds since 1970.
+    /// The last thing that went wrong, and when, milliseconds since 1970; for nodes only.
     pub last_error: Option<(u64, String)>,
 }
 

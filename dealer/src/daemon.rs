@@ -114,6 +114,7 @@ impl Dealer {
             info: NodeInfo::of(&self.consortium.now()),
             uptime_s: self.started.elapsed().as_secs(),
             peers: peers.collect(),
+            last_error: logging::last_trouble(),
             ..NodeStatus::default()
         }
     }

@@ -20,6 +20,7 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
 
 use crate::audit::{Audit, AuditError};
+use crate::desk::JobState;
 use crate::files::FileError;
 use crate::jobs::Jobs;
 use crate::mesh::Mesh;
@@ -116,13 +117,21 @@ impl Party {
         nodes.chain(file.member_pins()).collect()
     }
 
-    /// How this party is, as it tells others.
-    pub(crate) fn status(&self) -> NodeStatus {
+    /// How this party is, as it tells the other nodes.
+    fn status(&self) -> NodeStatus {
+        let jobs = self.jobs.all();
+        let count = |states: &[JobState]| {
+            let among = jobs.iter().filter(|job| states.contains(&job.state()));
+            among.count() as u64
+        };
         NodeStatus {
             info: NodeInfo::of(&self.consortium.now()),
             uptime_s: self.started.elapsed().as_secs(),
             peers: self.mesh.status(),
-            ..NodeStatus::default()
+            jobs_waiting: count(&[JobState::Held, JobState::Waiting]),
+            jobs_running: count(&[JobState::Running]),
+            disk_free_bytes: host::disk_free_bytes(&self.home),
+            last_error: logging::last_trouble(),
         }
     }
 }
@@ -438,7 +447,12 @@ async fn serve_member(party: Arc<Party>, link: Link) {
             };
             let done = match name == MEETING {
                 true => {
-                    let answering = meeting::answer(stream, None, || party.status());
+                    // What went wrong here may name files and other members.
+                    let status = || NodeStatus {
+                        last_error: None,
+                        ..party.status()
+                    };
+                    let answering = meeting::answer(stream, None, status);
                     let answered = tokio::time::timeout(party.short_wait(), answering).await;
                     let late = || Err("it asked nothing in time".into());
                     answered.unwrap_or_else(|_| late()).map(drop)

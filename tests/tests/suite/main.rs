@@ -2,6 +2,7 @@
 
 mod bench;
 mod common;
+mod doctor;
 mod end_to_end;
 mod errors;
 mod faults;

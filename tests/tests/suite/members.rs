@@ -15,15 +15,15 @@ const PREPROCESS: &str = "mean=0.1307,std=0.3081";
 const PARTIES: [&str; 3] = ["north", "west", "east"];
 
 /// A world with a running consortium.
-struct Study {
-    world: World,
-    file: PathBuf,
-    nodes: Vec<(Running, PathBuf)>,
+pub struct Study {
+    pub world: World,
+    pub file: PathBuf,
+    pub nodes: Vec<(Running, PathBuf)>,
 }
 
 impl Study {
     /// Keys of the four nodes and the members, and a file that all have signed.
-    fn found(members: &[(&str, &str)]) -> Study {
+    pub fn found(members: &[(&str, &str)]) -> Study {
         let root = tempfile::tempdir().expect("a temporary folder");
         let world = World { root };
         for ((role, who, name), port) in NODES.into_iter().zip(ports()) {
@@ -47,7 +47,7 @@ impl Study {
     }
 
     /// Makes a file of cards, signed by all.
-    fn create(&self, name: &str, file: &Path, who: &[&str]) {
+    pub fn create(&self, name: &str, file: &Path, who: &[&str]) {
         let mut create = trefoil();
         create.args(["consortium", "create", "--name", name, "--out"]);
         create.arg(file);
@@ -57,7 +57,7 @@ impl Study {
         }
     }
 
-    fn start(&mut self) {
+    pub fn start(&mut self) {
         self.nodes = NODES
             .iter()
             .map(|(role, who, _)| self.world.start(role, who))
@@ -69,7 +69,7 @@ impl Study {
 
     /// Changes the file with a command, has the parties sign it, hands it to the nodes and to
     /// `more`, and waits until all nodes have taken it.
-    fn change(&self, args: &[&str], more: &[&str], number: u64) {
+    pub fn change(&self, args: &[&str], more: &[&str], number: u64) {
         let mut command = trefoil();
         command.args(["consortium", args[0]]).arg(&self.file);
         succeeds(command.args(&args[1..]));

@@ -1,67 +1,29 @@
 //! `trefoil consortium sign`: a party or the dealer looks at a consortium file, is told in words what
 //! it would sign, and signs with its key.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use trefoil_consortium::config::IdentityFiles;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::signature::{Part, Shown};
-use trefoil_consortium::{ConsortiumFile, DealerConfig, PartyConfig, Role, hex};
+use trefoil_consortium::{ConsortiumFile, Role, hex};
 use trefoil_protocol::party::Peer;
 
-use super::super::{MEMBER_FILE, home, replace};
+use super::super::place::{Kind, Place};
+use super::super::{home, replace};
 use super::edit;
-
-/// What a node's home says.
-struct Signatory {
-    is_dealer: bool,
-    consortium: PathBuf,
-    identity: IdentityFiles,
-}
-
-impl Signatory {
-    fn load(home: &Path) -> Result<Signatory> {
-        let (party, dealer) = (home.join("party.toml"), home.join("dealer.toml"));
-        match (party.is_file(), dealer.is_file()) {
-            (true, false) => {
-                let config = PartyConfig::load(&party)?;
-                Ok(Signatory {
-                    is_dealer: false,
-                    consortium: config.consortium,
-                    identity: config.identity,
-                })
-            }
-            (false, true) => {
-                let config = DealerConfig::load(&dealer)?;
-                Ok(Signatory {
-                    is_dealer: true,
-                    consortium: config.consortium,
-                    identity: config.identity,
-                })
-            }
-            (true, true) => bail!(
-                "{} has a party.toml and a dealer.toml: nobody is both",
-                home.display()
-            ),
-            (false, false) if home.join(MEMBER_FILE).is_file() => bail!(
-                "{}: hospitals and analysts do not sign; the three parties and the dealer do",
-                home.display()
-            ),
-            (false, false) => bail!(
-                "no party.toml and no dealer.toml in {}: name the folder of the party or dealer \
-                 with --home",
-                home.display()
-            ),
-        }
-    }
-}
 
 /// Signs the file and writes the signatures into it.
 pub(super) fn sign(path: &Path, given: Option<&Path>) -> Result<()> {
     let home = home(given);
-    let signatory = Signatory::load(&home)?;
-    let identity = identity::load(&signatory.identity.certificate, &signatory.identity.key)?;
+    let place = Place::load(&home)?;
+    if place.kind == Kind::Member {
+        bail!(
+            "{}: hospitals and analysts do not sign; the three parties and the dealer do",
+            home.display()
+        );
+    }
+    let identity = identity::load(&place.identity.certificate, &place.identity.key)?;
     let signer = Signer::new(&identity)?;
     let (file, text) = super::load(path)?;
     let peer = match file.role(signer.pin()) {
@@ -81,23 +43,12 @@ pub(super) fn sign(path: &Path, given: Option<&Path>) -> Result<()> {
             home.display()
         ),
     };
-    if signatory.is_dealer != (peer == Peer::Dealer) {
-        bail!(
-            "{}: this key is {peer}'s, and {} has the configuration of a {}",
-            path.display(),
-            home.display(),
-            if signatory.is_dealer {
-                "dealer"
-            } else {
-                "party"
-            }
-        );
-    }
+    place.fits(&Role::Node(peer))?;
     let (mut signed, faults) = edit::pruned(&file);
     for fault in faults {
         eprintln!("taken out: {fault}");
     }
-    let known = known(&signatory.consortium)?;
+    let known = known(path, &place.consortium)?;
     eprint!("{}", in_words(&file, peer, known.as_ref())?);
     let lines = signed.sign(&signer)?;
     let (signed, text) = edit::sign(&signed, &text, &lines)?;
@@ -114,9 +65,10 @@ pub(super) fn sign(path: &Path, given: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// The file that the home uses, if it has one.
-fn known(path: &Path) -> Result<Option<ConsortiumFile>> {
-    match path.exists() {
+/// The file that the home uses, if it has another one than that which is signed.
+fn known(signed: &Path, path: &Path) -> Result<Option<ConsortiumFile>> {
+    let same = || Ok::<_, std::io::Error>(path.canonicalize()? == signed.canonicalize()?);
+    match path.exists() && !same()? {
         true => ConsortiumFile::load_unsigned(path)
             .map(Some)
             .context("the consortium file that this home uses now"),
@@ -131,7 +83,7 @@ fn in_words(file: &ConsortiumFile, peer: Peer, known: Option<&ConsortiumFile>) -
     let core = hex(&file.core_hash());
     let same_core = known.filter(|known| known.core_hash() == file.core_hash());
     let about = match (known, same_core) {
-        (None, _) => "this home has no consortium file yet",
+        (None, _) => "this home uses no other file yet",
         (Some(_), Some(_)) => "the one this home uses",
         (Some(_), None) => "NOT THE ONE THIS HOME USES: another consortium",
     };
