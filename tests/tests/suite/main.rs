@@ -2,10 +2,13 @@
 
 mod bench;
 mod common;
+mod doctor;
 mod end_to_end;
 mod errors;
 mod faults;
 mod guide;
+mod members;
 mod operate;
 mod operations;
 mod uploads;
+mod world;
