@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
 
-use crate::{bench, operate, plan, simulate};
+use crate::{bench, consent, operate, plan, simulate};
 
 /// Three institutions train and evaluate image classifiers on pictures that none of them may see.
 #[derive(Debug, Parser)]
@@ -33,6 +33,15 @@ enum Command {
     Init(operate::InitArgs),
     /// Make, change and show a consortium file: who takes part, and by which public key.
     Consortium(operate::ConsortiumArgs),
+    /// At a party's host: let a job run that waits for approval there, or turn it down.
+    Approve(consent::ApproveArgs),
+    /// At a party's host: list the jobs that are held, wait, run or are over.
+    Jobs(consent::JobsArgs),
+    /// At a party's host: end a job, also while it runs.
+    Cancel(consent::CancelArgs),
+    /// Check a party's audit log.
+    #[command(subcommand)]
+    Audit(consent::AuditCommand),
     /// Run one computing party's node.
     Party(NodeArgs),
     /// Run the dealer's node.
@@ -176,6 +185,10 @@ fn run(command: Command) -> Result<()> {
         Command::Evaluate(args) => operate::evaluate(&args),
         Command::Predict(args) => operate::predict(&args),
         Command::Watch(args) => operate::watch(&args),
+        Command::Approve(args) => consent::approve(&args),
+        Command::Jobs(args) => consent::jobs(&args),
+        Command::Cancel(args) => consent::cancel(&args),
+        Command::Audit(command) => consent::audit(&command),
         Command::Party(args) => trefoil_party::run(PartyConfig::load(&args.config)?, args.attached),
         Command::Dealer(args) => {
             trefoil_dealer::run(DealerConfig::load(&args.config)?, args.attached)

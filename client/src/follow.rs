@@ -10,6 +10,7 @@ use trefoil_consortium::JobId;
 use trefoil_models::job::{JobKind, PredictOutput};
 use trefoil_models::{Phase, Schedule, outcome};
 use trefoil_protocol::Tensor;
+use trefoil_protocol::party::PartyId;
 
 use crate::metrics::Confusion;
 use crate::remote::{Event, JobResult, Progress, Remote, RemoteError};
@@ -53,6 +54,22 @@ pub fn bar(length: u64, unit: &str) -> ProgressBar {
     bar
 }
 
+/// A line above the bar, on standard error.
+fn notice(bar: &ProgressBar, line: &str) {
+    bar.suspend(|| eprintln!("{line}"));
+}
+
+/// What the bar says while parties have not approved.
+fn waiting(message: &str, at: &BTreeMap<PartyId, String>) -> String {
+    match at.is_empty() {
+        true => message.to_owned(),
+        false => {
+            let parties: Vec<String> = at.keys().map(PartyId::to_string).collect();
+            format!("{message}: {} to approve", parties.join(", "))
+        }
+    }
+}
+
 /// Follows a submitted job to its end. `plan` is its schedule, `message` what the bar says.
 pub async fn follow(
     remote: &Remote,
@@ -66,9 +83,22 @@ pub async fn follow(
     let start = Instant::now();
     let mut steps = Vec::new();
     let mut last = String::new();
+    let mut waits = BTreeMap::new();
     let watched = remote
         .watch(id, &mut |event| match event {
-            Event::Started { .. } => {}
+            Event::Held { party, at } => {
+                let digits: String = id.to_string().chars().take(16).collect();
+                let say = format!("waits for approval at {at}: trefoil approve {digits}");
+                waits.insert(party, at);
+                notice(&bar, &say);
+                bar.set_message(waiting(message, &waits));
+            }
+            Event::Approved { party, at } => {
+                waits.remove(&party);
+                notice(&bar, &format!("{at} has approved"));
+                bar.set_message(waiting(message, &waits));
+            }
+            Event::Started { .. } => bar.set_message(message.to_string()),
             Event::Progress(progress) => {
                 bar.set_position(progress.step + 1);
                 bar.set_message(match progress.phase.as_str() {

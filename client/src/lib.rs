@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod consent;
 pub mod data;
 pub mod experiment;
 mod follow;

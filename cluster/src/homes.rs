@@ -13,7 +13,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use trefoil_consortium::config::{IdentityFiles, Policy};
+use trefoil_consortium::config::{IdentityFiles, Policy, Rule, Verdict};
 use trefoil_consortium::{
     Addresses, ConsortiumFile, Core, DealerConfig, Member, MemberEntry, MemberRole, PartyConfig,
     identity,
@@ -125,6 +125,9 @@ impl Homes {
             peers: Addresses::default(),
             policy: Policy {
                 requesters: self.members.iter().map(|m| m.name.clone()).collect(),
+                // All parties of a cluster are one person's, who starts its jobs.
+                rules: vec![Rule::new("local-cluster", Verdict::Allow)],
+                ..Policy::default()
             },
             transport: spec.settings.clone(),
         }

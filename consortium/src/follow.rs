@@ -99,6 +99,33 @@ impl Following {
         }
     }
 
+    /// P1 or P2 says whether it consents to the proposed job, and hears what becomes of it: `true`
+    /// for its preparation, `false` where P0 will ask again. The error is why P0 has given it up.
+    ///
+    /// # Errors
+    /// The outer one: P0 is gone, and the job goes on waiting.
+    pub async fn consent(&mut self, consents: bool) -> Result<Result<bool, String>, String> {
+        let answer = match consents {
+            true => Follow::Consent,
+            false => Follow::Waiting,
+        };
+        self.say(&answer).await?;
+        let wait = self.wait;
+        let lead = tokio::time::timeout(wait, self.stream.recv::<Lead>(CONTROL_MAX_BYTES)).await;
+        match lead {
+            Ok(Ok(Some(Lead::Prepare))) if consents => Ok(Ok(true)),
+            Ok(Ok(Some(Lead::Later))) => Ok(Ok(false)),
+            Ok(Ok(Some(Lead::Abandon(reason)))) => Ok(Err(clip_reason(&reported("P0", &reason)))),
+            Ok(Ok(Some(other))) => Err(format!("P0 sent {other:?} after this party's consent")),
+            Ok(Ok(None)) => Err("P0 ended the stream after this party's consent".into()),
+            Ok(Err(err)) => Err(says(&err)),
+            Err(_) => Err(format!(
+                "P0 did not say within {} ms what becomes of the job",
+                wait.as_millis()
+            )),
+        }
+    }
+
     /// Accepts, and checks the confirmation: the id must follow from what this node knows, with
     /// its own nonce at its own place.
     pub async fn accept(

@@ -19,7 +19,7 @@ use crate::session::{Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 2;
+pub const CONTROL_VERSION: u32 = 3;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -225,6 +225,10 @@ pub struct DatasetInfo {
 /// What the requester of a job hears from each party.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Event {
+    /// The job waits for approval at the party that speaks.
+    Held,
+    /// The party that speaks has approved it.
+    Approved,
     /// A session has begun.
     Started {
         /// Its id.
@@ -389,6 +393,10 @@ pub struct Proposal {
 /// What P0 says after a proposal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Lead {
+    /// To P1 and P2: all three parties consent, prepare the job.
+    Prepare,
+    /// To P1 and P2: not all parties consent yet; P0 will ask again.
+    Later,
     /// All have accepted: the nonces of P0, P1, P2 and the dealer, and the session's id.
     Confirm {
         /// In order of the nodes.
@@ -407,6 +415,10 @@ pub enum Lead {
 /// What the other nodes answer P0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Follow {
+    /// P1 or P2 consents to the job: its policy allows it, or a person there has approved it.
+    Consent,
+    /// The job waits for approval at P1 or P2.
+    Waiting,
     /// The node has derived the same job and will take part.
     Accept(Acceptance),
     /// It will not, and why.

@@ -1,31 +1,32 @@
 //! The process: one runtime on its own thread, links to the peers, streams of members, orderly end.
 
-use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::Instrument;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, MemberEntry,
+    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, JobId, MemberEntry,
     PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
 
-use crate::jobs::{Job, Jobs};
+use crate::audit::{Audit, AuditError};
+use crate::files::FileError;
+use crate::jobs::Jobs;
 use crate::mesh::Mesh;
+use crate::policy::PolicyDesk;
 use crate::store::{Store, StoreError};
-use crate::{follow, lead, members};
+use crate::{consent, follow, lead, members};
 
 /// Exchanges with one peer or member at the same time.
 const STREAMS_PER_LINK: usize = 32;
-/// Jobs on their way to the leader.
-const QUEUE_MAX: usize = 64;
 /// Uploads at the same time: each holds a chunk in memory.
 const UPLOADS_MAX: usize = 8;
 
@@ -44,6 +45,12 @@ pub enum PartyError {
     /// Its store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Its audit log.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
+    /// Another file of its home.
+    #[error(transparent)]
+    Home(#[from] FileError),
     /// Its endpoint.
     #[error(transparent)]
     Transport(#[from] TransportError),
@@ -55,9 +62,15 @@ pub enum PartyError {
 /// Everything that the tasks of one party share.
 pub(crate) struct Party {
     pub(crate) me: PartyId,
+    /// With its institution's name, as people know it.
+    pub(crate) label: String,
+    pub(crate) home: PathBuf,
     pub(crate) consortium: Arc<ConsortiumFile>,
     pub(crate) core_hash: [u8; 32],
-    pub(crate) requesters: BTreeSet<String>,
+    pub(crate) policy: PolicyDesk,
+    pub(crate) audit: Audit,
+    /// Held while a job's record is written.
+    pub(crate) desk: Mutex<()>,
     pub(crate) settings: Settings,
     pub(crate) signer: Signer,
     pub(crate) mesh: Mesh,
@@ -67,10 +80,10 @@ pub(crate) struct Party {
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
     pub(crate) uploads: Semaphore,
-    /// P0's queue of jobs to lead.
-    pub(crate) queue: mpsc::Sender<Arc<Job>>,
-    /// The session that runs, to be ended with the process.
-    pub(crate) running: Mutex<Option<AbortHandle>>,
+    /// Says to P0's leader that there may be something to do.
+    pub(crate) wake: Notify,
+    /// The session that runs and its job, to be ended with the process.
+    pub(crate) running: Mutex<Option<(JobId, AbortHandle)>>,
 }
 
 impl Party {
@@ -82,6 +95,11 @@ impl Party {
     /// How long links and keys may take.
     pub(crate) fn short_wait(&self) -> Duration {
         Duration::from_millis(self.settings.handshake_timeout_ms)
+    }
+
+    /// A node with its institution's name, as people know it.
+    pub(crate) fn name(&self, peer: Peer) -> String {
+        format!("{peer} ({})", self.consortium.node(peer).name)
     }
 
     pub(crate) fn pin(&self, peer: Peer) -> trefoil_transport::Pin {
@@ -147,13 +165,19 @@ impl Daemon {
                 )));
             }
         }
+        let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
         let store = Store::open(&config.home)?;
+        let audit = Audit::open(&config.home, &label)?;
+        let policy = PolicyDesk::open(&config.home, config.policy.clone(), label.clone())?;
         let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
-        let (queue, led) = mpsc::channel(QUEUE_MAX);
         let party = Arc::new(Party {
             me,
             core_hash: consortium.core_hash(),
-            requesters: config.policy.requesters.iter().cloned().collect(),
+            label,
+            home: config.home.clone(),
+            policy,
+            audit,
+            desk: Mutex::default(),
             settings: config.transport.clone(),
             signer: Signer::new(&identity)?,
             mesh: Mesh::new(me, &consortium),
@@ -163,9 +187,10 @@ impl Daemon {
             keys: KeyDesk::default(),
             slot: tokio::sync::Mutex::default(),
             uploads: Semaphore::new(UPLOADS_MAX),
-            queue,
+            wake: Notify::new(),
             running: Mutex::default(),
         });
+        consent::restore(&party)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -190,8 +215,8 @@ impl Daemon {
             let _span = span.clone().entered();
             let kernel = trefoil_protocol::ring::kernel::isa();
             tracing::info!(addr = %local_addr, %consortium, ?kernel, "listening");
-            let how = runtime
-                .block_on(serve(party, node, overrides, led, receiver).instrument(span.clone()));
+            let how =
+                runtime.block_on(serve(party, node, overrides, receiver).instrument(span.clone()));
             tracing::info!("{how}");
             // File work that still runs must not hold up the end.
             runtime.shutdown_timeout(Duration::from_millis(200));
@@ -279,7 +304,6 @@ async fn serve(
     party: Arc<Party>,
     node: Arc<Node>,
     addresses: watch::Receiver<Option<Addresses>>,
-    mut led: mpsc::Receiver<Arc<Job>>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> String {
     let span = tracing::Span::current();
@@ -302,15 +326,16 @@ async fn serve(
         };
         dialling.spawn(dial.instrument(span.clone()));
     }
-    let leading = {
+    if party.me == PartyId::P0 {
         let party = party.clone();
-        async move {
-            while let Some(job) = led.recv().await {
-                lead::lead(&party, job).await;
-            }
-        }
+        let leading = async move { lead::lead_all(&party).await };
+        tokio::spawn(leading.instrument(span.clone()));
+    }
+    let watching = {
+        let party = party.clone();
+        async move { consent::watch_desk(&party).await }
     };
-    tokio::spawn(leading.instrument(span.clone()));
+    tokio::spawn(watching.instrument(span.clone()));
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
@@ -346,10 +371,10 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some(abort) = running {
+    if let Some((_, abort)) = running {
         abort.abort(&reason);
     }
-    party.jobs.fail_all(&reason);
+    party.jobs.fail_running(&reason);
     // Lets the tasks that tell members and P0 run once before the links go.
     tokio::task::yield_now().await;
     node.close(&reason).await;

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use tracing::Instrument;
 use trefoil_consortium::follow::Following;
-use trefoil_consortium::wire::{Acceptance, Event, Proposal};
+use trefoil_consortium::wire::{Acceptance, Event, Proposal, attributed};
 use trefoil_consortium::{SOFTWARE, fresh_nonce};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::MsgStream;
 
+use crate::consent::{self, Standing};
 use crate::daemon::Party;
+use crate::desk::{self, JobState};
+use crate::files::now_s;
 use crate::jobs::Job;
 use crate::prepare::prepare;
 use crate::session::{self, Session};
@@ -25,43 +28,89 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
     let span = tracing::error_span!("job", job = %id);
     async {
         let Some(job) = party.jobs.get(&id) else {
-            let requester = match party.consortium.role(proposal.job.requester) {
-                Some(trefoil_consortium::Role::Member(member)) => member.name,
-                _ => proposal.job.requester.to_string(),
-            };
-            let reason = format!(
-                "{} has not received job {id} from its requester {requester} itself",
-                party.me
-            );
+            let reason = stranger(party, &proposal).await;
             following.refuse(&reason).await;
             return Err(reason);
         };
-        if !job.begin() {
+        let standing = consent::standing(party, &job);
+        if let Standing::Refuses(reason) = standing {
+            let reason = attributed(party.me, &reason);
+            following.refuse(&reason).await;
+            if matches!(job.state(), JobState::Held | JobState::Waiting) {
+                job.fail(&reason);
+                consent::ended(party, &job).await;
+            }
+            return Err(reason);
+        }
+        let consents = matches!(standing, Standing::Consents);
+        match following.consent(consents).await? {
+            Ok(true) => {}
+            Ok(false) => return Ok(()),
+            Err(reason) => {
+                job.fail(&reason);
+                consent::ended(party, &job).await;
+                return Ok(());
+            }
+        }
+        if !job.begin(now_s()) {
             let reason = format!("{}: job {id} runs or has run already", party.me);
             following.refuse(&reason).await;
             return Err(reason);
         }
-        match take_part(party, &job, &proposal, &mut following).await {
-            Ok(()) => {
-                following.concluded().await;
-                Ok(())
-            }
-            Err(Failure::Refused(reason)) => {
-                let reason = format!("{}: {reason}", party.me);
-                following.refuse(&reason).await;
-                job.fail(&reason);
-                Err(reason)
-            }
-            Err(Failure::Failed(reason)) => {
-                following.failed(&reason).await;
-                session::forget_upload(party, &job).await;
-                job.fail(&reason);
-                Err(reason)
-            }
-        }
+        let led = run(party, &job, &proposal, following).await;
+        consent::ended(party, &job).await;
+        led
     }
     .instrument(span)
     .await
+}
+
+/// Why a job that this party does not know is refused.
+async fn stranger(party: &Arc<Party>, proposal: &Proposal) -> String {
+    let id = proposal.job.id();
+    let home = party.home.clone();
+    let past = tokio::task::spawn_blocking(move || desk::record(&home, &id));
+    if let Ok(Ok(Some(past))) = past.await {
+        return format!(
+            "{}: job {id} is {} here: {}",
+            party.me, past.state, past.note
+        );
+    }
+    let requester = match party.consortium.role(proposal.job.requester) {
+        Some(trefoil_consortium::Role::Member(member)) => member.name,
+        _ => proposal.job.requester.to_string(),
+    };
+    format!(
+        "{} has not received job {id} from its requester {requester} itself",
+        party.me
+    )
+}
+
+/// A job that all parties consent to, from its preparation to its end.
+async fn run(
+    party: &Arc<Party>,
+    job: &Arc<Job>,
+    proposal: &Proposal,
+    mut following: Following,
+) -> Result<(), String> {
+    match take_part(party, job, proposal, &mut following).await {
+        Ok(()) => {
+            following.concluded().await;
+            Ok(())
+        }
+        Err(Failure::Refused(reason)) => {
+            let reason = attributed(party.me, &reason);
+            following.refuse(&reason).await;
+            job.fail(&reason);
+            Err(reason)
+        }
+        Err(Failure::Failed(reason)) => {
+            following.failed(&reason).await;
+            session::forget_upload(party, job).await;
+            job.fail(&reason);
+            Err(reason)
+        }
+    }
 }
 
 enum Failure {
@@ -79,7 +128,7 @@ async fn take_part(
     let Ok(_slot) = tokio::time::timeout(party.short_wait(), party.slot.lock()).await else {
         return Err(refused("busy with another session".into()));
     };
-    let prepared = prepare(party, &job.description).await.map_err(refused)?;
+    let prepared = prepare(party, job).await.map_err(refused)?;
     let links = session::links(party).await.map_err(refused)?;
     let acceptance = Acceptance {
         software: SOFTWARE.into(),

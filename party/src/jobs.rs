@@ -1,20 +1,22 @@
-//! The jobs a party knows: submitted, running, done. Each keeps what its requester may still want
-//! to hear, in memory only: results vanish with the process or after some more jobs.
+//! The jobs a party knows: held for approval, waiting, running, done. Each keeps what its requester
+//! may still want to hear, in memory only: results vanish with the process or after some more jobs.
+//! Where a job stands is in `home/jobs/` too (`desk.rs`), written by `consent.rs`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
 use trefoil_consortium::{JobDescription, JobId};
 
-/// Jobs that wait at the same time.
+use crate::desk::{JobRecord, JobState};
+use crate::policy::Ruling;
+
+/// Jobs that are not over and do not run, at the same time.
 const WAITING_MAX: usize = 64;
 /// Those of one requester among them.
 const WAITING_PER_REQUESTER_MAX: usize = 8;
-/// How long a job waits while no other runs: P0 may have given it up without a word to this party.
-const WAITING_AGE_MAX: Duration = Duration::from_secs(10 * 60);
 /// Finished jobs whose results are kept.
 const FINISHED_MAX: usize = 16;
 /// Events about progress that are kept for slow watchers.
@@ -25,68 +27,164 @@ const PROGRESS_MAX: usize = 4_096;
 pub(crate) struct Job {
     pub(crate) id: JobId,
     pub(crate) description: JobDescription,
-    submitted: Instant,
     inner: Mutex<Inner>,
     changed: watch::Sender<()>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inner {
-    state: State,
+    /// What the home knows of it.
+    record: JobRecord,
     events: VecDeque<(u64, Arc<Event>)>,
     next: u64,
     progress: usize,
-    /// When it was over.
-    ended: Option<Instant>,
+    /// The operator's word that ends it, once it runs.
+    cancelled: Option<String>,
+    /// P0 asks the other parties not before this.
+    ask_at: Option<Instant>,
+    /// A party that is away does not end it: it has waited for a person somewhere.
+    patient: bool,
+    /// Its record is in the home: it may run.
+    noted: bool,
+    /// Its end is in the home.
+    end_noted: bool,
 }
 
-/// Where a job is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum State {
-    /// Submitted here.
-    #[default]
-    Waiting,
-    /// A session runs.
-    Running,
-    /// Over, well or not.
-    Finished,
+impl Inner {
+    fn enter(&mut self, state: JobState, now_s: u64) {
+        self.record.state = state;
+        self.record.since_s = now_s;
+    }
+
+    fn push(&mut self, event: Event) {
+        let next = self.next;
+        self.next += 1;
+        self.events.push_back((next, Arc::new(event)));
+    }
 }
 
 impl Job {
+    fn new(description: JobDescription, record: JobRecord, restored: bool) -> Job {
+        let (changed, _) = watch::channel(());
+        let record_held = record.state == JobState::Held;
+        let mut inner = Inner {
+            record,
+            events: VecDeque::new(),
+            next: 0,
+            progress: 0,
+            cancelled: None,
+            ask_at: None,
+            patient: restored || record_held,
+            noted: restored,
+            end_noted: false,
+        };
+        if record_held {
+            inner.push(Event::Held);
+        }
+        Job {
+            id: description.id(),
+            description,
+            inner: Mutex::new(inner),
+            changed,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn state(&self) -> State {
-        self.lock().state
+    pub(crate) fn state(&self) -> JobState {
+        self.lock().record.state
+    }
+
+    /// What the home should know of it.
+    pub(crate) fn record(&self) -> JobRecord {
+        self.lock().record.clone()
+    }
+
+    pub(crate) fn requester(&self) -> String {
+        self.lock().record.requester.clone()
+    }
+
+    /// Whether a person has approved it here.
+    pub(crate) fn approved(&self) -> bool {
+        !self.lock().record.approved_by.is_empty()
+    }
+
+    /// Lets a held job run; `false` where it is not held.
+    pub(crate) fn approve(&self, by: &str, now_s: u64) -> bool {
+        {
+            let mut inner = self.lock();
+            if inner.record.state != JobState::Held {
+                return false;
+            }
+            inner.record.approved_by = by.into();
+            inner.patient = true;
+            inner.enter(JobState::Waiting, now_s);
+            inner.push(Event::Approved);
+        }
+        self.changed.send_replace(());
+        true
     }
 
     /// Takes the job for a session; `false` where it is not waiting.
-    pub(crate) fn begin(&self) -> bool {
+    pub(crate) fn begin(&self, now_s: u64) -> bool {
         let mut inner = self.lock();
-        let waiting = inner.state == State::Waiting;
+        let waiting = inner.noted && inner.record.state == JobState::Waiting;
         if waiting {
-            inner.state = State::Running;
+            inner.record.note.clear();
+            inner.enter(JobState::Running, now_s);
         }
         waiting
+    }
+
+    /// P0 asks the others again at `at`; `why` is for people. Whether it says something new.
+    pub(crate) fn ask_again(&self, at: Instant, why: &str) -> bool {
+        let mut inner = self.lock();
+        inner.ask_at = Some(at);
+        inner.patient = true;
+        let new = inner.record.note != why;
+        inner.record.note = why.into();
+        new
+    }
+
+    /// Whether a party that is away leaves it waiting.
+    pub(crate) fn patient(&self) -> bool {
+        self.lock().patient
+    }
+
+    /// Its record is in the home; before that it does not start.
+    pub(crate) fn noted(&self) {
+        self.lock().noted = true;
+    }
+
+    /// Whether it is over and nobody has noted that: then the caller does.
+    pub(crate) fn take_end(&self) -> bool {
+        let mut inner = self.lock();
+        let take = inner.record.state.over() && !inner.end_noted;
+        inner.end_noted |= take;
+        take
+    }
+
+    /// Marks a running job as ended by this party's operator.
+    pub(crate) fn cancel(&self, reason: &str) {
+        self.lock().cancelled = Some(reason.into());
+    }
+
+    /// The operator's word that ends it.
+    pub(crate) fn cancelled(&self) -> Option<String> {
+        self.lock().cancelled.clone()
     }
 
     /// Says something to the requester.
     pub(crate) fn say(&self, event: Event) {
         {
             let mut inner = self.lock();
-            if inner.state == State::Finished {
+            if inner.record.state.over() {
                 return;
             }
             match &event {
-                Event::Done { .. } => inner.state = State::Finished,
-                Event::Failed(_) => {
-                    inner.state = State::Finished;
-                    // A failed job has no results.
-                    inner
-                        .events
-                        .retain(|(_, event)| matches!(**event, Event::Started { .. }));
-                }
+                Event::Done { .. } => inner.enter(JobState::Done, crate::files::now_s()),
                 Event::Progress(_) => {
                     inner.progress += 1;
                     if inner.progress > PROGRESS_MAX {
@@ -100,21 +198,47 @@ impl Job {
                         inner.progress -= 1;
                     }
                 }
-                Event::Started { .. } | Event::Output { .. } => {}
+                Event::Held
+                | Event::Approved
+                | Event::Started { .. }
+                | Event::Output { .. }
+                | Event::Failed(_) => {}
             }
-            if inner.state == State::Finished {
-                inner.ended = Some(Instant::now());
-            }
-            let next = inner.next;
-            inner.next += 1;
-            inner.events.push_back((next, Arc::new(event)));
+            inner.push(event);
         }
         self.changed.send_replace(());
     }
 
     /// Ends the job with an error.
     pub(crate) fn fail(&self, reason: &str) {
-        self.say(Event::Failed(clip_reason(reason)));
+        self.end(JobState::Failed, reason);
+    }
+
+    /// Ends the job without its results; `false` where it is over already.
+    pub(crate) fn end(&self, how: JobState, reason: &str) -> bool {
+        let reason = clip_reason(reason);
+        {
+            let mut inner = self.lock();
+            if inner.record.state.over() {
+                return false;
+            }
+            let how = match (&inner.cancelled, how) {
+                (Some(_), JobState::Failed) => JobState::Cancelled,
+                _ => how,
+            };
+            inner.record.note.clone_from(&reason);
+            inner.enter(how, crate::files::now_s());
+            // A failed job has no results.
+            inner.events.retain(|(_, event)| {
+                matches!(
+                    **event,
+                    Event::Held | Event::Approved | Event::Started { .. }
+                )
+            });
+            inner.push(Event::Failed(reason));
+        }
+        self.changed.send_replace(());
+        true
     }
 
     /// Called before looking, so that nothing is missed between looking and waiting.
@@ -128,9 +252,20 @@ impl Job {
         let from = inner.events.partition_point(|(number, _)| *number < next);
         (
             inner.events.range(from..).cloned().collect(),
-            inner.state == State::Finished,
+            inner.record.state.over(),
         )
     }
+}
+
+/// What P0 has to do next.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// Ask the other parties for this job.
+    Now(Arc<Job>),
+    /// Nothing before this.
+    At(Instant),
+    /// Nothing before something changes.
+    Nothing,
 }
 
 /// All jobs of a party.
@@ -144,24 +279,15 @@ struct Book {
 }
 
 impl Book {
-    /// Ends the jobs that have waited too long. Time in which a job runs does not count: the
-    /// others wait for its end.
-    fn give_up_old(&self, now: Instant) {
-        let jobs = || self.jobs.values();
-        if jobs().any(|job| job.state() == State::Running) {
-            return;
-        }
-        let idle_since = jobs().filter_map(|job| job.lock().ended).max();
-        for job in jobs() {
-            let since = idle_since.map_or(job.submitted, |idle| idle.max(job.submitted));
-            let old = now.saturating_duration_since(since) > WAITING_AGE_MAX;
-            if old && job.begin() {
-                job.fail(&format!(
-                    "P0 has not started the job within {} s",
-                    WAITING_AGE_MAX.as_secs()
-                ));
-            }
-        }
+    fn insert(&mut self, job: Job) -> Arc<Job> {
+        let job = Arc::new(job);
+        self.jobs.insert(job.id, job.clone());
+        self.order.push_back(job.id);
+        job
+    }
+
+    fn in_order(&self) -> impl Iterator<Item = &Arc<Job>> {
+        self.order.iter().filter_map(|id| self.jobs.get(id))
     }
 }
 
@@ -171,58 +297,50 @@ impl Jobs {
     }
 
     /// Notes a job that its requester submitted.
-    pub(crate) fn submit(&self, description: JobDescription) -> Result<Arc<Job>, String> {
-        self.submit_at(description, Instant::now())
-    }
-
-    fn submit_at(&self, description: JobDescription, now: Instant) -> Result<Arc<Job>, String> {
+    pub(crate) fn submit(
+        &self,
+        description: JobDescription,
+        requester: &str,
+        ruling: &Ruling,
+        now_s: u64,
+    ) -> Result<Arc<Job>, String> {
         let id = description.id();
         let mut book = self.lock();
         if book.jobs.contains_key(&id) {
-            return Err(format!(
-                "job {id} is known already: a repeated job needs a new nonce"
-            ));
+            return Err(known_already(&id));
         }
-        book.give_up_old(now);
-        let waiting = book.jobs.values().filter(|job| {
-            job.description.requester == description.requester && job.state() == State::Waiting
-        });
+        let waits = |job: &Job| matches!(job.state(), JobState::Held | JobState::Waiting);
+        let waiting = book.jobs.values();
+        let waiting =
+            waiting.filter(|job| job.description.requester == description.requester && waits(job));
         if waiting.count() >= WAITING_PER_REQUESTER_MAX {
             return Err(format!(
                 "busy: {WAITING_PER_REQUESTER_MAX} jobs of this requester are waiting already"
             ));
         }
-        let finished: Vec<JobId> = book
-            .order
-            .iter()
-            .filter(|id| {
-                book.jobs
-                    .get(id)
-                    .is_none_or(|job| job.state() == State::Finished)
-            })
-            .copied()
-            .collect();
-        if book.order.len() - finished.len() >= WAITING_MAX {
+        let over = book.in_order().filter(|job| job.state().over());
+        let over: Vec<JobId> = over.map(|job| job.id).collect();
+        if book.order.len() - over.len() >= WAITING_MAX {
             return Err(format!("busy: {WAITING_MAX} jobs are waiting already"));
         }
-        for old in finished
+        for old in over
             .iter()
-            .take((finished.len() + 1).saturating_sub(FINISHED_MAX))
+            .take((over.len() + 1).saturating_sub(FINISHED_MAX))
         {
             book.jobs.remove(old);
             book.order.retain(|id| id != old);
         }
-        let (changed, _) = watch::channel(());
-        let job = Arc::new(Job {
-            id,
-            description,
-            submitted: now,
-            inner: Mutex::default(),
-            changed,
-        });
-        book.jobs.insert(id, job.clone());
-        book.order.push_back(id);
-        Ok(job)
+        let state = match ruling.ask {
+            true => JobState::Held,
+            false => JobState::Waiting,
+        };
+        let record = JobRecord::new(&description, requester, now_s, state, &ruling.rule);
+        Ok(book.insert(Job::new(description, record, false)))
+    }
+
+    /// Takes up a job of an earlier run of this party.
+    pub(crate) fn restore(&self, description: JobDescription, record: JobRecord) -> Arc<Job> {
+        self.lock().insert(Job::new(description, record, true))
     }
 
     /// The job, if it is known.
@@ -230,23 +348,84 @@ impl Jobs {
         self.lock().jobs.get(id).cloned()
     }
 
-    /// Forgets a job that waits.
+    /// Forgets a job that has not started.
     pub(crate) fn withdraw(&self, job: &Job) -> Result<(), String> {
-        if !job.begin() {
+        if job.state() == JobState::Running
+            || !job.end(
+                JobState::Withdrawn,
+                "the job was withdrawn by its requester",
+            )
+        {
             return Err("the job has started already".into());
         }
-        job.fail("the job was withdrawn by its requester");
-        let mut book = self.lock();
-        book.jobs.remove(&job.id);
-        book.order.retain(|id| *id != job.id);
+        self.forget(job);
         Ok(())
     }
 
-    /// Ends all jobs with a reason.
-    pub(crate) fn fail_all(&self, reason: &str) {
-        let jobs: Vec<Arc<Job>> = self.lock().jobs.values().cloned().collect();
-        jobs.iter().for_each(|job| job.fail(reason));
+    /// Forgets a job.
+    pub(crate) fn forget(&self, job: &Job) {
+        let mut book = self.lock();
+        book.jobs.remove(&job.id);
+        book.order.retain(|id| *id != job.id);
     }
+
+    /// All jobs, in no order that means anything.
+    pub(crate) fn all(&self) -> Vec<Arc<Job>> {
+        self.lock().jobs.values().cloned().collect()
+    }
+
+    /// The first job that P0 may lead now.
+    pub(crate) fn due(&self, now: Instant) -> Due {
+        let book = self.lock();
+        let mut next = Due::Nothing;
+        for job in book.in_order() {
+            let inner = job.lock();
+            if inner.record.state != JobState::Waiting || !inner.noted {
+                continue;
+            }
+            match (inner.ask_at, &next) {
+                (Some(at), Due::At(earliest)) if at > now => next = Due::At(at.min(*earliest)),
+                (Some(at), _) if at > now => next = Due::At(at),
+                _ => return Due::Now(job.clone()),
+            }
+        }
+        next
+    }
+
+    /// The jobs that have waited for longer than `timeout_s`. For those that this party holds up, it
+    /// counts from their submission; for others the time in which a job runs does not count: they
+    /// may have waited for its end.
+    pub(crate) fn expired(&self, now_s: u64, timeout_s: u64) -> Vec<Arc<Job>> {
+        let book = self.lock();
+        let jobs = || book.jobs.values();
+        let running = jobs().any(|job| job.state() == JobState::Running);
+        let over = jobs()
+            .map(|job| job.record())
+            .filter(|record| record.state.over());
+        let idle_since = over.map(|record| record.since_s).max().unwrap_or(0);
+        let old = |job: &&Arc<Job>| {
+            let record = job.record();
+            let since = match record.state {
+                JobState::Held => record.submitted_s,
+                JobState::Waiting if !running => record.submitted_s.max(idle_since),
+                _ => return false,
+            };
+            now_s.saturating_sub(since) > timeout_s
+        };
+        jobs().filter(old).cloned().collect()
+    }
+
+    /// Ends the jobs that run, with a reason; those that wait go on after a restart.
+    pub(crate) fn fail_running(&self, reason: &str) {
+        let jobs = self.all();
+        let running = jobs.iter().filter(|job| job.state() == JobState::Running);
+        running.for_each(|job| job.fail(reason));
+    }
+}
+
+/// A job is named by its hash, and runs once.
+pub(crate) fn known_already(id: &JobId) -> String {
+    format!("job {id} is known already: a repeated job needs a new nonce")
 }
 
 #[cfg(test)]
@@ -256,6 +435,9 @@ mod tests {
     use trefoil_transport::Pin;
 
     use super::*;
+
+    const NOW_S: u64 = 1_000_000;
+    const TIMEOUT_S: u64 = 600;
 
     fn description(requester: u8) -> JobDescription {
         let kind = JobKind::Train {
@@ -274,31 +456,88 @@ mod tests {
         JobDescription::new("job", Pin::from_bytes([requester; 32]), kind).unwrap()
     }
 
+    fn submit(jobs: &Jobs, requester: u8, ask: bool, now_s: u64) -> Result<Arc<Job>, String> {
+        let rule = "test".into();
+        let job = jobs.submit(
+            description(requester),
+            "st-anna",
+            &Ruling { ask, rule },
+            now_s,
+        )?;
+        job.noted();
+        Ok(job)
+    }
+
     #[test]
     fn a_requester_has_few_waiting_jobs_and_the_others_still_get_in() {
         let jobs = Jobs::default();
-        for _ in 0..WAITING_PER_REQUESTER_MAX {
-            jobs.submit(description(1)).unwrap();
+        for at in 0..WAITING_PER_REQUESTER_MAX {
+            submit(&jobs, 1, at % 2 == 0, NOW_S).unwrap();
         }
-        let err = jobs.submit(description(1)).unwrap_err();
+        let err = submit(&jobs, 1, false, NOW_S).unwrap_err();
         assert!(err.contains("of this requester"), "{err}");
-        jobs.submit(description(2)).unwrap();
+        submit(&jobs, 2, false, NOW_S).unwrap();
     }
 
     #[test]
     fn a_job_that_nobody_starts_is_given_up_but_not_while_another_runs() {
         let jobs = Jobs::default();
-        let old = jobs.submit(description(1)).unwrap();
-        let late = || Instant::now() + WAITING_AGE_MAX + Duration::from_secs(1);
-        let running = jobs.submit(description(2)).unwrap();
-        assert!(running.begin());
-        jobs.submit_at(description(3), late()).unwrap();
-        assert_eq!(old.state(), State::Waiting, "another job runs");
+        let old = submit(&jobs, 1, false, NOW_S).unwrap();
+        let held = submit(&jobs, 1, true, NOW_S + 1).unwrap();
+        let running = submit(&jobs, 2, false, NOW_S).unwrap();
+        assert!(running.begin(NOW_S));
+        let ids = |now_s: u64| -> Vec<JobId> {
+            jobs.expired(now_s, TIMEOUT_S)
+                .iter()
+                .map(|job| job.id)
+                .collect()
+        };
+        assert_eq!(ids(NOW_S + TIMEOUT_S + 1), []);
+        let late = NOW_S + TIMEOUT_S + 2;
+        assert_eq!(ids(late), [held.id], "a held job waits for a person alone");
         running.fail("over");
-        jobs.submit_at(description(4), Instant::now()).unwrap();
-        assert_eq!(old.state(), State::Waiting, "its turn has just come");
-        let young = jobs.submit_at(description(5), late()).unwrap();
-        assert_eq!(old.state(), State::Finished);
-        assert_eq!(young.state(), State::Waiting);
+        let now_s = running.record().since_s;
+        assert!(
+            !ids(now_s + TIMEOUT_S).contains(&old.id),
+            "its turn has just come"
+        );
+        assert!(ids(now_s + TIMEOUT_S + 1).contains(&old.id));
+    }
+
+    #[test]
+    fn p0_leads_jobs_in_order_and_never_a_held_one() {
+        let jobs = Jobs::default();
+        let held = submit(&jobs, 1, true, NOW_S).unwrap();
+        let second = submit(&jobs, 1, false, NOW_S).unwrap();
+        let now = Instant::now();
+        let led = |jobs: &Jobs, at| match jobs.due(at) {
+            Due::Now(job) => Some(job.id),
+            _ => None,
+        };
+        assert_eq!(led(&jobs, now), Some(second.id));
+        let later = now + std::time::Duration::from_secs(2);
+        assert!(second.ask_again(later, "waiting for P1"));
+        assert!(!second.ask_again(later, "waiting for P1"), "nothing new");
+        assert!(matches!(jobs.due(now), Due::At(at) if at == later));
+        assert_eq!(led(&jobs, later), Some(second.id));
+        assert!(!held.begin(NOW_S));
+        assert!(held.approve("operator", NOW_S) && !held.approve("operator", NOW_S));
+        assert_eq!(led(&jobs, now), Some(held.id));
+        assert!(held.begin(NOW_S) && second.end(JobState::Expired, "late"));
+        assert!(matches!(jobs.due(later), Due::Nothing));
+    }
+
+    #[test]
+    fn a_cancelled_job_that_fails_counts_as_cancelled() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        assert!(job.begin(NOW_S));
+        assert!(jobs.withdraw(&job).is_err(), "it runs");
+        job.cancel("P1: enough");
+        job.fail("P1: enough");
+        assert_eq!(job.state(), JobState::Cancelled);
+        assert!(!job.end(JobState::Failed, "late"));
+        let (events, all) = job.heard(0);
+        assert!(all && matches!(&*events[0].1, Event::Failed(reason) if reason == "P1: enough"));
     }
 }

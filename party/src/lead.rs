@@ -2,7 +2,7 @@
 //! and tells everybody how it ended. It has no power beyond the order of jobs.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::Instrument;
 use trefoil_consortium::wire::{
@@ -13,11 +13,16 @@ use trefoil_consortium::{Nonce, SOFTWARE, SessionId, fresh_nonce, session_id};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{MsgStream, StreamKind};
 
+use crate::consent;
 use crate::daemon::Party;
+use crate::files::now_s;
 use crate::follow::FOLLOWERS;
-use crate::jobs::Job;
+use crate::jobs::{Due, Job};
 use crate::prepare::{Prepared, prepare};
 use crate::session::{self, Session};
+
+/// When a party is asked again whose operator has not decided.
+const ASK_AGAIN: Duration = Duration::from_secs(2);
 
 /// One follower's stream.
 struct Follower {
@@ -26,67 +31,216 @@ struct Follower {
     wait: Duration,
 }
 
-/// Leads one job to its end.
-pub(crate) async fn lead(party: &Arc<Party>, job: Arc<Job>) {
-    if !job.begin() {
-        return;
+/// What P1 or P2 says of a job.
+enum Said {
+    Consents,
+    Waits,
+    Refuses(String),
+    /// It says nothing.
+    Away(String),
+}
+
+/// A job that all parties consent to.
+struct Consenting {
+    links: session::Links,
+    /// P0's, in its proposals.
+    nonce: Nonce,
+    followers: [Follower; 2],
+}
+
+/// Where the other parties stand on a job.
+enum Asked {
+    /// They consent; their streams wait for what comes.
+    All(Box<Consenting>),
+    /// To be asked again; for what it waits.
+    Later(String),
+    /// It will not run.
+    Over(String),
+}
+
+/// Leads the jobs that may run here, in the order of their submission, for ever. A job that waits
+/// for another party's approval holds up no other.
+pub(crate) async fn lead_all(party: &Arc<Party>) {
+    loop {
+        match party.jobs.due(Instant::now()) {
+            Due::Now(job) => {
+                let span = tracing::error_span!("job", job = %job.id);
+                lead(party, &job).instrument(span).await;
+            }
+            Due::At(at) => tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => {}
+                () = party.wake.notified() => {}
+            },
+            Due::Nothing => party.wake.notified().await,
+        }
     }
-    let span = tracing::error_span!("job", job = %job.id);
-    async {
-        let _slot = party.slot.lock().await;
-        if let Err(reason) = try_lead(party, &job).await {
+}
+
+/// Asks for the others' consent to one job, and leads it to its end if they give it.
+async fn lead(party: &Arc<Party>, job: &Arc<Job>) {
+    let _slot = party.slot.lock().await;
+    match ask_all(party, job).await {
+        Asked::All(mut all) => {
+            if job.begin(now_s()) {
+                if let Err(reason) = try_lead(party, job, *all).await {
+                    tracing::warn!(%reason, "the job failed");
+                    job.fail(&reason);
+                }
+            } else {
+                abandon(&mut all.followers, &format!("P0: {}", job.record().note)).await;
+            }
+        }
+        Asked::Later(why) => {
+            if job.ask_again(Instant::now() + ASK_AGAIN, &why) {
+                tracing::info!("{why}");
+                consent::noted(party, job).await;
+            }
+        }
+        Asked::Over(reason) => {
             tracing::warn!(%reason, "the job failed");
             job.fail(&reason);
         }
     }
-    .instrument(span)
-    .await;
+    consent::ended(party, job).await;
 }
 
-async fn try_lead(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
-    let prepared = prepare(party, &job.description)
-        .await
-        .map_err(|reason| format!("{}: {reason}", party.me))?;
-    let led = propose(party, job, prepared).await;
+/// Asks P1 and P2 whether they consent, and tells them what follows from both answers.
+async fn ask_all(party: &Arc<Party>, job: &Arc<Job>) -> Asked {
+    let away = |reason: String| match job.patient() {
+        true => Asked::Later(reason),
+        false => Asked::Over(reason),
+    };
+    let links = match session::links(party).await {
+        Ok(links) => links,
+        Err(reason) => return away(reason),
+    };
+    let proposal = match propose(job) {
+        Ok(proposal) => proposal,
+        Err(reason) => return Asked::Over(reason),
+    };
+    let [p1, p2] = [FOLLOWERS[0], FOLLOWERS[1]]
+        .map(|peer| Follower::ask(party, peer, links.of(peer), &proposal));
+    let (p1, p2) = tokio::join!(p1, p2);
+    let mut followers = Vec::new();
+    let (mut refusals, mut absences, mut waits) = (Vec::new(), Vec::new(), Vec::new());
+    for (peer, (follower, said)) in FOLLOWERS.into_iter().zip([p1, p2]) {
+        followers.extend(follower);
+        match said {
+            Said::Consents => {}
+            Said::Waits => waits.push(party.name(peer)),
+            Said::Refuses(reason) => refusals.push(reason),
+            Said::Away(reason) => absences.push(reason),
+        }
+    }
+    if !refusals.is_empty() {
+        let reason = refusals.join("; ");
+        abandon(&mut followers, &reason).await;
+        return Asked::Over(reason);
+    }
+    if !waits.is_empty() {
+        absences.insert(
+            0,
+            format!("waiting for approval at {}", waits.join(" and ")),
+        );
+    }
+    if !absences.is_empty() {
+        let why = absences.join("; ");
+        if waits.is_empty() && !job.patient() {
+            abandon(&mut followers, &why).await;
+            return Asked::Over(why);
+        }
+        for follower in &mut followers {
+            // One that is gone by now is asked again as well.
+            let _ = follower.say(&Lead::Later).await;
+        }
+        return Asked::Later(why);
+    }
+    match <[Follower; 2]>::try_from(followers) {
+        Ok(followers) => Asked::All(Box::new(Consenting {
+            links,
+            nonce: proposal.nonce,
+            followers,
+        })),
+        Err(_) => Asked::Over("a party consented without a stream".into()),
+    }
+}
+
+fn propose(job: &Job) -> Result<Proposal, String> {
+    Ok(Proposal {
+        version: CONTROL_VERSION,
+        software: SOFTWARE.into(),
+        job: job.description.clone(),
+        attempt: 0,
+        nonce: fresh_nonce()?,
+    })
+}
+
+/// Tells P1 and P2 that a job is over which has not started here. A party that is away goes on
+/// waiting until the job expires there, or its requester takes it back.
+pub(crate) async fn tell_over(party: &Arc<Party>, job: &Job, reason: &str) {
+    let Ok(proposal) = propose(job) else {
+        return;
+    };
+    for peer in [FOLLOWERS[0], FOLLOWERS[1]] {
+        let Ok(link) = party.mesh.wait(peer, party.short_wait()).await else {
+            continue;
+        };
+        let (mut follower, _) = Follower::ask(party, peer, &link, &proposal).await;
+        abandon(follower.as_mut_slice(), reason).await;
+    }
+}
+
+/// Takes a job that all parties consent to from its preparation to its end.
+async fn try_lead(party: &Arc<Party>, job: &Arc<Job>, all: Consenting) -> Result<(), String> {
+    let Consenting {
+        links,
+        nonce,
+        followers,
+    } = all;
+    let mut followers = Vec::from(followers);
+    let prepared = async {
+        everybody(&mut followers, &Lead::Prepare).await?;
+        let prepared = prepare(party, job)
+            .await
+            .map_err(|reason| attributed(party.me, &reason))?;
+        let proposal = Proposal {
+            nonce,
+            ..propose(job)?
+        };
+        let peer = Peer::Dealer;
+        let dealer = Follower::open(party, peer, links.of(peer), &proposal).await?;
+        Ok::<_, String>((prepared, dealer))
+    };
+    let (prepared, dealer) = match prepared.await {
+        Ok(prepared) => prepared,
+        Err(reason) => {
+            abandon(&mut followers, &reason).await;
+            return Err(reason);
+        }
+    };
+    followers.push(dealer);
+    let mut followers = <[Follower; 3]>::try_from(followers)
+        .map_err(|_| "P0 has other streams than to P1, P2 and the dealer".to_owned())?;
+    let led = conclude(party, job, prepared, links, nonce, &mut followers).await;
     if led.is_err() {
         session::forget_upload(party, job).await;
     }
     led
 }
 
-/// Proposes a prepared job to the followers and takes it to its end.
-async fn propose(party: &Arc<Party>, job: &Arc<Job>, prepared: Prepared) -> Result<(), String> {
-    let links = session::links(party).await?;
-    let nonce = fresh_nonce()?;
-    let proposal = Proposal {
-        version: CONTROL_VERSION,
-        software: SOFTWARE.into(),
-        job: job.description.clone(),
-        attempt: 0,
-        nonce,
-    };
-    let [p1, p2, dealer] =
-        FOLLOWERS.map(|peer| Follower::open(party, peer, links.of(peer), &proposal));
-    let mut followers = match tokio::join!(p1, p2, dealer) {
-        (Ok(p1), Ok(p2), Ok(dealer)) => [p1, p2, dealer],
-        (p1, p2, dealer) => {
-            let mut reasons = Vec::new();
-            let mut opened = Vec::new();
-            for follower in [p1, p2, dealer] {
-                match follower {
-                    Ok(follower) => opened.push(follower),
-                    Err(reason) => reasons.push(reason),
-                }
-            }
-            let reason = reasons.join("; ");
-            abandon(&mut opened, &reason).await;
-            return Err(reason);
-        }
-    };
-    let led = agree_and_run(party, job, prepared, links, nonce, &mut followers).await;
+/// Runs a job and hears the last words about it.
+async fn conclude(
+    party: &Arc<Party>,
+    job: &Arc<Job>,
+    prepared: Prepared,
+    links: session::Links,
+    nonce: Nonce,
+    followers: &mut [Follower; 3],
+) -> Result<(), String> {
+    let led = agree_and_run(party, job, prepared, links, nonce, followers).await;
     match led {
         Ok(outcome) => {
-            for follower in &mut followers {
+            for follower in followers {
                 // It has kept what it has; only the word about it is missing.
                 if let Err(reason) = follower.expect_concluded().await {
                     tracing::warn!(peer = %follower.peer, %reason, "no word of its conclusion");
@@ -96,7 +250,7 @@ async fn propose(party: &Arc<Party>, job: &Arc<Job>, prepared: Prepared) -> Resu
             Ok(())
         }
         Err(reason) => {
-            abandon(&mut followers, &reason).await;
+            abandon(followers, &reason).await;
             Err(reason)
         }
     }
@@ -174,7 +328,7 @@ async fn agree_and_run(
     })
 }
 
-async fn everybody(followers: &mut [Follower; 3], message: &Lead) -> Result<(), String> {
+async fn everybody(followers: &mut [Follower], message: &Lead) -> Result<(), String> {
     for follower in followers {
         follower.say(message).await?;
     }
@@ -238,6 +392,39 @@ fn check_acceptance(
 }
 
 impl Follower {
+    /// Proposes a job to P1 or P2 and hears whether it consents.
+    async fn ask(
+        party: &Party,
+        peer: Peer,
+        link: &trefoil_transport::Link,
+        proposal: &Proposal,
+    ) -> (Option<Follower>, Said) {
+        let mut follower = match Follower::open(party, peer, link, proposal).await {
+            Ok(follower) => follower,
+            Err(reason) => return (None, Said::Away(reason)),
+        };
+        let answer = follower.stream.recv::<Follow>(CONTROL_MAX_BYTES);
+        let said = match tokio::time::timeout(follower.wait, answer).await {
+            Ok(Ok(Some(Follow::Consent))) => Said::Consents,
+            Ok(Ok(Some(Follow::Waiting))) => Said::Waits,
+            Ok(Ok(Some(Follow::Refuse(reason)))) => {
+                let reason = attributed(peer, &clip_reason(&reason));
+                return (None, Said::Refuses(format!("refused by {reason}")));
+            }
+            Ok(Ok(Some(other))) => {
+                let reason = format!("{peer} sent {other:?} where its consent belongs");
+                Said::Refuses(reason)
+            }
+            Ok(Ok(None)) => Said::Away(format!("{peer} ended the stream without a word")),
+            Ok(Err(err)) => Said::Away(format!("{peer}: {err}")),
+            Err(_) => Said::Away(format!(
+                "{peer} did not say within {} ms whether it consents",
+                follower.wait.as_millis()
+            )),
+        };
+        (Some(follower), said)
+    }
+
     async fn open(
         party: &Party,
         peer: Peer,

@@ -6,19 +6,25 @@
 //! `trefoil-protocol`'s.
 //!
 //! Where to read next: `daemon.rs` (threads, links, orderly end), `members.rs` (what hospitals ask),
-//! `store/` (what is kept), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run).
+//! `store/` (what is kept), `consent.rs` (what may run; `policy.rs`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run).
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
+mod consent;
 mod daemon;
+pub mod desk;
+mod files;
 mod follow;
 mod jobs;
 mod lead;
 mod members;
 mod mesh;
+mod policy;
 mod prepare;
 mod session;
 mod store;
 
 pub use daemon::{Daemon, PartyError, Stopper, run};
+pub use files::{FileError, now_s, time_text};
 pub use store::StoreError;

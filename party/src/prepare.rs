@@ -4,13 +4,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trefoil_consortium::{Derived, JobDescription, Role, SessionId};
+use trefoil_consortium::{Derived, JobDescription, SessionId};
 use trefoil_models::InitialState;
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 
+use crate::consent;
 use crate::daemon::Party;
-use crate::members;
+use crate::jobs::Job;
 use crate::store::{StoreError, Tables};
 
 /// A job that this party is ready to run.
@@ -23,18 +24,12 @@ pub(crate) struct Prepared {
 }
 
 /// Prepares a job; the reason of a refusal names this party.
-pub(crate) async fn prepare(party: &Arc<Party>, job: &JobDescription) -> Result<Prepared, String> {
+pub(crate) async fn prepare(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
+    if !consent::permitted(party, job)? {
+        return Err(format!("job {} is not approved at {}", job.id, party.label));
+    }
+    let job = &job.description;
     job.check().map_err(|err| err.to_string())?;
-    let requester = match party.consortium.role(job.requester) {
-        Some(Role::Member(member)) => member,
-        _ => {
-            return Err(format!(
-                "requester {} is no member of the consortium",
-                job.requester
-            ));
-        }
-    };
-    members::allowed(party, &requester.name)?;
     let ring_bits = party.consortium.core.ring_bits;
     if job.format().0 != ring_bits {
         return Err(format!(

@@ -7,16 +7,18 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use trefoil_consortium::keys::{KeyTray, send_key};
 use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
-use trefoil_consortium::{NodeStats, SessionId, host, random_bytes};
-use trefoil_models::{JobKind, Phase};
+use trefoil_consortium::{JobId, NodeStats, SessionId, host, random_bytes};
+use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::ring::Tensor;
-use trefoil_protocol::run::{PartyKeys, State, run_step};
+use trefoil_protocol::run::{OutputShare, PartyKeys, State, run_step};
 use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
 
+use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::members::on_files;
@@ -77,9 +79,24 @@ pub(crate) fn abort(party: &Party, reason: &str) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some(abort) = running {
+    if let Some((_, abort)) = running {
         abort.abort(reason);
     }
+}
+
+/// Ends the running session if it is this job's, telling the peers.
+pub(crate) fn abort_job(party: &Party, job: JobId, reason: &str) {
+    let running = party.running.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((running, abort)) = &*running
+        && *running == job
+    {
+        abort.abort(reason);
+    }
+}
+
+/// An error where this party's operator has cancelled the job.
+fn not_cancelled(job: &Job) -> Result<(), String> {
+    job.cancelled().map_or(Ok(()), Err)
 }
 
 /// Ends the session with its future, whatever ends that: a dropped future must not leave a
@@ -114,6 +131,8 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         links,
         mut tray,
     } = session;
+    not_cancelled(&job)?;
+    consent::started(party, &job, id).await?;
     let hello = prepared.derived.hello(id);
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
     let keys = exchange_keys(party, id, &links, &mut tray).await?;
@@ -121,12 +140,16 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
     let Links { parties, dealer } = links;
     let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
     let (net, material, abort) = started.map_err(|err| err.to_string())?;
-    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((job.id, abort.clone()));
     let mut guard = Guard {
         party,
         abort: abort.clone(),
         done: false,
     };
+    if let Err(reason) = not_cancelled(&job) {
+        abort.abort(&reason);
+        return Err(reason);
+    }
     let steps = prepared.derived.schedule.steps.len() as u64;
     job.say(Event::Started {
         session: id,
@@ -302,7 +325,9 @@ impl Work {
                 net,
                 material,
             );
-            for output in outputs.map_err(|err| err.to_string())? {
+            let outputs = outputs.map_err(|err| err.to_string())?;
+            note_outputs(party, job, index, step, &outputs)?;
+            for output in outputs {
                 job.say(Event::Output {
                     step: index as u64,
                     share: output.into(),
@@ -352,6 +377,37 @@ impl Work {
             .map(Some)
             .map_err(|err| err.to_string())
     }
+}
+
+/// Notes what a step reveals, before it leaves. A benchmark's results on zeros are noted with its
+/// start: flushing the log is no part of what it measures.
+fn note_outputs(
+    party: &Party,
+    job: &Job,
+    index: usize,
+    step: &Step,
+    outputs: &[OutputShare],
+) -> Result<(), String> {
+    let description = &job.description;
+    if outputs.is_empty() || matches!(description.kind, JobKind::Benchmark { .. }) {
+        return Ok(());
+    }
+    let names = outputs.iter().map(|output| {
+        let values = output.share.len();
+        json!({"name": output.name, "values": values})
+    });
+    let names: Vec<_> = names.collect();
+    let mut details = json!({"step": index, "outputs": names});
+    if let Phase::Predict { .. } = step.phase {
+        let rows = step.inputs.iter().flat_map(|input| input.rows.iter());
+        details["rows"] = rows.filter(|row| **row != PADDING_ROW).count().into();
+    }
+    let requester = job.requester();
+    let who = Some((requester.as_str(), description.requester));
+    let written = party
+        .audit
+        .append("outputs_revealed", who, Some(job.id), details);
+    written.map_err(|err| format!("{}: nothing is revealed: {err}", party.me))
 }
 
 fn progress(

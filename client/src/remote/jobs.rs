@@ -1,20 +1,41 @@
 //! Jobs: asked for at all three parties, followed to their end, and their results put together.
 
+use std::time::{Duration, Instant};
+
 use trefoil_consortium::wire::{self, Answer, Ask, EVENT_MAX_BYTES};
-use trefoil_consortium::{JobDescription, JobId, NodeStats, SessionId, hex, wire::Progress};
+use trefoil_consortium::{Core, JobDescription, JobId, NodeStats, SessionId, hex, wire::Progress};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
 use trefoil_protocol::run::party::reconstruct;
+
+use trefoil_transport::MsgStream;
 
 use super::{Remote, RemoteError, unexpected};
 
 /// Outputs that some but not all parties have sent, at most.
 const PENDING_OUTPUTS_MAX: usize = 100_000;
 
+/// How often a party is tried again whose link broke while a job waits for approval.
+const WATCH_AGAIN_EVERY: Duration = Duration::from_millis(500);
+
 /// What happens while a job is watched.
 #[derive(Debug)]
 pub enum Event {
+    /// The job waits for approval at a party.
+    Held {
+        /// Which party.
+        party: PartyId,
+        /// Which, with its institution's name.
+        at: String,
+    },
+    /// A party has approved it.
+    Approved {
+        /// Which party.
+        party: PartyId,
+        /// Which, with its institution's name.
+        at: String,
+    },
     /// All parties have started the session.
     Started {
         /// Its id.
@@ -97,6 +118,38 @@ impl Remote {
         self.watch_each([job; 3], on_event).await
     }
 
+    /// Opens the report of a job anew; the party begins it from the start.
+    async fn watch_again(&self, party: PartyId, ask: &Ask) -> Result<MsgStream, RemoteError> {
+        let begun = Instant::now();
+        loop {
+            match self.open(party, ask).await {
+                Err(err) if err.may_pass() && begun.elapsed() < self.resume_timeout => {
+                    tokio::time::sleep(WATCH_AGAIN_EVERY).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    /// Takes a job back that has not started; at P0 first, so that none starts meanwhile.
+    ///
+    /// # Errors
+    /// The first party's that still has the job, after all were asked: it runs, or is over.
+    pub async fn withdraw(&self, job: JobId) -> Result<(), RemoteError> {
+        let mut result = Ok(());
+        for party in PartyId::ALL {
+            let what = "the withdrawal";
+            let answer = self.ask_one(party, &Ask::Withdraw(job), what).await;
+            let withdrawn = match answer {
+                Ok(Answer::Withdrawn) => Ok(()),
+                Ok(other) => Err(unexpected(party, what, other)),
+                Err(err) => Err(err),
+            };
+            result = result.and(withdrawn);
+        }
+        result
+    }
+
     /// As [`Remote::watch`], after [`Remote::submit_each`].
     #[doc(hidden)]
     pub async fn watch_each(
@@ -106,17 +159,28 @@ impl Remote {
     ) -> Result<JobResult, RemoteError> {
         let asks = jobs.map(Ask::Watch);
         let [a, b, c] = PartyId::ALL.map(|party| self.open(party, &asks[party.index()]));
-        let (mut a, mut b, mut c) = tokio::try_join!(a, b, c)?;
-        let mut gather = Gather::new(self.consortium.core.ring_bits);
+        let (a, b, c) = tokio::try_join!(a, b, c)?;
+        let mut streams = [a, b, c];
+        let mut gather = Gather::new(&self.consortium.core);
         while !gather.complete() {
             let [open_a, open_b, open_c] =
                 PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
+            let [a, b, c] = &mut streams;
             let (party, message) = tokio::select! {
                 message = a.recv::<Watched>(EVENT_MAX_BYTES), if open_a => (PartyId::P0, message),
                 message = b.recv::<Watched>(EVENT_MAX_BYTES), if open_b => (PartyId::P1, message),
                 message = c.recv::<Watched>(EVENT_MAX_BYTES), if open_c => (PartyId::P2, message),
             };
-            let message = message.map_err(|source| RemoteError::Link { party, source })?;
+            let message = match message {
+                Ok(message) => message,
+                // Approval takes days: a link that breaks meanwhile ends nothing.
+                Err(_) if gather.waits_for_approval() => {
+                    let at = party.index();
+                    streams[at] = self.watch_again(party, &asks[at]).await?;
+                    continue;
+                }
+                Err(source) => return Err(RemoteError::Link { party, source }),
+            };
             match message.unwrap_or(Watched::Failed(
                 "it ended the report without a result".into(),
             )) {
@@ -133,6 +197,12 @@ type Watched = wire::Event;
 
 /// The three parties' reports on one job.
 struct Gather {
+    /// The parties' institutions.
+    names: [String; 3],
+    /// Where the job waits for approval.
+    held: [bool; 3],
+    /// It has waited somewhere.
+    patient: bool,
     /// The session that each party says it has started.
     started: [Option<(SessionId, u64)>; 3],
     pending: Vec<(u64, String, [Option<OutputShare>; 3])>,
@@ -144,15 +214,23 @@ struct Gather {
 }
 
 impl Gather {
-    fn new(ring_bits: u8) -> Gather {
+    fn new(core: &Core) -> Gather {
         Gather {
+            names: core.parties.each_ref().map(|party| party.name.clone()),
+            held: [false; 3],
+            patient: false,
             started: [None; 3],
             pending: Vec::new(),
             outputs: Vec::new(),
             stats: [None, None, None],
             dealer: None,
-            ring_bits,
+            ring_bits: core.ring_bits,
         }
+    }
+
+    /// Whether the job has waited for a person and has not started.
+    fn waits_for_approval(&self) -> bool {
+        self.patient && self.started.iter().all(Option::is_none)
     }
 
     fn complete(&self) -> bool {
@@ -165,7 +243,20 @@ impl Gather {
         event: wire::Event,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(), RemoteError> {
+        let at = || format!("{party} ({})", self.names[party.index()]);
         match event {
+            // A party that was started again says it again.
+            wire::Event::Held => {
+                self.patient = true;
+                if !std::mem::replace(&mut self.held[party.index()], true) {
+                    on_event(Event::Held { party, at: at() });
+                }
+            }
+            wire::Event::Approved => {
+                if std::mem::replace(&mut self.held[party.index()], false) {
+                    on_event(Event::Approved { party, at: at() });
+                }
+            }
             wire::Event::Started {
                 session,
                 steps,

@@ -8,9 +8,9 @@ use trefoil_consortium::wire::{
     Answer, Ask, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Request, clip_reason,
 };
 use trefoil_consortium::{JobDescription, JobId, MemberEntry, SOFTWARE};
-use trefoil_protocol::party::PartyId;
 use trefoil_transport::MsgStream;
 
+use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::store::StoreError;
@@ -51,7 +51,10 @@ pub(crate) async fn answer(
             Err(reason) => refuse(party, &mut stream, reason).await?,
         },
         Ask::Withdraw(id) => {
-            let withdrawn = own_job(party, member, &id).and_then(|job| party.jobs.withdraw(&job));
+            let withdrawn = match own_job(party, member, &id) {
+                Ok(job) => withdraw(party, &job).await,
+                Err(reason) => Err(reason),
+            };
             match withdrawn {
                 Ok(()) => say(party, &mut stream, &Answer::Withdrawn).await?,
                 Err(reason) => refuse(party, &mut stream, reason).await?,
@@ -110,29 +113,13 @@ async fn submit(
             job.requester, member.name
         ));
     }
-    allowed(party, &member.name)?;
-    tracing::info!(job = %job.id(), "submitted by {}:\n{}", member.name, job.describe(&member.name));
-    let job = party.jobs.submit(job)?;
-    if party.me == PartyId::P0 {
-        // The queue is as long as the book of jobs.
-        if party.queue.try_send(job.clone()).is_err() {
-            party.jobs.withdraw(&job)?;
-            return Err("busy: too many jobs are waiting".into());
-        }
-    }
-    Ok(job.id)
+    consent::submit(party, member, job).await
 }
 
-/// Whether this party's policy lets a member start jobs.
-pub(crate) fn allowed(party: &Party, member: &str) -> Result<(), String> {
-    if party.requesters.contains(member) {
-        return Ok(());
-    }
-    Err(format!(
-        "policy of {} ({}): {member} may not start jobs; add it to [policy] requesters in this party's configuration",
-        party.me,
-        party.consortium.core.parties[party.me.index()].name
-    ))
+async fn withdraw(party: &Arc<Party>, job: &Arc<Job>) -> Result<(), String> {
+    party.jobs.withdraw(job)?;
+    consent::ended(party, job).await;
+    Ok(())
 }
 
 fn own_job(party: &Party, member: &MemberEntry, id: &JobId) -> Result<Arc<Job>, String> {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use tokio::sync::SemaphorePermit;
 use trefoil_consortium::receipt::{SignedReceipt, StagedReceipt, UploadId, check_receipts};
 use trefoil_consortium::wire::{
@@ -144,7 +145,8 @@ pub(super) async fn commit(
     };
     let committed = {
         let party = party.clone();
-        store_work(move || commit_checked(&party, &staging, &commit)).await
+        let member = member.clone();
+        store_work(move || commit_checked(&party, &member, &staging, &commit)).await
     };
     match committed {
         Ok(digest) => {
@@ -177,6 +179,7 @@ fn sign(party: &Party, receipt: StagedReceipt) -> Result<SignedReceipt, StoreErr
 
 fn commit_checked(
     party: &Party,
+    member: &MemberEntry,
     staging: &Staging,
     commit: &Commit,
 ) -> Result<[u8; 32], StoreError> {
@@ -198,7 +201,26 @@ fn commit_checked(
             party.me
         )));
     }
-    party.store.commit(staging, digest)?;
+    let begin = staging.begin();
+    let details = json!({
+        "upload": hex(&begin.upload),
+        "dataset": begin.dataset,
+        "part": begin.part.to_string(),
+        "number": begin.number,
+        "rows": begin.rows,
+        "digest": hex(&digest),
+    });
+    let note = |what: &str| {
+        let who = Some((member.name.as_str(), member.pin));
+        let written = party.audit.append(what, who, None, details.clone());
+        written.map_err(|err| StoreError::Refused(format!("{}: {err}", party.me)))
+    };
+    note("upload_committed")?;
+    party.store.commit(staging, digest).inspect_err(|_| {
+        if let Err(err) = note("upload_not_committed") {
+            tracing::error!(%err, "the audit log says of an upload that it is committed");
+        }
+    })?;
     Ok(digest)
 }
 

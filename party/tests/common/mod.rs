@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use trefoil_client::remote::{Part, Remote, RemoteError, Upload};
-use trefoil_consortium::config::{IdentityFiles, Policy};
+use trefoil_consortium::config::{IdentityFiles, Policy, Rule, Verdict};
 use trefoil_consortium::receipt::Schema;
 use trefoil_consortium::wire::{Answer, Ask, CONTROL_VERSION, Request, UploadBegin};
 use trefoil_consortium::{
@@ -126,6 +126,7 @@ pub struct World {
     identities: BTreeMap<String, Identity>,
     pub parties: [Option<trefoil_party::Daemon>; 3],
     pub dealer: Option<trefoil_dealer::Daemon>,
+    policies: [Policy; 3],
     runtime: Arc<tokio::runtime::Runtime>,
 }
 
@@ -136,9 +137,28 @@ fn files(folder: &Path) -> IdentityFiles {
     }
 }
 
+/// The policy of a party that consents to everything that two hospitals ask for.
+pub fn allow_all() -> Policy {
+    with_rules(vec![Rule::new("all", Verdict::Allow)])
+}
+
+/// A policy for the jobs of two hospitals.
+pub fn with_rules(rules: Vec<Rule>) -> Policy {
+    Policy {
+        requesters: vec!["st-anna".into(), "st-bernd".into()],
+        rules,
+        ..Policy::default()
+    }
+}
+
 impl World {
     pub fn start(seed: u64) -> World {
         let _ = seed;
+        World::with_policies([allow_all(), allow_all(), allow_all()])
+    }
+
+    /// A consortium whose parties have policies of their own.
+    pub fn with_policies(policies: [Policy; 3]) -> World {
         if std::env::var("RUST_LOG").is_ok() {
             trefoil_consortium::logging::init("info").unwrap();
         }
@@ -189,6 +209,7 @@ impl World {
             identities,
             parties: [None, None, None],
             dealer: None,
+            policies,
             runtime: Arc::new(runtime),
         };
         world.restart();
@@ -220,11 +241,10 @@ impl World {
                 threads: 0,
                 identity: files(&home),
                 peers: Addresses::default(),
-                policy: Policy {
-                    requesters: vec!["st-anna".into(), "st-bernd".into()],
-                },
+                policy: self.policies[party.index()].clone(),
                 transport: settings(),
             };
+            std::fs::write(self.config(party), config.to_toml()).unwrap();
             trefoil_party::Daemon::start(&config, true).unwrap()
         });
         let addresses = Addresses::of(
@@ -236,6 +256,18 @@ impl World {
             .for_each(|party| party.set_addresses(addresses.clone()));
         self.parties = parties.map(Some);
         self.dealer = Some(dealer);
+    }
+
+    /// The home of a party.
+    pub fn home(&self, party: PartyId) -> PathBuf {
+        self.folder.path().join(format!("p{}/home", party.index()))
+    }
+
+    /// The configuration file of a party.
+    pub fn config(&self, party: PartyId) -> PathBuf {
+        self.folder
+            .path()
+            .join(format!("p{}/party.toml", party.index()))
     }
 
     fn consortium_path(&self) -> PathBuf {

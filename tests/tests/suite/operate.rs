@@ -60,6 +60,14 @@ impl World {
         command
     }
 
+    /// A command of a party's operator.
+    fn operator(&self, who: &str, args: &[&str]) -> Command {
+        let mut command = trefoil();
+        command.args(args).arg("--config");
+        command.arg(self.dir(who).join("party.toml"));
+        command
+    }
+
     fn hand_out(&self, file: &Path, to: &[&str]) {
         for who in to {
             std::fs::copy(file, self.dir(who).join("consortium.toml")).expect("a file is copied");
@@ -215,6 +223,14 @@ fn found(world: &World) -> String {
         let named = "requesters = [\"statistics-office\", \"berta\"]";
         let changed = text.replace("requesters = []", named);
         assert_ne!(changed, text);
+        let first = "[[policy.rules]]";
+        let refuses = format!(
+            "{first}\nname = \"no-logits\"\nverdict = \"refuse\"\noutputs = [\"logits\"]\n\n{first}"
+        );
+        let changed = match who {
+            "west" => changed.replacen(first, &refuses, 1),
+            _ => changed,
+        };
         std::fs::write(&path, changed).expect("it is written");
     }
     core.to_owned()
@@ -310,15 +326,25 @@ fn jobs(world: &World) {
         command
     };
     refused(&mut train("anna"), &["st-anna"]);
+    // No rule lets weights out, so that a person at each party has to agree.
     let mut command = train("office");
-    command.arg("--reveal-metrics");
+    command.args(["--reveal-metrics", "--detach"]);
     command.arg("--reveal-weights").arg(&weights);
-    let (code, trained, said) = output(&mut command);
-    assert_eq!(code, Some(0), "{trained}\n{said}");
+    let (code, id, said) = output(&mut command);
+    assert_eq!(code, Some(0), "{id}\n{said}");
+    assert!(said.contains("THE TRAINED WEIGHTS"), "{said}");
+    for who in ["north", "west", "east"] {
+        let held = succeeds(&mut world.operator(who, &["jobs"]));
+        assert!(held.contains(&id[..16]) && held.contains("held"), "{held}");
+        let approve = ["approve", &id[..16], "--yes"];
+        let (code, done, words) = output(&mut world.operator(who, &approve));
+        assert_eq!(code, Some(0), "{done}\n{words}");
+        assert!(words.contains("THE TRAINED WEIGHTS"), "{words}");
+    }
+    let trained = succeeds(&mut world.member("office", &["watch", &id[..16]]));
     for part in ["epoch 4", "training steps", "40", "linear-1", "weights.npz"] {
         assert!(trained.contains(part), "{trained}");
     }
-    assert!(said.contains("THE TRAINED WEIGHTS"), "{said}");
     // 784 x 10 weights and 10 biases of eight bytes, with their headers.
     let bytes = std::fs::metadata(&weights).expect("they are written").len();
     assert!((62_800..64_000).contains(&bytes), "{bytes}");
@@ -373,6 +399,9 @@ fn jobs(world: &World) {
     let to = world.dir("berta").join("table.csv");
     let detached = ["--output", "probabilities", "--detach", "--to"];
     let id = succeeds(predict(&detached).arg(&to));
+    for who in ["north", "west", "east"] {
+        succeeds(&mut world.operator(who, &["approve", &id[..12], "--yes"]));
+    }
     succeeds(&mut world.member("berta", &["watch", &id[..12]]));
     let table = std::fs::read_to_string(&to).expect("the table is written");
     let row: Vec<&str> = table.lines().nth(1).expect("a row").split(',').collect();
@@ -386,6 +415,26 @@ fn jobs(world: &World) {
         &mut world.member("office", &["watch", &id[..12]]),
         &["0 jobs"],
     );
+
+    // One party's rule is enough, and one person's word.
+    refused(
+        &mut predict(&["--output", "logits"]),
+        &["P1 (west-university)", "no-logits"],
+    );
+    let id = succeeds(&mut predict(&["--output", "probabilities", "--detach"]));
+    let deny = ["approve", &id[..12], "--deny", "--reason", "not in May"];
+    succeeds(world.operator("east", &deny).arg("--yes"));
+    refused(
+        &mut world.member("berta", &["watch", &id[..12]]),
+        &["not in May", "east-ministry"],
+    );
+    for who in ["north", "west", "east"] {
+        let verified = succeeds(&mut world.operator(who, &["audit", "verify"]));
+        assert!(verified.contains("the chain holds"), "{verified}");
+        let log = world.dir(who).join("store/audit.log");
+        let text = std::fs::read_to_string(log).expect("the log is readable");
+        assert!(text.contains("outputs_revealed"), "{text}");
+    }
 }
 
 #[test]

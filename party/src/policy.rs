@@ -1,0 +1,526 @@
+//! A party's policy: the first rule that fits a job decides; and the predictions of the day, which
+//! survive restarts in `home/predictions.json`. The rules' form is `trefoil_consortium::config`'s.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use trefoil_consortium::JobDescription;
+use trefoil_consortium::config::{Kind, Output, Policy, Rule, Verdict};
+use trefoil_models::{JobKind, Network, PredictOutput};
+use trefoil_transport::Pin;
+
+use crate::files::{self, FileError};
+
+const SECONDS_PER_DAY: u64 = 86_400;
+/// Version of the file of counts.
+const COUNTS_VERSION: u32 = 1;
+/// Longest file of counts: ten thousand members.
+const COUNTS_MAX_BYTES: u64 = 4 << 20;
+
+/// What the policy says of a job that it does not refuse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Ruling {
+    /// Whether a person has to approve it here.
+    pub(crate) ask: bool,
+    /// The rule's name, or why none was needed.
+    pub(crate) rule: String,
+}
+
+/// The rules, and the predictions of the day.
+#[derive(Debug)]
+pub(crate) struct PolicyDesk {
+    policy: Policy,
+    /// The party, as refusals name it.
+    party: String,
+    path: PathBuf,
+    counts: Mutex<Counts>,
+}
+
+/// Rows predicted for each requester on one day.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counts {
+    version: u32,
+    /// Days since 1970, UTC.
+    day: u64,
+    rows: BTreeMap<String, u64>,
+}
+
+impl Counts {
+    /// The counts that hold at a time. A clock that goes back begins no new day.
+    fn at(&self, now_s: u64) -> Counts {
+        let day = (now_s / SECONDS_PER_DAY).max(self.day);
+        let rows = match day == self.day {
+            true => self.rows.clone(),
+            false => BTreeMap::new(),
+        };
+        Counts {
+            version: COUNTS_VERSION,
+            day,
+            rows,
+        }
+    }
+}
+
+/// What rules look at.
+struct Facts<'a> {
+    kind: Kind,
+    dataset: Option<&'a str>,
+    model: Option<&'a str>,
+    network: Option<String>,
+    outputs: Vec<Output>,
+    /// Images whose predictions are revealed.
+    rows: u64,
+}
+
+impl PolicyDesk {
+    /// Reads the counts of the home. `party` is how refusals name it.
+    ///
+    /// # Errors
+    /// A file of counts that cannot be read: a limit must not begin anew by accident.
+    pub(crate) fn open(
+        home: &Path,
+        policy: Policy,
+        party: String,
+    ) -> Result<PolicyDesk, FileError> {
+        let path = home.join("predictions.json");
+        let damaged = |detail: String| FileError::Content {
+            path: path.clone(),
+            detail: format!("{detail}; remove it to begin the day's counts of predictions anew"),
+        };
+        let counts = match files::read(&path, COUNTS_MAX_BYTES)? {
+            None => Counts::default(),
+            Some(bytes) => {
+                let counts: Counts =
+                    serde_json::from_slice(&bytes).map_err(|err| damaged(err.to_string()))?;
+                if counts.version != COUNTS_VERSION {
+                    return Err(damaged(format!(
+                        "version {}, this software reads {COUNTS_VERSION}",
+                        counts.version
+                    )));
+                }
+                counts
+            }
+        };
+        Ok(PolicyDesk {
+            policy,
+            party,
+            path,
+            counts: Mutex::new(counts),
+        })
+    }
+
+    /// How long a job may wait.
+    pub(crate) fn approval_timeout_s(&self) -> u64 {
+        self.policy.approval_timeout_s
+    }
+
+    /// What becomes of a job; the error is a refusal that names party and rule and says what to do.
+    pub(crate) fn rule(
+        &self,
+        job: &JobDescription,
+        requester: &str,
+        now_s: u64,
+    ) -> Result<Ruling, String> {
+        let party = &self.party;
+        if !self.policy.requesters.iter().any(|name| name == requester) {
+            return Err(format!(
+                "policy of {party}: {requester} may not start jobs; add it to [policy] requesters in this party's configuration"
+            ));
+        }
+        let facts = Facts::of(job)?;
+        let fits = |rule: &&Rule| fits(rule, requester, &facts);
+        let Some(rule) = self.policy.rules.iter().find(fits) else {
+            let benchmark = facts.kind == Kind::Benchmark;
+            let why = if benchmark {
+                "benchmarks read no data"
+            } else {
+                "no rule fits"
+            };
+            return Ok(Ruling {
+                ask: !benchmark,
+                rule: why.into(),
+            });
+        };
+        if rule.verdict == Verdict::Refuse {
+            return Err(format!(
+                "policy of {party}: rule {:?} refuses {}; change the job, or ask this party's operator, who sets [policy] in its configuration",
+                rule.name,
+                facts.describe(requester)
+            ));
+        }
+        if let Some(limit) = rule.rows_per_day {
+            let used = self.used(job.requester, now_s);
+            if used.saturating_add(facts.rows) > limit {
+                return Err(format!(
+                    "policy of {party}: rule {:?} gives {requester} {limit} predictions a day (UTC), {used} are used and this job asks for {}; ask for fewer, or tomorrow",
+                    rule.name, facts.rows
+                ));
+            }
+        }
+        Ok(Ruling {
+            ask: rule.verdict == Verdict::Ask,
+            rule: rule.name.clone(),
+        })
+    }
+
+    /// Predictions of the day so far.
+    fn used(&self, requester: Pin, now_s: u64) -> u64 {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = counts.at(now_s);
+        counts
+            .rows
+            .get(&requester.to_string())
+            .copied()
+            .unwrap_or(0)
+    }
+
+    /// Counts the predictions of a job that is about to run; does nothing for other jobs. They are
+    /// on the disk before the first of them can leave.
+    pub(crate) fn count(&self, job: &JobDescription, now_s: u64) -> Result<(), FileError> {
+        let rows = predicted_rows(&job.kind);
+        if rows == 0 {
+            return Ok(());
+        }
+        let mut held = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = held.at(now_s);
+        let used = counts.rows.entry(job.requester.to_string()).or_default();
+        *used = used.saturating_add(rows);
+        let text = serde_json::to_vec(&counts).map_err(|err| FileError::Content {
+            path: self.path.clone(),
+            detail: err.to_string(),
+        })?;
+        files::write(&self.path, &text)?;
+        *held = counts;
+        Ok(())
+    }
+}
+
+fn predicted_rows(kind: &JobKind) -> u64 {
+    match kind {
+        JobKind::Predict { rows, .. } => *rows as u64,
+        JobKind::Train { .. } | JobKind::Evaluate { .. } | JobKind::Benchmark { .. } => 0,
+    }
+}
+
+impl Facts<'_> {
+    fn of(job: &JobDescription) -> Result<Facts<'_>, String> {
+        let name = |network: &str| match Network::parse(network) {
+            Ok(network) => Ok(Some(network.name)),
+            Err(err) => Err(format!("the job's network cannot be read: {err}")),
+        };
+        let (kind, model, network, outputs) = match &job.kind {
+            JobKind::Train {
+                network,
+                evaluate_each_epoch,
+                save_as,
+                reveal_weights,
+                ..
+            } => {
+                let metrics = evaluate_each_epoch.then_some(Output::Metrics);
+                let weights = reveal_weights.then_some(Output::Weights);
+                let outputs = metrics.into_iter().chain(weights).collect();
+                (Kind::Train, Some(save_as.as_str()), name(network)?, outputs)
+            }
+            JobKind::Evaluate { network, .. } => (
+                Kind::Evaluate,
+                job.model(),
+                name(network)?,
+                vec![Output::Metrics],
+            ),
+            JobKind::Predict {
+                network, output, ..
+            } => {
+                let output = match output {
+                    PredictOutput::Class => Output::Class,
+                    PredictOutput::Probabilities => Output::Probabilities,
+                    PredictOutput::Logits => Output::Logits,
+                };
+                (Kind::Predict, job.model(), name(network)?, vec![output])
+            }
+            JobKind::Benchmark { .. } => (Kind::Benchmark, None, None, Vec::new()),
+        };
+        Ok(Facts {
+            kind,
+            dataset: job.dataset().map(|dataset| dataset.name.as_str()),
+            model,
+            network,
+            outputs,
+            rows: predicted_rows(&job.kind),
+        })
+    }
+
+    fn describe(&self, requester: &str) -> String {
+        let kind = match self.kind {
+            Kind::Train => "a training",
+            Kind::Evaluate => "an evaluation",
+            Kind::Predict => "a prediction",
+            Kind::Benchmark => "a benchmark",
+        };
+        let mut text = format!("{kind} of {requester}");
+        if let Some(dataset) = self.dataset {
+            text.push_str(&format!(" on data set {dataset}"));
+        }
+        if let Some(model) = self.model {
+            text.push_str(&format!(" with model {model}"));
+        }
+        let outputs: Vec<String> = self.outputs.iter().map(Output::to_string).collect();
+        match outputs.is_empty() {
+            true => text.push_str(" that reveals nothing"),
+            false => text.push_str(&format!(" that reveals {}", outputs.join(" and "))),
+        }
+        text
+    }
+}
+
+/// Whether all conditions of a rule hold. A condition on something that the job has not, fails.
+fn fits(rule: &Rule, requester: &str, facts: &Facts<'_>) -> bool {
+    let among = |list: &Option<Vec<String>>, found: Option<&str>| match list {
+        None => true,
+        Some(list) => found.is_some_and(|found| list.iter().any(|name| name == found)),
+    };
+    let outputs = match (&rule.outputs, rule.verdict) {
+        (None, _) => true,
+        // A permission covers everything that the job reveals; a restriction holds for any of it.
+        (Some(list), Verdict::Allow) => facts.outputs.iter().all(|output| list.contains(output)),
+        (Some(list), Verdict::Ask | Verdict::Refuse) => {
+            facts.outputs.iter().any(|output| list.contains(output))
+        }
+    };
+    let kind = rule
+        .kinds
+        .as_ref()
+        .is_none_or(|kinds| kinds.contains(&facts.kind));
+    kind && outputs
+        && among(&rule.requesters, Some(requester))
+        && among(&rule.datasets, facts.dataset)
+        && among(&rule.models, facts.model)
+        && among(&rule.networks, facts.network.as_deref())
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_models::job::DatasetRef;
+    use trefoil_models::{Benchmark, TrainSpec};
+
+    use super::*;
+
+    const NETWORK: &str =
+        "name = \"tiny\"\ninput = [1, 4, 4]\nclasses = 3\n[[layer]]\nkind = \"dense\"\n";
+    /// A minute before a midnight, UTC.
+    const EVENING: u64 = 20_000 * SECONDS_PER_DAY - 60;
+
+    fn job(kind: JobKind) -> JobDescription {
+        JobDescription::new("job", Pin::from_bytes([1; 32]), kind).unwrap()
+    }
+
+    fn train(dataset: &str, metrics: bool, weights: bool) -> JobDescription {
+        job(JobKind::Train {
+            network: NETWORK.into(),
+            spec: TrainSpec::default(),
+            dataset: DatasetRef {
+                name: dataset.into(),
+                train_rows: 10,
+                test_rows: 2,
+                snapshot: [7; 32],
+            },
+            evaluate_each_epoch: metrics,
+            save_as: "model".into(),
+            reveal_weights: weights,
+        })
+    }
+
+    fn predict(output: PredictOutput, rows: usize) -> JobDescription {
+        job(JobKind::Predict {
+            model: "model".into(),
+            network: NETWORK.into(),
+            frac_bits: 16,
+            ring_bits: 64,
+            rows,
+            upload: "upload".into(),
+            output,
+        })
+    }
+
+    fn desk(home: &Path, rules: Vec<Rule>) -> PolicyDesk {
+        let policy = Policy {
+            requesters: vec!["anna".into(), "bernd".into()],
+            rules,
+            ..Policy::default()
+        };
+        policy.check().unwrap();
+        PolicyDesk::open(home, policy, "P1 (west)".into()).unwrap()
+    }
+
+    fn rule(name: &str, verdict: Verdict, change: impl FnOnce(&mut Rule)) -> Rule {
+        let mut rule = Rule::new(name, verdict);
+        change(&mut rule);
+        rule
+    }
+
+    /// `allow`, `ask` or the refusal.
+    fn says(desk: &PolicyDesk, job: &JobDescription, requester: &str) -> String {
+        match desk.rule(job, requester, EVENING) {
+            Ok(Ruling { ask: true, rule }) => format!("ask {rule}"),
+            Ok(Ruling { ask: false, rule }) => format!("allow {rule}"),
+            Err(refusal) => refusal,
+        }
+    }
+
+    #[test]
+    fn without_rules_a_listed_requester_is_held_others_are_refused_and_benchmarks_run() {
+        let home = tempfile::tempdir().unwrap();
+        let desk = desk(home.path(), vec![]);
+        assert_eq!(
+            says(&desk, &train("xray", true, false), "anna"),
+            "ask no rule fits"
+        );
+        let refusal = says(&desk, &train("xray", true, false), "carla");
+        assert!(refusal.contains("P1 (west): carla may not"), "{refusal}");
+        let benchmark = job(JobKind::Benchmark {
+            work: Benchmark::Relu { elements: 8 },
+            repetitions: 1,
+            frac_bits: 16,
+            ring_bits: 64,
+        });
+        assert_eq!(
+            says(&desk, &benchmark, "anna"),
+            "allow benchmarks read no data"
+        );
+    }
+
+    #[test]
+    fn the_first_rule_that_fits_decides_and_every_condition_counts() {
+        let home = tempfile::tempdir().unwrap();
+        let list = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let rules = vec![
+            rule("no-ct", Verdict::Refuse, |r| r.datasets = list(&["ct"])),
+            rule("anna-xray", Verdict::Allow, |r| {
+                r.requesters = list(&["anna"]);
+                r.kinds = Some(vec![Kind::Train]);
+                r.datasets = list(&["xray"]);
+                r.networks = list(&["tiny"]);
+                r.models = list(&["model"]);
+            }),
+            rule("all-ct", Verdict::Allow, |r| r.datasets = list(&["ct"])),
+        ];
+        let desk = desk(home.path(), rules.clone());
+        let job = train("xray", true, true);
+        assert_eq!(says(&desk, &job, "anna"), "allow anna-xray");
+        assert_eq!(says(&desk, &job, "bernd"), "ask no rule fits");
+        let refusal = says(&desk, &train("ct", true, false), "anna");
+        for words in ["P1 (west)", "\"no-ct\"", "data set ct", "operator"] {
+            assert!(refusal.contains(words), "{refusal}");
+        }
+        // A prediction reads no data set: a rule for one does not fit.
+        assert_eq!(
+            says(&desk, &predict(PredictOutput::Class, 1), "anna"),
+            "ask no rule fits"
+        );
+        // Each condition alone takes the job out of the rule.
+        let changes: [fn(&mut Rule); 5] = [
+            |r| r.requesters = Some(vec!["bernd".into()]),
+            |r| r.kinds = Some(vec![Kind::Evaluate]),
+            |r| r.datasets = Some(vec!["mri".into()]),
+            |r| r.networks = Some(vec!["large".into()]),
+            |r| r.models = Some(vec!["other".into()]),
+        ];
+        for change in changes {
+            let home = tempfile::tempdir().unwrap();
+            let mut rules = rules.clone();
+            change(&mut rules[1]);
+            let desk = self::desk(home.path(), rules);
+            assert_eq!(says(&desk, &job, "anna"), "ask no rule fits");
+        }
+    }
+
+    #[test]
+    fn a_permission_covers_all_outputs_and_a_restriction_any() {
+        let home = tempfile::tempdir().unwrap();
+        let only = |outputs: &[Output]| Some(outputs.to_vec());
+        let rules = vec![
+            rule("weights-ask", Verdict::Ask, |r| {
+                r.outputs = only(&[Output::Weights])
+            }),
+            rule("metrics", Verdict::Allow, |r| {
+                r.outputs = only(&[Output::Metrics, Output::Class])
+            }),
+            rule("rest", Verdict::Refuse, |_| {}),
+        ];
+        let desk = desk(home.path(), rules);
+        assert_eq!(
+            says(&desk, &train("x", true, true), "anna"),
+            "ask weights-ask"
+        );
+        assert_eq!(
+            says(&desk, &train("x", true, false), "anna"),
+            "allow metrics"
+        );
+        assert_eq!(
+            says(&desk, &train("x", false, false), "anna"),
+            "allow metrics"
+        );
+        assert_eq!(
+            says(&desk, &predict(PredictOutput::Class, 3), "anna"),
+            "allow metrics"
+        );
+        for output in [PredictOutput::Logits, PredictOutput::Probabilities] {
+            let refusal = says(&desk, &predict(output, 3), "anna");
+            assert!(
+                refusal.contains("\"rest\" refuses a prediction of anna"),
+                "{refusal}"
+            );
+        }
+    }
+
+    #[test]
+    fn rows_of_a_day_are_counted_by_requester_over_restarts_and_begin_anew_at_midnight() {
+        let home = tempfile::tempdir().unwrap();
+        let limited = rule("classes", Verdict::Allow, |r| {
+            r.kinds = Some(vec![Kind::Predict]);
+            r.rows_per_day = Some(10);
+        });
+        let open = || desk(home.path(), vec![limited.clone()]);
+        let desk = open();
+        let six = predict(PredictOutput::Class, 6);
+        desk.rule(&six, "anna", EVENING).unwrap();
+        desk.count(&six, EVENING).unwrap();
+        for desk in [&desk, &open()] {
+            let refusal = desk.rule(&six, "anna", EVENING).unwrap_err();
+            for words in ["\"classes\"", "10 predictions", "6 are used", "asks for 6"] {
+                assert!(refusal.contains(words), "{refusal}");
+            }
+            let four = predict(PredictOutput::Class, 4);
+            desk.rule(&four, "anna", EVENING).unwrap();
+            let mut other = six.clone();
+            other.requester = Pin::from_bytes([2; 32]);
+            desk.rule(&other, "bernd", EVENING).unwrap();
+        }
+        let desk = open();
+        let morning = EVENING + 60;
+        desk.rule(&six, "anna", morning).unwrap();
+        desk.count(&six, morning).unwrap();
+        assert!(desk.rule(&six, "anna", morning).is_err());
+        assert!(
+            desk.rule(&six, "anna", EVENING).is_err(),
+            "a clock that goes back begins no new day"
+        );
+        // Other kinds are not counted.
+        desk.count(&train("x", true, false), morning).unwrap();
+        assert_eq!(desk.used(six.requester, morning), 6);
+    }
+
+    #[test]
+    fn damaged_counts_are_named() {
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("predictions.json"), "{\"day\": 1").unwrap();
+        let err = PolicyDesk::open(home.path(), Policy::default(), "P1".into()).unwrap_err();
+        let err = err.to_string();
+        assert!(
+            err.contains("predictions.json") && err.contains("remove it"),
+            "{err}"
+        );
+    }
+}
