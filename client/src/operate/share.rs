@@ -230,8 +230,8 @@ pub fn share(args: &ShareArgs) -> Result<()> {
                 hex(&receipt.digest)
             );
             for (party, digest) in PartyId::ALL.into_iter().zip(&receipt.party_digests) {
-                eprintln!(
-                    "{party} holds {} rows, digest {}",
+                println!(
+                    "  {party} holds {} rows, digest {}",
                     receipt.rows,
                     hex(digest)
                 );

@@ -2,10 +2,12 @@
 
 mod bench;
 mod common;
+mod deployment;
 mod end_to_end;
 mod errors;
 mod faults;
 mod guide;
+mod hospital;
 mod operate;
 mod operations;
 mod uploads;

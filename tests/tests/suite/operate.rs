@@ -17,7 +17,7 @@ const NETWORK: &str =
     "name = \"linear\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"dense\"\n";
 
 /// A node that was started here and ends with the test.
-struct Running(Child);
+pub struct Running(pub Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -28,20 +28,20 @@ impl Drop for Running {
 }
 
 /// Institutions, each with a folder.
-struct World {
-    root: tempfile::TempDir,
+pub struct World {
+    pub root: tempfile::TempDir,
 }
 
 impl World {
-    fn dir(&self, who: &str) -> PathBuf {
+    pub fn dir(&self, who: &str) -> PathBuf {
         self.root.path().join(who)
     }
 
-    fn card(&self, who: &str) -> PathBuf {
+    pub fn card(&self, who: &str) -> PathBuf {
         self.dir(who).join("card")
     }
 
-    fn init(&self, role: &str, who: &str, name: &str, more: &[&str]) {
+    pub fn init(&self, role: &str, who: &str, name: &str, more: &[&str]) {
         let card = succeeds(
             trefoil()
                 .args(["init", role, "--name", name, "--dir"])
@@ -54,27 +54,27 @@ impl World {
     }
 
     /// A member's command, at its home.
-    fn member(&self, who: &str, args: &[&str]) -> Command {
+    pub fn member(&self, who: &str, args: &[&str]) -> Command {
         let mut command = trefoil();
         command.args(args).env("TREFOIL_HOME", self.dir(who));
         command
     }
 
     /// A command of a party's operator.
-    fn operator(&self, who: &str, args: &[&str]) -> Command {
+    pub fn operator(&self, who: &str, args: &[&str]) -> Command {
         let mut command = trefoil();
         command.args(args).arg("--config");
         command.arg(self.dir(who).join("party.toml"));
         command
     }
 
-    fn hand_out(&self, file: &Path, to: &[&str]) {
+    pub fn hand_out(&self, file: &Path, to: &[&str]) {
         for who in to {
             std::fs::copy(file, self.dir(who).join("consortium.toml")).expect("a file is copied");
         }
     }
 
-    fn start(&self, role: &str, who: &str) -> (Running, PathBuf) {
+    pub fn start(&self, role: &str, who: &str) -> (Running, PathBuf) {
         let log = self.dir(who).join("log");
         let file = std::fs::File::create(&log).expect("a log is made");
         let child = trefoil()
@@ -89,14 +89,14 @@ impl World {
     }
 }
 
-fn succeeds(command: &mut Command) -> String {
+pub fn succeeds(command: &mut Command) -> String {
     let (code, stdout, stderr) = output(command);
     assert_eq!(code, Some(0), "{command:?}:\n{stdout}\n{stderr}");
     stdout
 }
 
 /// Fails with exit code 1, prints no result, and says all of `parts`.
-fn refused(command: &mut Command, parts: &[&str]) {
+pub fn refused(command: &mut Command, parts: &[&str]) {
     let (code, stdout, stderr) = output(command);
     assert_eq!(code, Some(1), "{command:?}:\n{stdout}\n{stderr}");
     assert_eq!(stdout, "", "{command:?}");
@@ -109,13 +109,13 @@ fn refused(command: &mut Command, parts: &[&str]) {
 }
 
 /// Ports that were free a moment ago.
-fn ports() -> [u16; 4] {
+pub fn ports() -> [u16; 4] {
     let sockets: [UdpSocket; 4] =
         std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port"));
     sockets.map(|socket| socket.local_addr().expect("it is bound").port())
 }
 
-fn await_line(log: &Path, part: &str) -> String {
+pub fn await_line(log: &Path, part: &str) -> String {
     let start = Instant::now();
     loop {
         let text = std::fs::read_to_string(log).expect("the log is readable");

@@ -199,11 +199,9 @@ pub(super) fn elements(file: &[u8]) -> Result<Elements, String> {
                 }
                 items = items.map(|items| items + 1);
             }
-            LazyDataToken::ItemStart { len } => {
-                // An empty first item has no value of its own.
-                if len.0 == 0 {
-                    items = items.map(|items| items + 1);
-                }
+            // An empty first item has no value of its own.
+            LazyDataToken::ItemStart { len } if len.0 == 0 => {
+                items = items.map(|items| items + 1);
             }
             LazyDataToken::LazyValue { header, decoder } => {
                 let length = header.len.0;
