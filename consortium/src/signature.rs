@@ -552,7 +552,10 @@ mod tests {
         let line = &file.signatures.members[1];
         let text = line.to_string();
         let mailed = format!("Hello,\n> {}\nBest\n", text.replace(" key=", "\r\n> key="));
-        assert_eq!(SignatureLine::parse_all(&mailed).unwrap(), std::slice::from_ref(line));
+        assert_eq!(
+            SignatureLine::parse_all(&mailed).unwrap(),
+            std::slice::from_ref(line)
+        );
         assert_eq!(SignatureLine::parse_all("no signatures").unwrap(), []);
         let wrong = |text: String| SignatureLine::parse_all(&text).unwrap_err().to_string();
         assert!(wrong(text.replace("by=west", "by=east")).contains("altered"));

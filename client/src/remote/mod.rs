@@ -20,7 +20,7 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Identity, Link, MsgStream, Node, Settings, StreamKind, TransportError};
 
 pub use jobs::{Event, JobResult, Revealed};
-pub use upload::{PendingUpload, Receipt, Upload};
+pub use upload::{LazyUpload, PendingUpload, ReadRows, Receipt, Upload};
 
 /// How long an upload that does not go forward is tried, unless [`Remote::set_resume_timeout`] says
 /// otherwise.
