@@ -121,6 +121,7 @@ impl Homes {
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
             threads: 0,
+            resume_wait_s: spec.resume_wait_s,
             identity: identity_files(),
             peers: Addresses::default(),
             policy: Policy {

@@ -52,6 +52,8 @@ pub struct ClusterSpec {
     /// Makes the dealer derive the coins of stochastic rounding from this seed, so
     /// that a plain run can repeat them. Real dealers draw them.
     pub simulation_coin_seed: Option<u64>,
+    /// How long an interrupted job waits for the missing node; 0: it fails at once.
+    pub resume_wait_s: u64,
     /// More environment for the nodes; they inherit this process's.
     pub env: BTreeMap<String, String>,
     /// How long all nodes together may take to say where they listen.
@@ -82,6 +84,7 @@ impl ClusterSpec {
             log: "info".into(),
             ring_bits: 64,
             simulation_coin_seed: None,
+            resume_wait_s: 0,
             env: BTreeMap::new(),
             start_timeout: Duration::from_secs(15),
             stop_timeout: Duration::from_secs(3),

@@ -127,6 +127,8 @@ pub struct World {
     pub parties: [Option<trefoil_party::Daemon>; 3],
     pub dealer: Option<trefoil_dealer::Daemon>,
     policies: [Policy; 3],
+    /// Takes effect when a party is started again.
+    pub resume_wait_s: u64,
     runtime: Arc<tokio::runtime::Runtime>,
 }
 
@@ -210,6 +212,7 @@ impl World {
             parties: [None, None, None],
             dealer: None,
             policies,
+            resume_wait_s: 0,
             runtime: Arc::new(runtime),
         };
         world.restart();
@@ -239,6 +242,7 @@ impl World {
                 consortium: self.consortium_path(),
                 log: "info".into(),
                 threads: 0,
+                resume_wait_s: self.resume_wait_s,
                 identity: files(&home),
                 peers: Addresses::default(),
                 policy: self.policies[party.index()].clone(),
