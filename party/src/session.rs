@@ -275,6 +275,9 @@ impl Work {
     fn execute(mut self) -> Result<Outcome, Ending> {
         let start = Instant::now();
         let me = self.party.me;
+        let resume = self.prepared.attempt.resume;
+        let abandoned = self.party.store.abandon_checkpoints(self.job.id, resume);
+        abandoned.map_err(|err| Ending::Over(format!("{me}: {err}")))?;
         let shares = std::mem::take(&mut self.prepared.initial);
         let mut state = State {
             shares,

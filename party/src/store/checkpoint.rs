@@ -147,6 +147,23 @@ impl Store {
         self.remove_marks(job, known, |old| *old >= mark)
     }
 
+    /// A session takes the job up at a checkpoint, or begins anew: what earlier ones wrote down beyond
+    /// it is of no use any more.
+    pub(crate) fn abandon_checkpoints(
+        &self,
+        job: JobId,
+        resume: Option<Mark>,
+    ) -> Result<(), StoreError> {
+        // What lies there without having been looked at counts too.
+        self.marks(job)?;
+        let mut known = self.checkpoints.lock();
+        let known = known.entry(job).or_default();
+        known.confirmed = resume;
+        self.remove_marks(job, known, |old| {
+            resume.is_some_and(|mark| *old == mark || old.step < mark.step)
+        })
+    }
+
     fn remove_marks(
         &self,
         job: JobId,
@@ -394,6 +411,24 @@ mod tests {
         assert!(err.to_string().contains("other programs"), "{err}");
         store.forget_checkpoints(JOB).unwrap();
         assert!(steps(&reopen(&home)).is_empty());
+    }
+
+    #[test]
+    fn what_was_written_beyond_the_point_of_resumption_gives_way() {
+        let home = tempfile::tempdir().unwrap();
+        let store = reopen(&home);
+        for step in [10, 20, 30] {
+            store.write_checkpoint(checkpoint(step)).unwrap();
+        }
+        let store = reopen(&home);
+        let resume = Some(checkpoint(20).mark);
+        store.abandon_checkpoints(JOB, resume).unwrap();
+        assert_eq!(steps(&store), [20]);
+        store.write_checkpoint(checkpoint(25)).unwrap();
+        assert_eq!(steps(&store), [20, 25]);
+        store.abandon_checkpoints(JOB, None).unwrap();
+        store.write_checkpoint(checkpoint(5)).unwrap();
+        assert_eq!(steps(&store), [5]);
     }
 
     #[test]

@@ -7,4 +7,5 @@ mod errors;
 mod faults;
 mod operate;
 mod operations;
+mod survival;
 mod uploads;
