@@ -5,6 +5,7 @@
 //! The moments follow from a printed seed; `TREFOIL_TEST_SEED` repeats them.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -258,6 +259,20 @@ impl Running {
     }
 }
 
+/// Prints what the nodes have logged where a test fails.
+struct Logs<'a>(&'a Cluster);
+
+impl Drop for Logs<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for node in NodeName::ALL {
+                let log = std::fs::read_to_string(self.0.log_path(node)).unwrap_or_default();
+                println!("--- {node}\n{log}");
+            }
+        }
+    }
+}
+
 fn kill_and_restart(cluster: &Cluster, node: NodeName) {
     cluster.kill(node).expect("killed");
     cluster.restart(node).expect("started again");
@@ -267,6 +282,7 @@ fn kill_and_restart(cluster: &Cluster, node: NodeName) {
 fn each_node_is_killed_at_three_random_moments_and_the_weights_are_those_of_an_undisturbed_run() {
     let mut numbers = Numbers::printed();
     let cluster = cluster(Link::Loopback);
+    let _logs = Logs(&cluster);
     let tables = share(&cluster);
     let mut victims: Vec<NodeName> = NodeName::ALL.iter().copied().cycle().take(12).collect();
     for at in (1..victims.len()).rev() {
@@ -290,39 +306,47 @@ fn each_node_is_killed_at_three_random_moments_and_the_weights_are_those_of_an_u
 fn each_node_is_killed_while_a_checkpoint_is_written_and_around_the_last_step() {
     let mut numbers = Numbers::printed();
     let cluster = cluster(Link::Loopback);
+    let _logs = Logs(&cluster);
     let tables = share(&cluster);
-    for node in NodeName::ALL {
-        let job = train(&cluster, 8, &format!("late-{node}"));
+    for node in NodeName::PARTIES {
+        let job = train(&cluster, 8, &format!("half-{node}"));
         job.step_after(3);
-        if node != NodeName::Dealer {
-            // A checkpoint that is not whole yet.
-            let folder = cluster.node_home(node).join("store/checkpoints");
-            let half = || {
-                let jobs = std::fs::read_dir(&folder).into_iter().flatten().flatten();
-                let mut files = jobs.flat_map(|job| std::fs::read_dir(job.path())).flatten();
-                files.any(|file| {
-                    file.is_ok_and(|file| file.path().extension().is_some_and(|e| e == "tmp"))
-                })
-            };
-            let begun = Instant::now();
-            while !half() && begun.elapsed() < Duration::from_secs(1) {}
-            kill_and_restart(&cluster, node);
-            println!(
-                "{node} killed at a checkpoint, taken up at {}",
-                job.taken_up()
-            );
-        }
-        let last = 8 * 6;
-        job.step_after(last);
-        std::thread::sleep(Duration::from_micros(numbers.below(10_000)));
+        let folder = cluster.node_home(node).join("store/checkpoints");
+        let begun = Instant::now();
+        let half = loop {
+            match half_written(&folder) {
+                false if begun.elapsed() < Duration::from_secs(1) => {}
+                half => break half,
+            }
+        };
         kill_and_restart(&cluster, node);
+        println!("{node} killed, a checkpoint was half written: {half}");
         job.equals_plain(&tables);
     }
+    for node in NodeName::ALL {
+        let job = train(&cluster, 8, &format!("late-{node}"));
+        let last = 8 * 6;
+        job.step_after(last);
+        let delay = Duration::from_micros(numbers.below(6_000));
+        std::thread::sleep(delay);
+        kill_and_restart(&cluster, node);
+        println!("{node} killed {delay:?} after the last step");
+        job.equals_plain(&tables);
+    }
+}
+
+/// Whether a checkpoint is not whole yet.
+fn half_written(folder: &Path) -> bool {
+    let jobs = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let files = jobs.flat_map(|job| std::fs::read_dir(job.path())).flatten();
+    let mut files = files.flatten().map(|file| file.path());
+    files.any(|path| path.extension().is_some_and(|extension| extension == "tmp"))
 }
 
 #[test]
 fn a_link_that_is_cut_for_twenty_seconds_delays_a_job_and_changes_nothing() {
     let cluster = cluster(Link::emulated(2.0, 1_000.0).expect("a link"));
+    let _logs = Logs(&cluster);
     let tables = share(&cluster);
     let job = train(&cluster, 12, "cut");
     let step = job.step_after(9);
