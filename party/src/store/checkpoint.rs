@@ -2,7 +2,7 @@
 //! sharing of zero. Shares and nothing else: an opening, a mask or a key never lies on a disk.
 //!
 //! ```text
-//! home/checkpoints/JOB/STEP.state      written whole or not at all, with a checksum
+//! home/checkpoints/JOB/STEP.state      written whole or not at all, sealed (`vault.rs`)
 //! home/checkpoints/JOB/STEP.damaged    set aside: it could not be read
 //! ```
 //! Kept are the newest that all three parties are known to have, and the two newest. The one after
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use trefoil_consortium::{JobId, Mark, NodeStats, Words};
 use trefoil_protocol::ring::Tensor;
 
-use super::{Store, StoreError, at, file};
+use super::{Store, StoreError, Vault, at, file};
 
 /// Version of the content; the store's file form has its own.
 const CHECKPOINT_VERSION: u32 = 1;
@@ -108,7 +108,7 @@ impl Store {
         drop(record);
         file::make_folder(&self.checkpoint_folder(job))?;
         let path = self.checkpoint_path(job, mark.step);
-        let written = file::write(&path, &[&bytes]);
+        let written = self.vault.write(&path, &[&bytes]);
         let mut known = self.checkpoints.lock();
         let known = known.entry(job).or_default();
         // What lay under this name is of another session, whether the writing succeeded or not.
@@ -255,7 +255,7 @@ impl Store {
 
     /// Reads a checkpoint's file. One that cannot be read is logged and set aside.
     fn read_or_set_aside(&self, job: JobId, path: &Path) -> Result<Option<Checkpoint>, StoreError> {
-        match read(job, path) {
+        match read(&self.vault, job, path) {
             Ok(found) => Ok(Some(found)),
             Err(StoreError::File { source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
@@ -310,8 +310,8 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn read(job: JobId, path: &Path) -> Result<Checkpoint, StoreError> {
-    let bytes = file::read(path, CHECKPOINT_MAX_BYTES)?;
+fn read(vault: &Vault, job: JobId, path: &Path) -> Result<Checkpoint, StoreError> {
+    let bytes = vault.read(path, CHECKPOINT_MAX_BYTES)?;
     let damaged = |detail: String| StoreError::Damaged {
         path: path.to_owned(),
         detail,
@@ -456,7 +456,7 @@ mod tests {
         // A whole file under another name, and another kind of file under this one.
         let older = std::fs::read(store.checkpoint_path(JOB, 10)).unwrap();
         check(&older, "step 10 in the place of step 20");
-        file::write(&path, &[b"a model"]).unwrap();
+        store.vault.write(&path, &[b"a model"]).unwrap();
         assert_eq!(steps(&reopen(&home)), [10]);
         // One that is damaged after it was offered is refused when it is needed.
         std::fs::write(&path, &good).unwrap();

@@ -1,5 +1,5 @@
 //! What a party keeps: shares of data sets, of images to predict, and of models. Files only;
-//! written under a temporary name, flushed, renamed; a checksum is checked when they are read.
+//! written under a temporary name, flushed, renamed; sealed under this party's store key.
 //!
 //! ```text
 //! home/staging/MEMBER-UPLOAD/            begin.bin and chunks that are not committed, for 24 hours
@@ -9,8 +9,9 @@
 //! home/models/NAME.model                 shares of weights
 //! home/checkpoints/JOB/STEP.state        shares of a running job's state
 //! home/results/JOB.log                   output shares of a job, for its requester
+//! home/store.key                         the store key, unless the service manager has it
 //! ```
-//! `file.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
+//! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
 //! `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives a session.
 
 mod checkpoint;
@@ -20,6 +21,7 @@ mod results;
 mod staging;
 mod table;
 mod upload;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -39,6 +41,7 @@ pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use results::{Results, Stored};
 pub(crate) use staging::{Found, Staging};
 pub(crate) use table::Tables;
+pub(crate) use vault::Vault;
 
 /// Images to predict whose job never came are removed at the first start after this time.
 const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -104,6 +107,7 @@ struct Chunk {
 #[derive(Debug)]
 pub(crate) struct Store {
     home: PathBuf,
+    vault: Arc<Vault>,
     /// Uploads on their way hold it too, to give their places back.
     catalog: Arc<Mutex<Catalog>>,
     /// Folders removed so far, for names that nothing else has.
@@ -125,8 +129,10 @@ impl Store {
     /// Opens the store, removes what an earlier run left unfinished and nobody can resume, and reads
     /// its catalog.
     pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
+        file::make_folder(home)?;
         let store = Store {
             home: home.to_owned(),
+            vault: Arc::new(Vault::open(home)?),
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
@@ -142,7 +148,7 @@ impl Store {
             file::make_folder(&home.join(folder))?;
         }
         let mut catalog = Catalog {
-            staged: staging::read_all(home)?,
+            staged: staging::read_all(home, &store.vault)?,
             ..Catalog::default()
         };
         for left in file::list(&home.join("models"))? {
@@ -159,7 +165,7 @@ impl Store {
                 .into_owned();
             let entries = catalog.datasets.entry(name).or_default();
             for folder in file::list(&dataset)? {
-                let entry = upload::read_entry(&folder)?;
+                let entry = upload::read_entry(&folder, &store.vault)?;
                 entries.insert(
                     (entry.contribution.hospital, entry.contribution.number),
                     entry,
@@ -177,7 +183,9 @@ impl Store {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            catalog.uploads.insert(name, upload::read_entry(&folder)?);
+            catalog
+                .uploads
+                .insert(name, upload::read_entry(&folder, &store.vault)?);
         }
         *store.lock() = catalog;
         store.sweep(SystemTime::now());
@@ -263,7 +271,7 @@ impl Store {
                     .cloned(),
             )
         };
-        let mut tables = Tables::default();
+        let mut tables = Tables::new(self.vault.clone());
         for entry in entries.iter().chain(&uploaded) {
             tables.append(entry)?;
         }

@@ -1,8 +1,8 @@
 //! What a job has revealed so far: this party's output shares, for the job's requester alone, so
 //! that a party that was started again can still send them.
 //!
-//! `home/results/JOB.log`: a header, then one record after the other, each with its length and the
-//! SHA-256 of the one before it and of itself. A write that was cut short is a torn end. A session
+//! `home/results/JOB.log`: a header, then one sealed record after the other, each with its length and
+//! the SHA-256 of the one before it and of itself. A write that was cut short is a torn end. A session
 //! that takes a job up at a checkpoint cuts the log back to where it was then: what is left is of
 //! one line of attempts, the same at all three parties.
 
@@ -10,13 +10,14 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trefoil_consortium::wire::{EVENT_MAX_BYTES, WireOutput};
 use trefoil_consortium::{JobId, NodeStats};
 
-use super::{Store, StoreError, at, file};
+use super::{Store, StoreError, Vault, at, file};
 
 const MAGIC: [u8; 8] = *b"TREFRES\0";
 const VERSION: u32 = 1;
@@ -49,6 +50,8 @@ pub(crate) enum Stored {
 /// The results of a job that runs.
 #[derive(Debug)]
 pub(crate) struct Results {
+    vault: Arc<Vault>,
+    job: JobId,
     path: PathBuf,
     file: File,
     digest: [u8; DIGEST_BYTES],
@@ -74,7 +77,12 @@ struct Whole {
 }
 
 /// Reads whole records, at most up to `limit` bytes of the log.
-fn read(path: &Path, job: JobId, limit: u64, keep: bool) -> Result<Option<Whole>, StoreError> {
+fn read(
+    path: &Path,
+    job: JobId,
+    limit: u64,
+    keep: Option<&Vault>,
+) -> Result<Option<Whole>, StoreError> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -120,10 +128,11 @@ fn read(path: &Path, job: JobId, limit: u64, keep: bool) -> Result<Option<Whole>
         if chain(&out.digest, &payload) != digest {
             break;
         }
-        if keep {
-            match postcard::from_bytes(&payload) {
-                Ok(record) => out.records.push(record),
-                Err(_) => break,
+        if let Some(vault) = keep {
+            let record = vault.open_record(&job.0, &payload);
+            match record.and_then(|record| postcard::from_bytes(&record).ok()) {
+                Some(record) => out.records.push(record),
+                None => break,
             }
         }
         out.bytes += whole;
@@ -141,6 +150,7 @@ impl Results {
         for record in records {
             let payload =
                 postcard::to_stdvec(record).map_err(|err| StoreError::Refused(err.to_string()))?;
+            let payload = self.vault.seal_record(&self.job.0, payload)?;
             digest = chain(&digest, &payload);
             bytes.extend_from_slice(&(payload.len() as u64).to_le_bytes());
             bytes.extend_from_slice(&payload);
@@ -176,7 +186,7 @@ impl Store {
     /// Length of the part of a job's results that can be read.
     pub(super) fn results_bytes(&self, job: JobId) -> Result<u64, StoreError> {
         let path = self.results_path(job);
-        match read(&path, job, u64::MAX, false) {
+        match read(&path, job, u64::MAX, None) {
             Ok(found) => Ok(found.map_or(0, |found| found.bytes)),
             Err(err @ StoreError::Damaged { .. }) => {
                 tracing::error!(%err, "results cannot be read");
@@ -192,7 +202,7 @@ impl Store {
         let path = self.results_path(job);
         let known = match bytes {
             0 => None,
-            _ => read(&path, job, bytes, false)?,
+            _ => read(&path, job, bytes, None)?,
         };
         let (bytes, digest) = match known {
             Some(known) if known.bytes == bytes => (known.bytes, known.digest),
@@ -224,6 +234,8 @@ impl Store {
             .and_then(|()| file.seek(SeekFrom::Start(bytes)).map(drop))
             .map_err(at(&path))?;
         Ok(Results {
+            vault: self.vault.clone(),
+            job,
             path,
             file,
             digest,
@@ -234,7 +246,7 @@ impl Store {
     /// A job's results; a torn or damaged end is left out, and logged.
     pub(crate) fn results(&self, job: JobId) -> Result<Vec<Stored>, StoreError> {
         let path = self.results_path(job);
-        let Some(found) = read(&path, job, u64::MAX, true)? else {
+        let Some(found) = read(&path, job, u64::MAX, Some(&self.vault))? else {
             return Ok(Vec::new());
         };
         if found.left > 0 {
@@ -301,6 +313,12 @@ mod tests {
         let store = Store::open(home.path()).unwrap();
         let mut log = store.open_results(JOB, mark).unwrap();
         log.append(&[output(9, 1)]).unwrap();
+        let bytes = fs::read(store.results_path(JOB)).unwrap();
+        let name = b"confusion";
+        assert!(
+            !bytes.windows(name.len()).any(|bytes| bytes == name),
+            "sealed"
+        );
         let all = store.results(JOB).unwrap();
         assert_eq!(all, [output(4, 0), output(5, 0), output(9, 1)]);
         assert!(store.open_results(JOB, mark + 1).is_err());
