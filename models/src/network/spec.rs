@@ -98,6 +98,10 @@ pub enum LayerSpec {
     GlobalAvgPool {},
     /// One axis instead of three; done before `dense` in any case.
     Flatten {},
+    /// The sum of the layers that `from` lists, of equal shapes.
+    Add {},
+    /// The channels of the layers that `from` lists, one after the other.
+    Concat {},
 }
 
 impl LayerSpec {
@@ -112,6 +116,8 @@ impl LayerSpec {
             LayerSpec::AvgPool { .. } => "avg_pool",
             LayerSpec::GlobalAvgPool {} => "global_avg_pool",
             LayerSpec::Flatten {} => "flatten",
+            LayerSpec::Add {} => "add",
+            LayerSpec::Concat {} => "concat",
         }
     }
 }
@@ -127,9 +133,10 @@ pub(super) fn elements(shape: &[usize]) -> Option<usize> {
 /// The resolved layer and its output's shape.
 pub(super) fn resolve(
     spec: &LayerSpec,
-    shape: &[usize],
+    inputs: &[Vec<usize>],
     classes: usize,
 ) -> Result<(LayerKind, Vec<usize>), String> {
+    let shape = &inputs[0][..];
     let image = || match shape {
         [c, h, w] => Ok([*c, *h, *w]),
         _ => Err(format!("needs [channels, height, width], has {shape:?}")),
@@ -255,6 +262,18 @@ pub(super) fn resolve(
             )
         }
         LayerSpec::Flatten {} => (LayerKind::Flatten, vec![shape.iter().product()]),
+        LayerSpec::Add {} => match inputs.iter().find(|other| other[..] != *shape) {
+            Some(other) => return Err(format!("cannot add {other:?} to {shape:?}")),
+            None => (LayerKind::Add, shape.to_vec()),
+        },
+        LayerSpec::Concat {} => {
+            let mut output = shape.to_vec();
+            output[0] = inputs.iter().map(|input| input[0]).sum();
+            match inputs.iter().find(|other| other[1..] != shape[1..]) {
+                Some(other) => return Err(format!("cannot put {other:?} behind {shape:?}")),
+                None => (LayerKind::Concat, output),
+            }
+        }
     };
     if elements(&output).is_none() {
         return Err(format!(
