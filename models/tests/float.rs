@@ -79,4 +79,10 @@ fn gradients_equal_finite_differences() {
          [[layer]]\nkind=\"concat\"\nfrom=[\"c\",\"images\",\"sum\"]\n\
          [[layer]]\nkind=\"avg_pool\"\nwindow=[3,2]\n[[layer]]\nkind=\"flatten\"\n[[layer]]\nkind=\"dense\"\n",
     );
+    // Groups with two filters each, depthwise with a stride, dilation.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\npadding=1\ngroups=2\n\
+         [[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\ngroups=4\nstride=[2,1]\npadding=\"same\"\n\
+         [[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\ndilation=[1,2]\n[[layer]]\nkind=\"dense\"\n",
+    );
 }

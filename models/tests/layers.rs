@@ -75,3 +75,41 @@ fn a_graph_of_layers_is_exact_and_its_gradient_is_that_of_the_float_twin() {
     secure_equals_plain(&network, &spec());
     gradients_agree(&network, 20, 0.01);
 }
+
+/// Groups, a depthwise convolution with a stride, dilation with padding.
+const GROUPS: &str = r#"
+name = "tiny-groups"
+input = [2, 7, 6]
+classes = 3
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 3
+groups = 2
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 3
+groups = 4
+stride = [2, 1]
+padding = "same"
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = [3, 2]
+dilation = [1, 2]
+padding = [1, 0]
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn grouped_and_dilated_convolutions_are_exact_and_train_as_the_float_twin() {
+    let network = network(GROUPS);
+    secure_equals_plain(&network, &spec());
+    gradients_agree(&network, 20, 0.01);
+}

@@ -304,7 +304,11 @@ fn products_are_exact_in_all_orientations() {
 fn convolution_and_its_gradients_are_exact() {
     let mut rng = rng(4);
     for (stride, pad) in [([1, 1], [0, 0]), ([2, 2], [2, 2]), ([2, 1], [0, 1])] {
-        let spec = ConvSpec { stride, pad };
+        let spec = ConvSpec {
+            stride,
+            pad,
+            ..ConvSpec::default()
+        };
         let (xs, ws) = ([2, 3, 9, 7], [5, 3, 4, 3]);
         let mut b = Builder::new("conv", 64).unwrap();
         let x = b.input("x", &xs, 8, 20).unwrap();

@@ -372,7 +372,16 @@ fn programs() -> Vec<Program> {
         let dx = b
             .conv2d_grad_input(y, w, &[1, 1, 7, 11], ConvSpec::default())
             .unwrap();
-        vec![square, y, dw, dx]
+        let spec = ConvSpec {
+            groups: 1,
+            dilation: [2, 3],
+            ..ConvSpec::default()
+        };
+        let dilated = b.conv2d(image, w, spec).unwrap();
+        let factors = b.slice(x, 0, 3, 7).unwrap();
+        let scaled = b.scale_channels(a, factors, 0).unwrap();
+        let dot = b.channel_dot(a, a, 1).unwrap();
+        vec![square, y, dw, dx, dilated, scaled, dot]
     }));
     all.push(one_input("select and bits as numbers", |b, x| {
         let y = b.scale(x, -3).unwrap();

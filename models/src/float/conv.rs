@@ -1,7 +1,7 @@
 //! Convolution and its gradients in `f32`, as matrix products of patches.
 
 use ndarray::linalg::general_mat_mul;
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 use super::Parameters;
 use super::layers::sizes;
@@ -14,6 +14,8 @@ struct Patches {
     kernel: [usize; 2],
     stride: [usize; 2],
     padding: [usize; 2],
+    dilation: [usize; 2],
+    groups: usize,
 }
 
 impl Patches {
@@ -23,6 +25,8 @@ impl Patches {
             kernel,
             stride,
             padding,
+            dilation,
+            groups,
             ..
         } = layer.kind
         else {
@@ -34,6 +38,8 @@ impl Patches {
             kernel,
             stride,
             padding,
+            dilation,
+            groups,
         }
     }
 
@@ -51,8 +57,8 @@ impl Patches {
         let [c, h, w] = self.input;
         let mut row = 0;
         for plane in 0..c {
-            for ky in 0..self.kernel[0] {
-                for kx in 0..self.kernel[1] {
+            for ky in (0..self.kernel[0]).map(|k| k * self.dilation[0]) {
+                for kx in (0..self.kernel[1]).map(|k| k * self.dilation[1]) {
                     let from = self.padding[1].saturating_sub(kx).div_ceil(self.stride[1]);
                     let until = (w + self.padding[1])
                         .saturating_sub(kx)
@@ -120,8 +126,12 @@ pub(super) fn conv(layer: &Layer, p: &Parameters, x: &Array2<f32>) -> Array2<f32
         y.chunks_mut(cols)
             .zip(&p.bias)
             .for_each(|(plane, bias)| plane.fill(*bias));
-        let mut y = matrix_mut(y, (p.bias.len(), cols));
-        general_mat_mul(1.0, &p.weight, &matrix(&buffer, (rows, cols)), 1.0, &mut y);
+        let (filters, taps) = (p.bias.len() / patches.groups, rows / patches.groups);
+        for (g, y) in y.chunks_mut(filters * cols).enumerate() {
+            let weight = p.weight.slice(s![g * filters..(g + 1) * filters, ..]);
+            let x = matrix(&buffer[g * taps * cols..][..taps * cols], (taps, cols));
+            general_mat_mul(1.0, &weight, &x, 1.0, &mut matrix_mut(y, (filters, cols)));
+        }
     }
     y
 }
@@ -143,22 +153,20 @@ pub(super) fn conv_backward(
     for (at, (x, g)) in x.rows().into_iter().zip(g.rows()).enumerate() {
         patches.gather(x.as_slice().unwrap_or_default(), &mut buffer);
         let g = matrix(g.to_slice().unwrap_or_default(), (p.bias.len(), cols));
-        general_mat_mul(
-            1.0,
-            &g,
-            &matrix(&buffer, (rows, cols)).t(),
-            1.0,
-            &mut weight,
-        );
         bias += &g.sum_axis(Axis(1));
+        let (filters, taps) = (p.bias.len() / patches.groups, rows / patches.groups);
+        for group in 0..patches.groups {
+            let own = s![group * filters..(group + 1) * filters, ..];
+            let part = &mut buffer[group * taps * cols..][..taps * cols];
+            let mut weight = weight.slice_mut(own);
+            let x = matrix(part, (taps, cols));
+            general_mat_mul(1.0, &g.slice(own), &x.t(), 1.0, &mut weight);
+            if needs_input {
+                let mut dx = matrix_mut(part, (taps, cols));
+                general_mat_mul(1.0, &p.weight.slice(own).t(), &g.slice(own), 0.0, &mut dx);
+            }
+        }
         if needs_input {
-            general_mat_mul(
-                1.0,
-                &p.weight.t(),
-                &g,
-                0.0,
-                &mut matrix_mut(&mut buffer, (rows, cols)),
-            );
             patches.scatter(&buffer, dx.row_mut(at).as_slice_mut().unwrap_or_default());
         }
     }

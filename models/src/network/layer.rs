@@ -3,7 +3,7 @@
 /// What a layer does, every parameter resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerKind {
-    /// Convolution with bias: weights `[filters, channels, kernel]`.
+    /// Convolution with bias: weights `[filters, channels / groups, kernel]`.
     Conv {
         /// Output channels.
         filters: usize,
@@ -13,6 +13,10 @@ pub enum LayerKind {
         stride: [usize; 2],
         /// Zeros on each side.
         padding: [usize; 2],
+        /// Steps between the weights of a window.
+        dilation: [usize; 2],
+        /// Groups of channels.
+        groups: usize,
     },
     /// Fully connected with bias: weights `[inputs, units]`.
     Dense {
@@ -68,8 +72,9 @@ impl Layer {
             LayerKind::Conv {
                 filters,
                 kernel: [kh, kw],
+                groups,
                 ..
-            } => Some(vec![filters, self.input[0], kh, kw]),
+            } => Some(vec![filters, self.input[0] / groups, kh, kw]),
             LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
             _ => None,
         }
@@ -88,8 +93,10 @@ impl Layer {
     pub fn fan_in(&self) -> usize {
         match self.kind {
             LayerKind::Conv {
-                kernel: [kh, kw], ..
-            } => self.input[0] * kh * kw,
+                kernel: [kh, kw],
+                groups,
+                ..
+            } => self.input[0] / groups * kh * kw,
             _ => self.input.iter().product(),
         }
     }

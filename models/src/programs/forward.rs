@@ -62,10 +62,16 @@ pub(crate) fn pool_spec(window: Window) -> PoolSpec {
 pub(crate) fn conv_spec(kind: &LayerKind) -> ConvSpec {
     match kind {
         LayerKind::Conv {
-            stride, padding, ..
+            stride,
+            padding,
+            dilation,
+            groups,
+            ..
         } => ConvSpec {
             stride: *stride,
             pad: *padding,
+            dilation: *dilation,
+            groups: *groups,
         },
         _ => ConvSpec::default(),
     }

@@ -6,7 +6,9 @@
 
 pub mod argmax;
 pub mod bits;
+pub mod channel;
 pub mod composite;
+pub mod grouped;
 pub mod inverse_sqrt;
 pub mod linear;
 pub mod lookup;

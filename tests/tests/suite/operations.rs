@@ -193,7 +193,7 @@ variants!(OPS, op_name, Op:
     BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
 variants!(LINEAR, linear_name, Linear:
     Add Sub Scale Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
-variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul);
+variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul Grouped Channel);
 variants!(SINKS, sink_name, Sink: Carry CarryMasked Reveal RevealIndex);
 variants!(ROUNDINGS, rounding_name, Rounding: Floor Nearest Stochastic);
 
@@ -255,6 +255,7 @@ fn no_operation_rounding_or_sink_is_left_out() {
 fn no_method_of_the_builder_is_left_out() {
     let builder = [
         include_str!("../../../protocol/src/program/builder.rs"),
+        include_str!("../../../protocol/src/program/bilinear.rs"),
         include_str!("../../../protocol/src/op/composite.rs"),
         include_str!("../../../protocol/src/op/inverse_sqrt.rs"),
     ];
