@@ -230,6 +230,12 @@ pub enum Kind {
     Predict,
     /// Work on zeros, to be timed.
     Benchmark,
+    /// Opening a kept model's weights.
+    Reveal,
+    /// Keeping weights that their owner has shared.
+    Import,
+    /// Predictions in a session that stays open.
+    Serve,
 }
 
 /// What a job reveals to its requester, as rules name it.

@@ -31,7 +31,7 @@ pub use config_member::MemberConfig;
 pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;
-pub use job::{JobDescription, JobError, JobId, Limits, check_name};
+pub use job::{JobDescription, JobError, JobId, Limits, SERVE_MARGIN_S, check_name};
 pub use session::{Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};
 

@@ -11,11 +11,13 @@ use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host, logging,
+    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, SessionId, host,
+    logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
 
+use crate::serve::ServingPlace;
 use crate::session;
 
 /// Exchanges with one party at the same time.
@@ -50,7 +52,9 @@ pub(crate) struct Dealer {
     pub(crate) coin_seed: Option<u64>,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
-    pub(crate) running: Mutex<Option<AbortHandle>>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
+    pub(crate) running: Mutex<Vec<(SessionId, AbortHandle)>>,
     links: [watch::Sender<Option<(u64, Link)>>; 3],
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
     links_held: AtomicU64,
@@ -160,6 +164,7 @@ impl Daemon {
             keys: KeyDesk::default(),
             coin_seed: config.simulation_coin_seed,
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             running: Mutex::default(),
             links: std::array::from_fn(|_| watch::channel(None).0),
             links_held: AtomicU64::new(0),
@@ -295,7 +300,7 @@ async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some(abort) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
     node.close(&reason).await;
@@ -329,7 +334,9 @@ async fn answer(
     id: [u8; 32],
     stream: MsgStream,
 ) -> Result<(), String> {
-    if id != [0; 32] {
+    if party == PartyId::P0 && dealer.serving.expects(&id) {
+        dealer.serving.follow(stream).await
+    } else if id != [0; 32] {
         dealer.keys.deliver(id, stream, dealer.short_wait()).await
     } else if party == PartyId::P0 {
         session::follow(dealer, stream).await

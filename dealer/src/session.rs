@@ -18,6 +18,7 @@ use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
 use trefoil_transport::{AbortHandle, DealerNet, Link, MsgStream};
 
 use crate::daemon::Dealer;
+use crate::serve::Orders;
 
 /// The dealer's place among the nonces.
 const PLACE: usize = 3;
@@ -57,10 +58,14 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
-    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), dealer.slot.lock()).await else {
+    let job = proposal.job.clone();
+    let slot = match job.serves() {
+        Some(_) => &dealer.serving.slot,
+        None => &dealer.slot,
+    };
+    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), slot.lock()).await else {
         return Err(refused("the dealer is busy with another session".into()));
     };
-    let job = proposal.job.clone();
     job.check().map_err(|err| refused(err.to_string()))?;
     let ring_bits = dealer.consortium.core.ring_bits;
     if job.format().0 != ring_bits {
@@ -71,6 +76,7 @@ async fn take_part(
         return Err(refused(reason));
     }
     let id = job.id();
+    let serves = job.serves().cloned();
     let wall = Duration::from_secs(job.limits.wall_time_s);
     let derived = tokio::task::spawn_blocking(move || Derived::new(&job)).await;
     let derived = derived
@@ -96,13 +102,14 @@ async fn take_part(
     let tray = dealer.keys.open(session);
     following.ready().await.map_err(failed)?;
     let stats = {
-        let running = run(dealer, session, derived, links, tray, wall);
+        let orders = serves.map(|spec| dealer.serving.open(&session, spec));
+        let running = run(dealer, session, derived, links, tray, wall, orders);
         tokio::pin!(running);
         tokio::select! {
             stats = &mut running => stats.map_err(failed)?,
             reason = following.abandoned() => {
-                let abort = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if let Some(abort) = abort {
+                let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for (_, abort) in running.iter().filter(|(running, _)| *running == session) {
                     abort.abort(&reason);
                 }
                 return Err(failed(reason));
@@ -115,17 +122,18 @@ async fn take_part(
 /// Ends the session with its future: a dropped future must not leave a thread behind that waits.
 struct Guard<'a> {
     dealer: &'a Dealer,
+    session: SessionId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .dealer
+        self.dealer
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(session, _)| *session != self.session);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort.abort("the dealer has left the session");
@@ -140,6 +148,7 @@ async fn run(
     links: [(PartyId, Link); 3],
     mut tray: KeyTray,
     wall: Duration,
+    orders: Option<Orders>,
 ) -> Result<NodeStats, String> {
     let peers = PartyId::ALL
         .map(Peer::Party)
@@ -169,12 +178,14 @@ async fn run(
     };
     let started = DealerNet::start(session, derived.hello(session), links, &dealer.settings).await;
     let (net, abort) = started.map_err(|err| format!("dealer: {err}"))?;
-    *dealer
+    dealer
         .running
         .lock()
-        .unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((session, abort.clone()));
     let mut guard = Guard {
         dealer,
+        session,
         abort: abort.clone(),
         done: false,
     };
@@ -185,13 +196,24 @@ async fn run(
     let body = move || {
         let _span = span.entered();
         // An error means that nobody waits any more.
-        let _ = sender.send(deal(&derived, &keys, net, &thread_abort));
+        let _ = sender.send(deal(&derived, &keys, net, &thread_abort, orders));
     };
     let thread = std::thread::Builder::new()
         .name("protocol-dealer".into())
         .spawn(body);
     thread.map_err(|err| format!("dealer: a thread cannot be started: {err}"))?;
-    let dealt = match tokio::time::timeout(wall, receiver).await {
+    let waiting = async {
+        tokio::pin!(receiver);
+        tokio::select! {
+            dealt = &mut receiver => dealt,
+            _ = abort.failed() => {
+                // The thread may wait for a batch that never comes.
+                dealer.serving.close(&session);
+                receiver.await
+            }
+        }
+    };
+    let dealt = match tokio::time::timeout(wall, waiting).await {
         Ok(Ok(dealt)) => dealt,
         Ok(Err(_)) => Err("dealer: the protocol thread failed".into()),
         Err(_) => Err(format!(
@@ -211,26 +233,37 @@ fn deal(
     keys: &DealerKeys,
     mut net: DealerNet,
     abort: &AbortHandle,
+    orders: Option<Orders>,
 ) -> Result<NodeStats, String> {
     let start = Instant::now();
     let mut state = DealerState::default();
-    for (index, step) in derived.schedule.steps.iter().enumerate() {
+    let mut steps = derived.schedule.steps.len() as u64;
+    let mut deal = |index: u64, program: usize| {
         let _span = tracing::error_span!("step", step = index).entered();
-        let plan = derived
-            .plans
-            .get(step.program)
-            .ok_or("a step names a program that does not exist")?;
-        if let Err(err) = deal_step(plan, index as u64, keys, &mut state, &mut net) {
-            let reason = session_failure(Peer::Dealer, abort.failure(), &err.to_string());
-            abort.abort(&reason);
-            return Err(reason);
+        let plan = derived.plans.get(program);
+        let plan = plan.ok_or("a step names a program that does not exist")?;
+        deal_step(plan, index, keys, &mut state, &mut net).map_err(|err| err.to_string())
+    };
+    let mut all = || {
+        for (index, step) in derived.schedule.steps.iter().enumerate() {
+            deal(index as u64, step.program)?;
         }
+        for order in orders.iter().flat_map(Orders::batches) {
+            deal(steps, order?)?;
+            steps += 1;
+        }
+        Ok::<(), String>(())
+    };
+    if let Err(err) = all() {
+        let reason = session_failure(Peer::Dealer, abort.failure(), &err);
+        abort.abort(&reason);
+        return Err(reason);
     }
     let counted = net.stats();
     Ok(NodeStats {
         seconds: start.elapsed().as_secs_f64(),
         rounds: 0,
-        steps: derived.schedule.steps.len() as u64,
+        steps,
         sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
         received_bytes: by_peer(|peer| counted.payload_received(peer)),
         peak_memory_bytes: host::peak_memory_bytes(),

@@ -16,6 +16,7 @@ use crate::desk::{self, JobState};
 use crate::files::now_s;
 use crate::jobs::Job;
 use crate::prepare::prepare;
+use crate::serve;
 use crate::session::{self, Session};
 
 /// Answers a proposal and takes part in its session. An error is for the log.
@@ -125,7 +126,8 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
-    let Ok(_slot) = tokio::time::timeout(party.short_wait(), party.slot.lock()).await else {
+    let slot = serve::slot(party, job).map_err(refused)?;
+    let Ok(_slot) = tokio::time::timeout(party.short_wait(), slot.lock()).await else {
         return Err(refused("busy with another session".into()));
     };
     let prepared = prepare(party, job).await.map_err(refused)?;
@@ -164,7 +166,7 @@ async fn take_part(
         tokio::select! {
             outcome = &mut running => outcome.map_err(failed)?,
             reason = following.abandoned() => {
-                session::abort(party, &reason);
+                session::abort_job(party, job.id, &reason);
                 return Err(failed(reason));
             }
         }

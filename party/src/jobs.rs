@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
@@ -21,6 +21,9 @@ const WAITING_PER_REQUESTER_MAX: usize = 8;
 const FINISHED_MAX: usize = 16;
 /// Events about progress that are kept for slow watchers.
 const PROGRESS_MAX: usize = 4_096;
+
+/// Longer than a job may wait to be led.
+const SET_ASIDE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One job and what has been said about it.
 #[derive(Debug)]
@@ -93,6 +96,12 @@ impl Job {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    #[cfg(test)]
+    pub(crate) fn for_tests(description: JobDescription) -> Arc<Job> {
+        let record = JobRecord::new(&description, "test", 0, JobState::Running, "test");
+        Arc::new(Job::new(description, record, false))
+    }
+
     pub(crate) fn state(&self) -> JobState {
         self.lock().record.state
     }
@@ -146,6 +155,11 @@ impl Job {
         let new = inner.record.note != why;
         inner.record.note = why.into();
         new
+    }
+
+    /// Takes a waiting job out of what is due until [`Job::ask_again`]: somebody leads it.
+    pub(crate) fn set_aside(&self, now: Instant) {
+        self.lock().ask_at = Some(now + SET_ASIDE);
     }
 
     /// Whether a party that is away leaves it waiting.
@@ -202,6 +216,7 @@ impl Job {
                 | Event::Approved
                 | Event::Started { .. }
                 | Event::Output { .. }
+                | Event::Waits(_)
                 | Event::Failed(_) => {}
             }
             inner.push(event);
@@ -398,7 +413,11 @@ impl Jobs {
     pub(crate) fn expired(&self, now_s: u64, timeout_s: u64) -> Vec<Arc<Job>> {
         let book = self.lock();
         let jobs = || book.jobs.values();
-        let running = jobs().any(|job| job.state() == JobState::Running);
+        // A serving session holds up no other job.
+        let runs = |job: &Arc<Job>| {
+            job.state() == JobState::Running && job.description.serves().is_none()
+        };
+        let running = jobs().any(runs);
         let over = jobs()
             .map(|job| job.record())
             .filter(|record| record.state.over());

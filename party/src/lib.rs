@@ -22,6 +22,7 @@ mod members;
 mod mesh;
 mod policy;
 mod prepare;
+mod serve;
 mod session;
 mod store;
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use trefoil_consortium::keys::{KeyTray, send_key};
-use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
+use trefoil_consortium::wire::{Event, ModelAbout, Progress, by_peer, session_failure};
 use trefoil_consortium::{JobId, NodeStats, SessionId, host, random_bytes};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
@@ -20,12 +20,15 @@ use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, Session
 
 use crate::consent;
 use crate::daemon::Party;
+use crate::files::now_s;
 use crate::jobs::Job;
 use crate::members::on_files;
 use crate::prepare::Prepared;
+use crate::serve::{self, Seat};
 use crate::store::{NewModel, StagedModel};
 
 /// Links to the three other nodes.
+#[derive(Clone)]
 pub(crate) struct Links {
     parties: [(PartyId, Link); 2],
     dealer: Link,
@@ -72,24 +75,10 @@ pub(crate) struct Outcome {
     pub(crate) model: Option<StagedModel>,
 }
 
-/// Ends the running session, telling the peers.
-pub(crate) fn abort(party: &Party, reason: &str) {
-    let running = party
-        .running
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    if let Some((_, abort)) = running {
-        abort.abort(reason);
-    }
-}
-
-/// Ends the running session if it is this job's, telling the peers.
+/// Ends this job's session if it runs, telling the peers.
 pub(crate) fn abort_job(party: &Party, job: JobId, reason: &str) {
     let running = party.running.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((running, abort)) = &*running
-        && *running == job
-    {
+    for (_, abort) in running.iter().filter(|(running, _)| *running == job) {
         abort.abort(reason);
     }
 }
@@ -103,17 +92,18 @@ fn not_cancelled(job: &Job) -> Result<(), String> {
 /// protocol thread behind that waits for its peers.
 struct Guard<'a> {
     party: &'a Party,
+    job: JobId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .party
+        self.party
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(job, _)| *job != self.job);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort
@@ -135,14 +125,22 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
     consent::started(party, &job, id).await?;
     let hello = prepared.derived.hello(id);
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
+    // Before the streams of the session, so that P0's word finds it.
+    let seat = serve::open(party, &job, id, prepared.model)?;
     let keys = exchange_keys(party, id, &links, &mut tray).await?;
     drop(tray);
+    let leading = seat.as_ref().map(|_| links.clone());
     let Links { parties, dealer } = links;
     let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
     let (net, material, abort) = started.map_err(|err| err.to_string())?;
-    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((job.id, abort.clone()));
+    party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((job.id, abort.clone()));
     let mut guard = Guard {
         party,
+        job: job.id,
         abort: abort.clone(),
         done: false,
     };
@@ -150,6 +148,10 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         abort.abort(&reason);
         return Err(reason);
     }
+    let _serving = match (&seat, leading) {
+        (Some(seat), Some(links)) => Some(serve::lead(party, seat, links, abort.clone())),
+        _ => None,
+    };
     let steps = prepared.derived.schedule.steps.len() as u64;
     job.say(Event::Started {
         session: id,
@@ -169,6 +171,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         net,
         material,
         abort: abort.clone(),
+        seat,
     };
     let body = move || {
         let _span = span.entered();
@@ -253,6 +256,8 @@ struct Work {
     net: SessionNet,
     material: MaterialReceiver,
     abort: AbortHandle,
+    /// Where a serving job's batches come from.
+    seat: Option<Seat>,
 }
 
 impl Work {
@@ -265,7 +270,11 @@ impl Work {
             shares,
             ..State::default()
         };
-        if let Err(reason) = self.steps(&mut state) {
+        let done = match self.steps(&mut state) {
+            Ok(()) => self.serve(&mut state),
+            failed => failed,
+        };
+        if let Err(reason) = done {
             // The others hear the first reason, whoever had it.
             let reason = session_failure(me, self.abort.failure(), &reason);
             self.abort.abort(&reason);
@@ -286,6 +295,29 @@ impl Work {
         Ok(Outcome { stats, model })
     }
 
+    /// Batches until serving is over; nothing for other jobs.
+    fn serve(&mut self, state: &mut State) -> Result<(), String> {
+        let Some(seat) = self.seat.take() else {
+            return Ok(());
+        };
+        let mut run = |batch: u64, program: usize, inputs: &BTreeMap<String, Tensor>| {
+            let plan = self.prepared.derived.plans.get(program);
+            let plan = plan.ok_or("a batch names a program that does not exist")?;
+            let outputs = run_step(
+                plan,
+                self.party.me,
+                batch + 1,
+                &self.keys,
+                state,
+                inputs,
+                &mut self.net,
+                &mut self.material,
+            );
+            outputs.map_err(|err| err.to_string())
+        };
+        seat.batches(&mut run)
+    }
+
     fn steps(&mut self, state: &mut State) -> Result<(), String> {
         let Work {
             party,
@@ -302,6 +334,7 @@ impl Work {
         let steps = &derived.schedule.steps;
         let mut before = net.stats();
         for (index, step) in steps.iter().enumerate() {
+            party.serving.give_way();
             let start = Instant::now();
             let _span = tracing::error_span!("step", step = index).entered();
             let mut inputs = BTreeMap::new();
@@ -351,8 +384,21 @@ impl Work {
 
     /// Writes the model that the job keeps, beside its name.
     fn stage(&self, state: &mut State) -> Result<Option<StagedModel>, String> {
-        let JobKind::Train { save_as, .. } = &self.job.description.kind else {
+        let description = &self.job.description;
+        let Some(save_as) = description.save_as() else {
             return Ok(None);
+        };
+        let preparation = match &description.kind {
+            JobKind::Train { spec, .. } => spec.preparation,
+            JobKind::ImportModel { preparation, .. } => *preparation,
+            _ => None,
+        };
+        let dataset = description.dataset();
+        let about = ModelAbout {
+            network: description.network().unwrap_or_default().into(),
+            preparation,
+            dataset: dataset.map(|set| (set.name.clone(), set.snapshot)),
+            made_s: now_s(),
         };
         let mut shares = Vec::new();
         for name in &self.prepared.derived.schedule.save {
@@ -369,6 +415,7 @@ impl Work {
             owner: self.job.description.requester,
             ring_bits: self.prepared.derived.ring_bits,
             frac_bits: self.prepared.derived.frac_bits,
+            about,
             shares,
         };
         self.party

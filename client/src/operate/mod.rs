@@ -6,9 +6,12 @@
 
 mod ask;
 mod consortium;
+mod import;
 mod init;
+mod models;
 mod npz;
 mod record;
+mod serve;
 mod share;
 mod train;
 mod watch;
@@ -24,14 +27,17 @@ use trefoil_consortium::{
     logging,
 };
 use trefoil_models::job::JobKind;
-use trefoil_models::schedule;
+use trefoil_models::{Schedule, schedule};
 use trefoil_transport::{Identity, TransportError};
 
 use crate::follow::{Finished, follow};
 use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
+pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
+pub use serve::{ServeArgs, serve};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
@@ -162,6 +168,20 @@ impl Member {
         Ok(job)
     }
 
+    /// Says the job in words, keeps a record of it, and submits it; returns its schedule.
+    async fn submit(&self, remote: &Remote, record: &record::Record) -> Result<Schedule> {
+        let plan = schedule(&record.job.kind)?;
+        eprint!("{}", record.job.describe(self.name()));
+        record.save(&self.home)?;
+        match remote.submit(record.job.clone()).await {
+            Ok(_) => Ok(plan),
+            Err(err) => {
+                record.forget(&self.home);
+                Err(advise(err, "the job was not accepted"))
+            }
+        }
+    }
+
     /// Says the job in words, keeps a record of it, submits it, and follows it unless it is
     /// detached: then there is no result yet.
     async fn run(
@@ -172,16 +192,8 @@ impl Member {
         detach: bool,
     ) -> Result<Option<Finished>> {
         let job = record.job.clone();
-        let plan = schedule(&job.kind)?;
-        eprint!("{}", job.describe(self.name()));
-        record.save(&self.home)?;
-        let id = match remote.submit(job.clone()).await {
-            Ok(id) => id,
-            Err(err) => {
-                record.forget(&self.home);
-                return Err(advise(err, "the job was not accepted"));
-            }
-        };
+        let plan = self.submit(remote, &record).await?;
+        let id = job.id();
         if detach {
             println!("{id}");
             eprintln!("submitted; its result: trefoil watch {}", short(&id));

@@ -555,7 +555,7 @@ fn check_upload(upload: &Upload) -> Result<(Schema, usize), RemoteError> {
     }
 }
 
-fn split(
+pub(super) fn split(
     tensor: &Tensor,
     rows: std::ops::Range<usize>,
     full_to: PartyId,
