@@ -134,6 +134,8 @@ impl Drop for Guard<'_> {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|(session, _)| *session != self.session);
+        // Its thread may wait for a batch that never comes.
+        self.dealer.serving.close(&self.session);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort.abort("the dealer has left the session");

@@ -17,12 +17,22 @@ use super::seat::Seat;
 use crate::daemon::Party;
 use crate::session::Links;
 
-/// Ends the tasks of a serving session with the session.
-pub(crate) struct Tasks(tokio::task::JoinSet<()>);
+/// Ends the tasks of a serving session with the session, and its desk: whatever ended the session,
+/// nobody waits for it any more.
+pub(crate) struct Tasks {
+    _running: tokio::task::JoinSet<()>,
+    desk: Arc<ServeDesk>,
+    abort: AbortHandle,
+}
 
-impl std::fmt::Debug for Tasks {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Tasks({})", self.0.len())
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        let model = &self.desk.spec.model;
+        let why = match self.abort.failure() {
+            Some(failure) => format!("serving of {model} has ended: {failure}"),
+            None => format!("serving of {model} has ended"),
+        };
+        self.desk.close(&clip_reason(&why));
     }
 }
 
@@ -35,14 +45,18 @@ pub(crate) fn lead(party: &Arc<Party>, seat: &Seat, links: Links, abort: AbortHa
         desk.close(&clip_reason(&format!("serving has ended: {failure}")));
     });
     if party.me == PartyId::P0 {
-        let (party, desk) = (party.clone(), seat.desk.clone());
+        let (party, desk, abort) = (party.clone(), seat.desk.clone(), abort.clone());
         tasks.spawn(async move {
             if let Err(reason) = compose_all(&party, &desk, &links).await {
                 abort.abort(&reason);
             }
         });
     }
-    Tasks(tasks)
+    Tasks {
+        _running: tasks,
+        desk: seat.desk.clone(),
+        abort,
+    }
 }
 
 /// P0's ends of the three streams.
