@@ -102,7 +102,7 @@ impl Store {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = file::read(&path, MODEL_MAX_BYTES)?;
+        let bytes = self.vault.read(&path, MODEL_MAX_BYTES)?;
         let read = || -> Result<Found, postcard::Error> {
             let (record, rest) = postcard::take_from_bytes(&bytes)?;
             let about = match rest.is_empty() {
@@ -228,7 +228,7 @@ impl Store {
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
         let about = postcard::to_stdvec(&model.about)
             .map_err(|err| StoreError::Refused(err.to_string()))?;
-        file::write_new(&staged.temporary, &[&bytes, &about])?;
+        self.vault.write_new(&staged.temporary, &[&bytes, &about])?;
         Ok(staged)
     }
 }
@@ -292,7 +292,8 @@ mod tests {
             tensors: vec![("a.weight".into(), vec![2], Words(vec![5, 6]))],
         };
         let bytes = postcard::to_stdvec(&record).unwrap();
-        file::write(&store.model_path("old").unwrap(), &[&bytes]).unwrap();
+        let path = store.model_path("old").unwrap();
+        store.vault.write_new(&path, &[&bytes]).unwrap();
         let model = store.model("old", 64, 16).unwrap();
         assert_eq!((model.about, model.shares["a.weight"].data()), (None, &[5u64, 6][..]));
     }
