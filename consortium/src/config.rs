@@ -313,8 +313,13 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                if rule.kinds.as_deref() != Some(&[Kind::Predict]) {
-                    let detail = "rows are counted for predictions: add kinds = [\"predict\"]";
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                if !rule
+                    .kinds
+                    .as_ref()
+                    .is_some_and(|kinds| kinds.iter().all(counted))
+                {
+                    let detail = "rows are counted for predictions: add kinds = [\"predict\"], or [\"serve\"]";
                     return fail("rows_per_day", detail.into());
                 }
             }

@@ -11,8 +11,8 @@ use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, SessionId, host,
-    logging,
+    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, SessionId,
+    host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};

@@ -129,7 +129,9 @@ mod tests {
         let say = |words: Vec<ServeWord>| {
             let orders = place.open(&[7; 32], spec.clone());
             let sender = place.lock().take().unwrap().1;
-            words.into_iter().for_each(|word| sender.send(word).unwrap());
+            words
+                .into_iter()
+                .for_each(|word| sender.send(word).unwrap());
             drop(sender);
             orders.batches().take(4).collect::<Vec<_>>()
         };

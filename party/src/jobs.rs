@@ -414,9 +414,8 @@ impl Jobs {
         let book = self.lock();
         let jobs = || book.jobs.values();
         // A serving session holds up no other job.
-        let runs = |job: &Arc<Job>| {
-            job.state() == JobState::Running && job.description.serves().is_none()
-        };
+        let runs =
+            |job: &Arc<Job>| job.state() == JobState::Running && job.description.serves().is_none();
         let running = jobs().any(runs);
         let over = jobs()
             .map(|job| job.record())

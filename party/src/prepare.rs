@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trefoil_consortium::{Derived, JobDescription, SessionId};
 use trefoil_consortium::wire::ModelAbout;
+use trefoil_consortium::{Derived, JobDescription, SessionId};
 use trefoil_models::schedule::UPLOAD_IMAGES;
 use trefoil_models::{InitialState, Network, import_tensors};
 use trefoil_protocol::party::PartyId;
@@ -132,10 +132,7 @@ fn same_network(
 }
 
 /// This party's shares of weights that the requester has uploaded.
-fn imported(
-    job: &JobDescription,
-    tables: &mut Tables,
-) -> Result<BTreeMap<String, Tensor>, String> {
+fn imported(job: &JobDescription, tables: &mut Tables) -> Result<BTreeMap<String, Tensor>, String> {
     let network = Network::parse(job.network().unwrap_or_default());
     let network = network.map_err(|err| err.to_string())?;
     let (_, rows) = tables

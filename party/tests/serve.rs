@@ -14,7 +14,9 @@ use trefoil_consortium::wire::{
 };
 use trefoil_consortium::{JobDescription, JobId, Words};
 use trefoil_models::schedule::IMPORT_ROW_WORDS;
-use trefoil_models::{JobKind, Network, PredictOutput, ServeSpec, import_words, plain_run, weights};
+use trefoil_models::{
+    JobKind, Network, PredictOutput, ServeSpec, import_words, plain_run, weights,
+};
 use trefoil_party::audit::{self, AUDIT_FILE};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
@@ -46,7 +48,10 @@ async fn import(world: &World, remote: &Remote, weights: &Weights, save_as: &str
     let upload = Upload {
         dataset: String::new(),
         part: Part::Predict,
-        images: Tensor::new(vec![words.len() / IMPORT_ROW_WORDS, IMPORT_ROW_WORDS], words),
+        images: Tensor::new(
+            vec![words.len() / IMPORT_ROW_WORDS, IMPORT_ROW_WORDS],
+            words,
+        ),
         labels: None,
         shape: vec![1, 1, IMPORT_ROW_WORDS],
     };
@@ -105,13 +110,17 @@ fn a_model_that_is_revealed_and_imported_again_predicts_the_same_to_the_last_bit
             frac_bits: 16,
             ring_bits: 64,
         };
-        let revealed = run(&world, "st-bernd", &bernd, reveal(NETWORK)).await.unwrap();
+        let revealed = run(&world, "st-bernd", &bernd, reveal(NETWORK))
+            .await
+            .unwrap();
         assert_eq!(revealed.len(), 4);
         for (name, tensor) in &revealed {
             assert_eq!(tensor, &trained[name], "{name}");
         }
         let other = NETWORK.replace("units = 8", "units = 9");
-        let err = run(&world, "st-anna", &anna, reveal(&other)).await.unwrap_err();
+        let err = run(&world, "st-anna", &anna, reveal(&other))
+            .await
+            .unwrap_err();
         assert!(err.to_string().contains("brings another one"), "{err}");
 
         import(&world, &anna, &revealed, "imported").await;
@@ -319,7 +328,10 @@ fn interleaved_requests_of_members_each_get_their_own_rows_as_a_plain_run_has_th
                 request["rows"].as_u64().unwrap()
             })
             .sum();
-        assert!((total as u64..=total as u64 + 12).contains(&rows), "{rows} of {total}");
+        assert!(
+            (total as u64..=total as u64 + 12).contains(&rows),
+            "{rows} of {total}"
+        );
     }
 }
 
@@ -389,7 +401,10 @@ fn who_may_not_ask_or_asks_too_much_is_refused_and_nobody_else_waits_for_it() {
             }
         };
         let limit = limit.await;
-        assert!(limit.contains("gives st-bernd 8 predictions a day"), "{limit}");
+        assert!(
+            limit.contains("gives st-bernd 8 predictions a day"),
+            "{limit}"
+        );
         anna.stop_serving(id).await.unwrap();
         anna.watch(id, &mut |_| {}).await.unwrap();
         for remote in [anna, bernd, analyst] {
@@ -411,10 +426,15 @@ fn a_lost_node_ends_serving_with_an_error_to_those_who_wait() {
     runtime.block_on(async {
         let waiting = partial(&anna, PartyId::P0, id, 1, 1).await;
         let lost = world.parties[2].take().unwrap();
-        tokio::task::spawn_blocking(move || lost.vanish()).await.unwrap();
+        tokio::task::spawn_blocking(move || lost.vanish())
+            .await
+            .unwrap();
         let reason = tokio::time::timeout(Duration::from_secs(30), refusal(waiting)).await;
         let reason = reason.expect("an answer in bounded time");
-        assert!(reason.contains("has ended") && reason.contains("P2"), "{reason}");
+        assert!(
+            reason.contains("has ended") && reason.contains("P2"),
+            "{reason}"
+        );
         let gone = async {
             while !serves_nobody(&anna).await {
                 tokio::time::sleep(Duration::from_millis(50)).await;
@@ -466,7 +486,10 @@ fn a_policy_decides_on_opening_importing_and_serving_like_on_any_job() {
         };
         // Anna may ask; a session also for others, who may ask for nothing, is refused.
         let err = submit(class(&["st-anna", "analyst"])).await.unwrap_err();
-        assert!(err.to_string().contains("analyst may not start jobs"), "{err}");
+        assert!(
+            err.to_string().contains("analyst may not start jobs"),
+            "{err}"
+        );
         // The rule that allows anna alone does not fit a session for bernd too: P1 holds it.
         let held = async |id: JobId| {
             let mut held = Vec::new();
@@ -490,7 +513,10 @@ fn a_policy_decides_on_opening_importing_and_serving_like_on_any_job() {
             ring_bits: 64,
         };
         let err = anna.submit(job(reveal)).await.unwrap_err().to_string();
-        assert!(err.contains("no-opening") && err.contains("reveals weights"), "{err}");
+        assert!(
+            err.contains("no-opening") && err.contains("reveals weights"),
+            "{err}"
+        );
         let import = JobKind::ImportModel {
             network: NETWORK.into(),
             frac_bits: 16,

@@ -56,11 +56,7 @@ pub struct ImportArgs {
 }
 
 /// Reads weights in fixed point and checks them against the network.
-fn read_weights(
-    path: &Path,
-    network: &Network,
-    frac_bits: u8,
-) -> Result<BTreeMap<String, Tensor>> {
+fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMap<String, Tensor>> {
     let place = || path.display().to_string();
     let mut arrays = BTreeMap::new();
     for (name, bytes) in members(path)? {
@@ -99,7 +95,9 @@ fn read_weights(
                 array.iter().nth(at).copied().unwrap_or(f64::NAN)
             );
         }
-        let words = array.iter().map(|value| encode(*value, u32::from(frac_bits)));
+        let words = array
+            .iter()
+            .map(|value| encode(*value, u32::from(frac_bits)));
         weights.insert(name, Tensor::new(shape, words.collect()));
     }
     if let Some(unknown) = arrays.keys().next() {
@@ -122,7 +120,10 @@ pub fn import_model(args: &ImportArgs) -> Result<()> {
     let upload = Upload {
         dataset: String::new(),
         part: Part::Predict,
-        images: Tensor::new(vec![words.len() / IMPORT_ROW_WORDS, IMPORT_ROW_WORDS], words),
+        images: Tensor::new(
+            vec![words.len() / IMPORT_ROW_WORDS, IMPORT_ROW_WORDS],
+            words,
+        ),
         labels: None,
         shape: vec![1, 1, IMPORT_ROW_WORDS],
     };
@@ -173,7 +174,8 @@ mod tests {
     use super::*;
 
     fn network() -> Network {
-        let toml = "name = \"linear\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"dense\"\n";
+        let toml =
+            "name = \"linear\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"dense\"\n";
         Network::parse(toml).unwrap()
     }
 
@@ -195,7 +197,11 @@ mod tests {
         let [weight, bias] = [names[0].as_str(), names[1].as_str()];
         let shape = network().parameters()[0].1.clone();
         let good = [
-            (weight, shape.clone(), (0..8).map(|i| f64::from(i) / 65536.0 - 15.0).collect()),
+            (
+                weight,
+                shape.clone(),
+                (0..8).map(|i| f64::from(i) / 65536.0 - 15.0).collect(),
+            ),
             (bias, vec![2], vec![-1.0 / 65536.0, 15.99]),
         ];
         let read_good = read(&good).unwrap();
@@ -207,7 +213,10 @@ mod tests {
             format!("{:#}", read(&arrays).unwrap_err())
         };
         let missing = fault(|arrays| drop(arrays.pop()));
-        assert!(missing.contains("there is no array") && missing.contains(bias), "{missing}");
+        assert!(
+            missing.contains("there is no array") && missing.contains(bias),
+            "{missing}"
+        );
         let shaped = fault(|arrays| arrays[1].1 = vec![1, 2]);
         assert!(shaped.contains("has shape [1, 2]"), "{shaped}");
         for wrong in [16.0, -16.0, f64::NAN, f64::INFINITY] {

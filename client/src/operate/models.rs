@@ -154,12 +154,11 @@ fn list(member: &Member, held: &[HeldModel]) {
     let owner = |model: &HeldModel| {
         let members = &member.consortium.members;
         let entry = members.iter().find(|entry| entry.pin == model.info.owner);
-        entry.map_or_else(
-            || model.info.owner.to_string(),
-            |entry| entry.name.clone(),
-        )
+        entry.map_or_else(|| model.info.owner.to_string(), |entry| entry.name.clone())
     };
-    println!("model             network     data set               made              by               job");
+    println!(
+        "model             network     data set               made              by               job"
+    );
     for model in held {
         let info = &model.info;
         let (network, dataset, made) = match &info.about {

@@ -120,7 +120,10 @@ fn stop(member: &Member, prefix: &str) -> Result<()> {
 
 fn open(args: &ServeArgs, member: &Member, model: &str) -> Result<()> {
     if args.members.is_empty() {
-        bail!("--for: name the members who may ask, such as --for {}", member.name());
+        bail!(
+            "--for: name the members who may ask, such as --for {}",
+            member.name()
+        );
     }
     let pin = |name: &String| {
         let entries = &member.consortium.members;
@@ -168,7 +171,10 @@ fn open(args: &ServeArgs, member: &Member, model: &str) -> Result<()> {
         let id = job.id();
         if args.job.detach {
             println!("{id}");
-            eprintln!("submitted; it ends with: trefoil serve --stop {}", short(&id));
+            eprintln!(
+                "submitted; it ends with: trefoil serve --stop {}",
+                short(&id)
+            );
             return Ok(());
         }
         let mut stopping = false;

@@ -147,11 +147,13 @@ impl Remote {
             let Answer::Predicted { batch, share } = answer else {
                 return Err(unexpected(party, what, answer));
             };
-            let share = share.into_share().map_err(|detail| RemoteError::Unexpected {
-                party,
-                what: what.into(),
-                detail,
-            })?;
+            let share = share
+                .into_share()
+                .map_err(|detail| RemoteError::Unexpected {
+                    party,
+                    what: what.into(),
+                    detail,
+                })?;
             Ok((stream, batch, share))
         };
         // Where one party refuses, the others' streams end, which takes the request back there.

@@ -27,7 +27,10 @@ pub(super) async fn predict(
     let Some(desk) = desk.filter(|desk| desk.job.id == request.job && desk.serves(member.pin))
     else {
         // Others' sessions are as unknown as those that do not exist.
-        let reason = format!("{}: job {} serves {} nothing", party.me, request.job, member.name);
+        let reason = format!(
+            "{}: job {} serves {} nothing",
+            party.me, request.job, member.name
+        );
         return refuse(party, stream, reason).await;
     };
     let rows = request.rows as usize;

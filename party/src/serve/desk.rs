@@ -335,7 +335,9 @@ mod tests {
         // Another member's request of the same name is another one.
         let _b = admit(key(2, 1)).unwrap();
         let full = desk.admit(key(1, 2), 1, vec![1, 2], || panic!("counted"));
-        assert!(matches!(full.unwrap_err(), Refusal::Busy(reason) if reason.contains("2 requests")));
+        assert!(
+            matches!(full.unwrap_err(), Refusal::Busy(reason) if reason.contains("2 requests"))
+        );
         desk.drop_requests(&[key(2, 1)], "gone");
         let over = desk.admit(key(1, 2), 1, vec![1, 2], || Err("10 a day".into()));
         assert_eq!(over.unwrap_err(), Refusal::No("10 a day".into()));
@@ -345,7 +347,9 @@ mod tests {
     fn a_batch_has_its_requests_rows_in_order_and_zeros_for_one_that_is_missing() {
         let (desk, _orders) = desk();
         let mut one = desk.admit(key(1, 1), 1, vec![5, 6], || Ok(())).unwrap();
-        let _two = desk.admit(key(2, 1), 2, vec![7, 8, 9, 10], || Ok(())).unwrap();
+        let _two = desk
+            .admit(key(2, 1), 2, vec![7, 8, 9, 10], || Ok(()))
+            .unwrap();
         let batch = ServeBatch {
             number: 0,
             rows: 4,
@@ -374,6 +378,9 @@ mod tests {
         let cut = cut(&output, 4, &[1, 2]);
         let words: Vec<&[u64]> = cut.iter().map(|cut| &cut.words.0[..]).collect();
         assert_eq!(words, [&[0, 1][..], &[2, 3, 4, 5][..]]);
-        assert_eq!((cut[1].shape.as_slice(), cut[1].opened), (&[2, 2][..], [3; 16]));
+        assert_eq!(
+            (cut[1].shape.as_slice(), cut[1].opened),
+            (&[2, 2][..], [3; 16])
+        );
     }
 }

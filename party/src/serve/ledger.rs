@@ -109,7 +109,10 @@ impl Ledger {
 
     /// When something has to be looked at again, if anything waits.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        let late = self.entries.values().map(|entry| entry.since + REQUEST_WAIT);
+        let late = self
+            .entries
+            .values()
+            .map(|entry| entry.since + REQUEST_WAIT);
         let due = self.ready.front().filter(|_| !self.busy);
         let due = due.map(|(_, _, since)| *since + self.max_wait);
         late.chain(due).min()
@@ -199,7 +202,10 @@ mod tests {
         assert!(ledger.expired(start).is_empty());
         let given_up = ledger.expired(start + REQUEST_WAIT);
         assert_eq!(given_up[0].0, [key(1)]);
-        assert!(given_up[0].1.contains("P2 has not received"), "{given_up:?}");
+        assert!(
+            given_up[0].1.contains("P2 has not received"),
+            "{given_up:?}"
+        );
         assert_eq!(ledger.wake_at(), None);
 
         ledger.holds(PartyId::P0, key(2), 1, start);

@@ -99,11 +99,7 @@ fn served(party: &Party, job: &JobDescription) -> Result<Vec<String>, String> {
 }
 
 /// What the policy says of a job, and of those whom it serves.
-pub(crate) fn rule(
-    party: &Party,
-    job: &JobDescription,
-    requester: &str,
-) -> Result<Ruling, String> {
+pub(crate) fn rule(party: &Party, job: &JobDescription, requester: &str) -> Result<Ruling, String> {
     let served = served(party, job)?;
     party.policy.rule_for(job, requester, &served, now_s())
 }

@@ -35,7 +35,10 @@ impl Drop for Seat {
             self.desk.spec.model
         ));
         let mut place = self.party.serving.lock();
-        if place.as_ref().is_some_and(|desk| Arc::ptr_eq(desk, &self.desk)) {
+        if place
+            .as_ref()
+            .is_some_and(|desk| Arc::ptr_eq(desk, &self.desk))
+        {
             *place = None;
         }
     }
@@ -84,7 +87,11 @@ impl Seat {
     fn batch(&self, batch: &ServeBatch, rows: u64, run: &mut Run<'_>) -> Result<(), String> {
         let start = Instant::now();
         let _first = self.party.serving.enter();
-        let asked: u64 = batch.requests.iter().map(|(_, rows)| u64::from(*rows)).sum();
+        let asked: u64 = batch
+            .requests
+            .iter()
+            .map(|(_, rows)| u64::from(*rows))
+            .sum();
         let program = self.desk.spec.program(batch.rows as usize);
         let Some((program, size)) = program.filter(|_| asked == u64::from(batch.rows)) else {
             return Err(format!(
@@ -138,11 +145,7 @@ impl Seat {
     }
 
     /// Writes who is given predictions of how many images: the day's counts and the audit log.
-    fn note(
-        &self,
-        batch: u64,
-        slots: &[Slot],
-    ) -> tokio::task::JoinHandle<Result<(), String>> {
+    fn note(&self, batch: u64, slots: &[Slot]) -> tokio::task::JoinHandle<Result<(), String>> {
         let (party, job) = (self.party.clone(), self.desk.job.clone());
         let name = |slot: &Slot| match party.consortium.role(slot.key.member) {
             Some(trefoil_consortium::Role::Member(member)) => member.name,

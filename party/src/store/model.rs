@@ -272,7 +272,11 @@ mod tests {
         assert_eq!(infos[0].about, Some(about()));
         let (owner, other) = (Pin::from_bytes([1; 32]), Pin::from_bytes([2; 32]));
         let refused = |owner, source| store.remove_model("one", owner, source).unwrap_err();
-        assert!(refused(other, [1; 32]).to_string().contains("another member"));
+        assert!(
+            refused(other, [1; 32])
+                .to_string()
+                .contains("another member")
+        );
         assert!(refused(owner, [2; 32]).to_string().contains("made anew"));
         assert!(store.remove_model("one", owner, [1; 32]).unwrap());
         assert!(!store.remove_model("one", owner, [1; 32]).unwrap());
@@ -295,6 +299,9 @@ mod tests {
         let path = store.model_path("old").unwrap();
         store.vault.write_new(&path, &[&bytes]).unwrap();
         let model = store.model("old", 64, 16).unwrap();
-        assert_eq!((model.about, model.shares["a.weight"].data()), (None, &[5u64, 6][..]));
+        assert_eq!(
+            (model.about, model.shares["a.weight"].data()),
+            (None, &[5u64, 6][..])
+        );
     }
 }
