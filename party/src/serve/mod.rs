@@ -15,7 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use trefoil_consortium::wire::{Serving, serve_stream};
-use trefoil_consortium::{JobDescription, MemberEntry, Role, SessionId};
+use trefoil_consortium::{JobDescription, MemberEntry, SessionId};
 use trefoil_models::Network;
 use trefoil_transport::Pin;
 
@@ -85,12 +85,13 @@ impl Drop for Busy<'_> {
 
 /// The names of the members whom a job serves; none for other jobs.
 fn served(party: &Party, job: &JobDescription) -> Result<Vec<String>, String> {
+    let consortium = party.consortium.now();
     let members = job.serves().map_or(&[][..], |spec| &spec.members);
     let name = |pin: &[u8; 32]| {
         let pin = Pin::from_bytes(*pin);
-        match party.consortium.role(pin) {
-            Some(Role::Member(member)) => Ok(member.name),
-            _ => Err(format!(
+        match consortium.member(pin) {
+            Some(member) => Ok(member.name.clone()),
+            None => Err(format!(
                 "the job serves {pin}, who is no member of the consortium"
             )),
         }

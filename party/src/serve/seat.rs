@@ -147,9 +147,10 @@ impl Seat {
     /// Writes who is given predictions of how many images: the day's counts and the audit log.
     fn note(&self, batch: u64, slots: &[Slot]) -> tokio::task::JoinHandle<Result<(), String>> {
         let (party, job) = (self.party.clone(), self.desk.job.clone());
-        let name = |slot: &Slot| match party.consortium.role(slot.key.member) {
-            Some(trefoil_consortium::Role::Member(member)) => member.name,
-            _ => "no member any more".into(),
+        let consortium = party.consortium.now();
+        let name = |slot: &Slot| match consortium.member(slot.key.member) {
+            Some(member) => member.name.clone(),
+            None => "no member any more".into(),
         };
         let requests = slots.iter().map(|slot| {
             json!({

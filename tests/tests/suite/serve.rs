@@ -116,7 +116,10 @@ fn models(world: &World) {
         command.arg("--weights").arg(weights);
         command
     };
-    refused(&mut import(&second, "mlp"), "has shape [784, 10], network mlp has");
+    refused(
+        &mut import(&second, "mlp"),
+        "has shape [784, 10], network mlp has",
+    );
     let (kept, _) = succeeds(&mut import(&second, &network));
     assert!(kept.contains("imported, kept as shares"), "{kept}");
 
