@@ -237,6 +237,12 @@ pub enum Kind {
     Predict,
     /// Work on zeros, to be timed.
     Benchmark,
+    /// Opening a kept model's weights.
+    Reveal,
+    /// Keeping weights that their owner has shared.
+    Import,
+    /// Predictions in a session that stays open.
+    Serve,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -314,8 +320,13 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                if rule.kinds.as_deref() != Some(&[Kind::Predict]) {
-                    let detail = "rows are counted for predictions: add kinds = [\"predict\"]";
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                if !rule
+                    .kinds
+                    .as_ref()
+                    .is_some_and(|kinds| kinds.iter().all(counted))
+                {
+                    let detail = "rows are counted for predictions: add kinds = [\"predict\"], or [\"serve\"]";
                     return fail("rows_per_day", detail.into());
                 }
             }

@@ -25,6 +25,7 @@ use crate::files::FileError;
 use crate::jobs::{Job, Jobs};
 use crate::mesh::Mesh;
 use crate::policy::PolicyDesk;
+use crate::serve::ServingPlace;
 use crate::store::{Store, StoreError};
 use crate::{consent, follow, lead, members, resume};
 
@@ -85,11 +86,13 @@ pub(crate) struct Party {
     pub(crate) keys: KeyDesk,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
     pub(crate) uploads: Semaphore,
     /// Says to P0's leader that there may be something to do.
     pub(crate) wake: Notify,
-    /// The session that runs and its job, to be ended with the process.
-    pub(crate) running: Mutex<Option<(JobId, AbortHandle)>>,
+    /// The sessions that run and their jobs, to be ended with the process.
+    pub(crate) running: Mutex<Vec<(JobId, AbortHandle)>>,
 }
 
 impl Party {
@@ -220,6 +223,7 @@ impl Daemon {
             jobs: Jobs::default(),
             keys: KeyDesk::default(),
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             uploads: Semaphore::new(UPLOADS_MAX),
             wake: Notify::new(),
             running: Mutex::default(),
@@ -399,7 +403,7 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some((_, abort)) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
     let lasting = |job: &Job| resume::lasts(party, &job.description);
@@ -493,7 +497,9 @@ where
 }
 
 async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {
-    let done = if session != [0; 32] {
+    let done = if let Some(desk) = party.serving.of_stream(&session) {
+        desk.follow(party, peer, stream).await
+    } else if session != [0; 32] {
         party
             .keys
             .deliver(session, stream, party.short_wait())

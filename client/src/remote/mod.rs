@@ -6,6 +6,7 @@
 //! messages are in `trefoil_consortium::wire`. Here: links, requests and errors; `jobs.rs`: jobs.
 
 mod jobs;
+mod served;
 mod upload;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +21,7 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Identity, Link, MsgStream, Node, Settings, StreamKind, TransportError};
 
 pub use jobs::{Event, JobResult, Revealed};
+pub use served::HeldModel;
 pub use upload::{LazyUpload, PendingUpload, ReadRows, Receipt, Upload};
 
 /// How long an upload that does not go forward is tried, unless [`Remote::set_resume_timeout`] says

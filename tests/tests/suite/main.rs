@@ -12,6 +12,7 @@ mod hospital;
 mod members;
 mod operate;
 mod operations;
+mod serve;
 mod survival;
 mod uploads;
 mod world;
