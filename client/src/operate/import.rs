@@ -87,7 +87,9 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
                 network.name
             );
         }
-        let outside = array.iter().position(|value| !(value.abs() < bound));
+        let outside = array
+            .iter()
+            .position(|value| value.is_nan() || value.abs() >= bound);
         if let Some(at) = outside {
             bail!(
                 "{}: array {name}: value number {at} is {}; weights between -{bound} and {bound} are possible",
@@ -179,8 +181,10 @@ mod tests {
         Network::parse(toml).unwrap()
     }
 
+    type Array<'a> = (&'a str, Vec<usize>, Vec<f64>);
+
     /// What is said of these arrays.
-    fn read(arrays: &[(&str, Vec<usize>, Vec<f64>)]) -> Result<BTreeMap<String, Tensor>> {
+    fn read(arrays: &[Array<'_>]) -> Result<BTreeMap<String, Tensor>> {
         let arrays: Vec<_> = arrays
             .iter()
             .map(|(name, shape, values)| ((*name).to_owned(), shape.clone(), values.clone()))
@@ -207,7 +211,7 @@ mod tests {
         let read_good = read(&good).unwrap();
         assert_eq!(read_good[weight].data()[1], (-15i64 * 65536 + 1) as u64);
         assert_eq!(read_good[bias].data()[0], -1i64 as u64);
-        let fault = |change: fn(&mut Vec<(&str, Vec<usize>, Vec<f64>)>)| {
+        let fault = |change: fn(&mut Vec<Array<'_>>)| {
             let mut arrays = good.to_vec();
             change(&mut arrays);
             format!("{:#}", read(&arrays).unwrap_err())

@@ -100,23 +100,21 @@ fn kept(save_as: &str) {
 
 /// Writes weights where they are wanted.
 fn revealed(done: &Finished, show: &Show, frac_bits: u8) -> Result<()> {
-    {
-        let to = show
-            .to
-            .as_ref()
-            .context("there is no file for the weights")?;
-        let frac_bits = u32::from(frac_bits);
-        let arrays: Vec<_> = done
-            .weights()?
-            .into_iter()
-            .map(|(name, weights)| {
-                let values = weights.data().iter().map(|word| decode(*word, frac_bits));
-                (name, weights.shape().to_vec(), values.collect())
-            })
-            .collect();
-        write_new(to, &npz::archive(&arrays)?, true)?;
-        line("REVEALED WEIGHTS", to.display());
-    }
+    let to = show
+        .to
+        .as_ref()
+        .context("there is no file for the weights")?;
+    let frac_bits = u32::from(frac_bits);
+    let arrays: Vec<_> = done
+        .weights()?
+        .into_iter()
+        .map(|(name, weights)| {
+            let values = weights.data().iter().map(|word| decode(*word, frac_bits));
+            (name, weights.shape().to_vec(), values.collect())
+        })
+        .collect();
+    write_new(to, &npz::archive(&arrays)?, true)?;
+    line("REVEALED WEIGHTS", to.display());
     Ok(())
 }
 

@@ -102,7 +102,9 @@ impl Ledger {
         });
         let given_up: GivenUp = given_up.collect();
         for (keys, _) in &given_up {
-            keys.iter().for_each(|key| drop(self.entries.remove(key)));
+            for key in keys {
+                self.entries.remove(key);
+            }
         }
         given_up
     }
