@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use trefoil_consortium::{Attempt, JobDescription, JobId, MemberEntry, Role, SessionId, hex};
+use trefoil_consortium::{Attempt, JobDescription, JobId, MemberEntry, SessionId, hex};
 use trefoil_models::JobKind;
 use trefoil_protocol::party::PartyId;
 
@@ -125,14 +125,12 @@ pub(crate) fn standing(party: &Party, job: &Job) -> Standing {
 
 /// What policy and operator say: `false` where a person still has to approve.
 pub(crate) fn permitted(party: &Party, job: &Job) -> Result<bool, String> {
-    let requester = match party.consortium.role(job.description.requester) {
-        Some(Role::Member(member)) => member,
-        _ => {
-            return Err(format!(
-                "requester {} is no member of the consortium",
-                job.description.requester
-            ));
-        }
+    let consortium = party.consortium.now();
+    let Some(requester) = consortium.member(job.description.requester) else {
+        return Err(format!(
+            "requester {} is no member of the consortium",
+            job.description.requester
+        ));
     };
     let ruling = match job.attempts() {
         0 => party
@@ -243,10 +241,9 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
         }
         let failed = |detail: String| PartyError::Setup(detail);
         let description = record.description().map_err(failed)?;
-        let member = match party.consortium.role(description.requester) {
-            Some(Role::Member(member)) => Some(member.name),
-            _ => None,
-        };
+        let consortium = party.consortium.now();
+        let member = consortium.member(description.requester);
+        let member = member.map(|member| member.name.clone());
         let begun = record.state == JobState::Running || record.attempts > 0;
         let ruling = match &member {
             _ if begun && !resume::lasts(party, &description) => {

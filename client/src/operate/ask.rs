@@ -13,7 +13,7 @@ use super::share::{Normalise, held};
 use super::train::{absolute, check_fit, check_new};
 use super::watch::present;
 use super::{HomeArgs, JobArgs, Member, advise, block_on, class_names};
-use crate::data::unlabelled;
+use crate::data::{Crop, unlabelled};
 use crate::experiment::read_network;
 use crate::follow::bar;
 use crate::remote::{Part, Upload};
@@ -65,6 +65,9 @@ pub struct PredictArgs {
     /// The array of an .npz file: `images`, else `test_images`, without it.
     #[arg(long, value_name = "NAME")]
     array: Option<String>,
+    /// How pictures are brought to the network's proportions: as those of the data set were.
+    #[arg(long, value_enum, default_value_t)]
+    crop: Crop,
     /// The numbers that the data set was shared with.
     #[arg(long, value_name = "mean=M,std=S")]
     preprocess: Normalise,
@@ -122,7 +125,12 @@ pub fn predict(args: &PredictArgs) -> Result<()> {
     check_new(args.to.as_deref(), "--to")?;
     let member = Member::load(&args.home)?;
     let Normalise(preprocess) = args.preprocess;
-    let new = unlabelled::load(&args.images, network.input, args.array.as_deref())?;
+    let new = unlabelled::load(
+        &args.images,
+        network.input,
+        args.crop,
+        args.array.as_deref(),
+    )?;
     let upload = Upload {
         dataset: String::new(),
         part: Part::Predict,
