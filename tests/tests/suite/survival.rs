@@ -332,7 +332,34 @@ fn each_node_is_killed_while_a_checkpoint_is_written_and_around_the_last_step() 
         kill_and_restart(&cluster, node);
         println!("{node} killed {delay:?} after the last step");
         job.equals_plain(&tables);
+        judge(&cluster, &tables, &format!("late-{node}"));
     }
+}
+
+/// A kept model is whole: the three parties' shares of it are of one session, and it judges the test
+/// rows.
+fn judge(cluster: &Cluster, tables: &plain_run::Tables, model: &str) {
+    runtime().block_on(async {
+        let analyst = connect(cluster, "analyst").await;
+        let info = analyst.dataset("shapes").await.expect("known");
+        let kind = JobKind::Evaluate {
+            model: model.into(),
+            network: NETWORK.into(),
+            frac_bits: 16,
+            ring_bits: 64,
+            dataset: info.reference("shapes"),
+            auc: false,
+        };
+        let member = cluster.member("analyst").expect("a member");
+        let pin = identity::pin(&member.identity).expect("a pin");
+        let job = JobDescription::new("judge", pin, kind).expect("a valid job");
+        let id = analyst.submit(job).await.expect("accepted");
+        let judged = analyst.watch(id, &mut |_| {}).await.expect("judged");
+        let rows: u64 = judged.outputs[0].tensor.data().iter().sum();
+        let labels = &tables["test/labels"];
+        assert_eq!(rows as usize, labels.words.len() / labels.row_words);
+        analyst.close().await;
+    });
 }
 
 /// Whether a checkpoint is not whole yet.
