@@ -98,13 +98,25 @@ pub async fn follow(
                 notice(&bar, &format!("{at} has approved"));
                 bar.set_message(waiting(message, &waits));
             }
-            Event::Started { .. } => bar.set_message(message.to_string()),
+            Event::Interrupted(waits) => {
+                notice(&bar, &waits);
+                bar.set_message(format!("{message}: interrupted"));
+            }
+            Event::Started { from, .. } => {
+                if from > 0 {
+                    notice(&bar, &format!("goes on from step {from} in a new session"));
+                }
+                bar.set_position(from);
+                bar.set_message(message.to_string());
+            }
             Event::Progress(progress) => {
                 bar.set_position(progress.step + 1);
                 bar.set_message(match progress.phase.as_str() {
                     "train" => format!("{message}, epoch {}{last}", progress.epoch + 1),
                     _ => format!("{message}: {}{last}", progress.phase),
                 });
+                // A session that takes the job up does some of them again.
+                steps.retain(|known: &Progress| known.step < progress.step);
                 steps.push(progress);
             }
             Event::Output(revealed) if revealed.name == "confusion" => {

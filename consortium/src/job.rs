@@ -13,7 +13,7 @@ use trefoil_transport::Pin;
 use crate::Hex;
 
 /// Version of the description's format.
-pub const JOB_VERSION: u32 = 1;
+pub const JOB_VERSION: u32 = 2;
 /// Longest description that is accepted.
 pub const JOB_MAX_BYTES: usize = 1 << 20;
 /// Longest name of a job, data set, model or member.
@@ -67,6 +67,9 @@ pub struct JobDescription {
     pub kind: JobKind,
     /// Its limits.
     pub limits: Limits,
+    /// The parties write their shares of the carried state down after so many training steps of an
+    /// epoch, and at its end; 0: never, and a job that is interrupted begins anew.
+    pub checkpoint_every: u64,
     /// The links between the nodes: what the programs are lowered for.
     pub link: LinkProfile,
     /// Makes the hash of a repeated job another one.
@@ -129,6 +132,7 @@ impl JobDescription {
             requester,
             kind,
             limits: Limits::default(),
+            checkpoint_every: 0,
             link: LinkProfile::default(),
             nonce: crate::random_bytes()?,
         })
@@ -143,7 +147,7 @@ impl JobDescription {
     pub fn id(&self) -> JobId {
         JobId(
             Sha256::new()
-                .chain_update(b"trefoil job v1\0")
+                .chain_update(b"trefoil job v2\0")
                 .chain_update(self.to_bytes())
                 .finalize()
                 .into(),
@@ -387,6 +391,13 @@ impl JobDescription {
                 f64::from(self.link.kbit_per_s) / 1e3
             ),
         );
+        if self.checkpoint_every > 0 {
+            let words = format!(
+                "shares of its state at the three parties, every {} steps and every epoch, until it is over",
+                self.checkpoint_every
+            );
+            line("keeps", words);
+        }
         line("limits", format!("at most {} s", self.limits.wall_time_s));
         text
     }
@@ -440,7 +451,7 @@ mod tests {
             *save_as = "../keys".into();
         }
         assert!(job.check().unwrap_err().to_string().contains("save_as"));
-        job.version = 2;
-        assert_eq!(job.check(), Err(JobError::Version { found: 2 }));
+        job.version = 1;
+        assert_eq!(job.check(), Err(JobError::Version { found: 1 }));
     }
 }

@@ -15,11 +15,11 @@ use trefoil_protocol::transport::NetError;
 use trefoil_transport::Pin;
 
 use crate::receipt::{Schema, SharingId, SignedReceipt, StagedReceipt, UploadId};
-use crate::session::{Nonce, SessionId};
+use crate::session::{Attempt, Mark, Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -237,13 +237,21 @@ pub enum Event {
         steps: u64,
         /// The ring's width, which the shares combine in.
         ring_bits: u8,
+        /// Sessions of the job before this one.
+        attempt: u32,
+        /// Its first step. What earlier sessions revealed from this step on counts no more.
+        from: u64,
     },
+    /// The session was interrupted; the job goes on in another one. In words: for what it waits.
+    Interrupted(String),
     /// A step is done.
     Progress(Progress),
     /// This party's share of a revealed result.
     Output {
         /// The step that revealed it.
         step: u64,
+        /// The attempt that the share is of: shares of two attempts do not belong together.
+        attempt: u32,
         /// The share.
         share: WireOutput,
     },
@@ -384,8 +392,8 @@ pub struct Proposal {
     pub software: String,
     /// What to compute.
     pub job: JobDescription,
-    /// How often it was tried before.
-    pub attempt: u32,
+    /// To the dealer: which attempt. P1 and P2 hear it with [`Lead::Prepare`].
+    pub attempt: Attempt,
     /// P0's nonce.
     pub nonce: Nonce,
 }
@@ -393,8 +401,10 @@ pub struct Proposal {
 /// What P0 says after a proposal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Lead {
-    /// To P1 and P2: all three parties consent, prepare the job.
-    Prepare,
+    /// To P1 and P2: all three parties consent, prepare this attempt at the job.
+    Prepare(Attempt),
+    /// To P1 or P2 instead: the job is done, with the state of this mark; keep what there is to keep.
+    Keep(Mark),
     /// To P1 and P2: not all parties consent yet; P0 will ask again.
     Later,
     /// All have accepted: the nonces of P0, P1, P2 and the dealer, and the session's id.
@@ -408,15 +418,21 @@ pub enum Lead {
     Go,
     /// All have finished: keep what there is to keep.
     Conclude,
+    /// All three parties have written this state down: older ones may go.
+    Written(Mark),
     /// It is over.
     Abandon(String),
+    /// The session is over, the job is not: it waits for another session.
+    Pause(String),
 }
 
 /// What the other nodes answer P0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Follow {
     /// P1 or P2 consents to the job: its policy allows it, or a person there has approved it.
-    Consent,
+    Consent(Holds),
+    /// P1 or P2 cannot say yet, and why: an earlier session of the job still ends there.
+    Busy(String),
     /// The job waits for approval at P1 or P2.
     Waiting,
     /// The node has derived the same job and will take part.
@@ -429,8 +445,21 @@ pub enum Follow {
     Finished(NodeStats),
     /// It has kept what there was to keep.
     Concluded,
+    /// P1 or P2 has written this state down.
+    Written(Mark),
     /// It has failed.
     Failed(String),
+    /// Its part has ended for want of a peer, a link or time: it would take part in another session.
+    Interrupted(String),
+}
+
+/// What a party has of a job's earlier sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Sessions that were begun here.
+    pub attempts: u32,
+    /// States that are written down here and can be read.
+    pub marks: Vec<Mark>,
 }
 
 /// What an accepting node has found on its own.

@@ -52,6 +52,8 @@ pub(crate) struct Dealer {
     pub(crate) settings: Settings,
     pub(crate) keys: KeyDesk,
     pub(crate) coin_seed: Option<u64>,
+    /// What the coins of stochastic rounding follow from: known to this node alone.
+    pub(crate) secret: Vec<u8>,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
     pub(crate) running: Mutex<Option<AbortHandle>>,
@@ -195,6 +197,7 @@ impl Daemon {
             settings: config.transport.clone(),
             keys: KeyDesk::default(),
             coin_seed: config.simulation_coin_seed,
+            secret: identity.key_der.clone(),
             slot: tokio::sync::Mutex::default(),
             running: Mutex::default(),
             links: std::array::from_fn(|_| watch::channel(None).0),

@@ -7,6 +7,7 @@
 //! training in ordinary floating point; [`outcome`] reads what a job reveals. No input or output here.
 
 pub mod benchmark;
+mod checkpoints;
 pub mod cost;
 mod error;
 pub mod float;

@@ -22,11 +22,11 @@ use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, Trans
 use crate::audit::{Audit, AuditError};
 use crate::desk::JobState;
 use crate::files::FileError;
-use crate::jobs::Jobs;
+use crate::jobs::{Job, Jobs};
 use crate::mesh::Mesh;
 use crate::policy::PolicyDesk;
 use crate::store::{Store, StoreError};
-use crate::{consent, follow, lead, members};
+use crate::{consent, follow, lead, members, resume};
 
 /// Exchanges with one peer or member at the same time.
 const STREAMS_PER_LINK: usize = 32;
@@ -76,6 +76,8 @@ pub(crate) struct Party {
     /// Held while a job's record is written.
     pub(crate) desk: Mutex<()>,
     pub(crate) settings: Settings,
+    /// How long a job waits for another session; zero: its first one is its last.
+    pub(crate) resume_wait: Duration,
     pub(crate) signer: Signer,
     pub(crate) mesh: Mesh,
     pub(crate) store: Store,
@@ -210,6 +212,7 @@ impl Daemon {
             audit,
             desk: Mutex::default(),
             settings: config.transport.clone(),
+            resume_wait: Duration::from_secs(config.resume_wait_s),
             signer: Signer::new(&identity)?,
             mesh: Mesh::new(me, &consortium),
             consortium: live,
@@ -346,6 +349,7 @@ async fn serve(
         dialling.spawn(dial.instrument(span.clone()));
     }
     if party.me == PartyId::P0 {
+        resume::conclude_all(&party);
         let party = party.clone();
         let leading = async move { lead::lead_all(&party).await };
         tokio::spawn(leading.instrument(span.clone()));
@@ -398,7 +402,8 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
     if let Some((_, abort)) = running {
         abort.abort(&reason);
     }
-    party.jobs.fail_running(&reason);
+    let lasting = |job: &Job| resume::lasts(party, &job.description);
+    party.jobs.fail_running(lasting, &reason);
     // Lets the tasks that tell members and P0 run once before the links go.
     tokio::task::yield_now().await;
     node.close(&reason).await;

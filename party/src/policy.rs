@@ -124,6 +124,24 @@ impl PolicyDesk {
         requester: &str,
         now_s: u64,
     ) -> Result<Ruling, String> {
+        self.judge(job, requester, Some(now_s))
+    }
+
+    /// As [`PolicyDesk::rule`], for a job whose predictions are counted already: it has begun.
+    pub(crate) fn rule_again(
+        &self,
+        job: &JobDescription,
+        requester: &str,
+    ) -> Result<Ruling, String> {
+        self.judge(job, requester, None)
+    }
+
+    fn judge(
+        &self,
+        job: &JobDescription,
+        requester: &str,
+        uncounted_s: Option<u64>,
+    ) -> Result<Ruling, String> {
         let party = &self.party;
         if !self.policy.requesters.iter().any(|name| name == requester) {
             return Err(format!(
@@ -151,7 +169,7 @@ impl PolicyDesk {
                 facts.describe(requester)
             ));
         }
-        if let Some(limit) = rule.rows_per_day {
+        if let (Some(limit), Some(now_s)) = (rule.rows_per_day, uncounted_s) {
             let used = self.used(job.requester, now_s);
             if used.saturating_add(facts.rows) > limit {
                 return Err(format!(

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trefoil_consortium::{Derived, JobDescription, SessionId};
+use trefoil_consortium::{Attempt, Derived, Ending, JobDescription, SessionId};
 use trefoil_models::InitialState;
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
@@ -12,7 +12,8 @@ use trefoil_protocol::ring::Tensor;
 use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
-use crate::store::{StoreError, Tables};
+use crate::resume;
+use crate::store::{Results, StoreError, Tables};
 
 /// A job that this party is ready to run.
 pub(crate) struct Prepared {
@@ -21,10 +22,28 @@ pub(crate) struct Prepared {
     pub(crate) initial: BTreeMap<String, Tensor>,
     /// The session that this party's shares of the job's model come from.
     pub(crate) model: Option<SessionId>,
+    /// Which attempt it is.
+    pub(crate) attempt: Attempt,
+    /// Whether what is revealed is kept on the disk: not for benchmarks.
+    pub(crate) keeps_results: bool,
+    /// Where.
+    pub(crate) results: Option<Results>,
 }
 
-/// Prepares a job; the reason of a refusal names this party.
-pub(crate) async fn prepare(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
+/// Prepares an attempt at a job; the reason of a refusal names this party.
+pub(crate) async fn prepare(
+    party: &Arc<Party>,
+    job: &Job,
+    attempt: Attempt,
+) -> Result<Prepared, Ending> {
+    let prepared = prepare_anew(party, job).await.map_err(Ending::Over)?;
+    let (party, id) = (party.clone(), job.id);
+    let work = move || resume::take_up(&party, id, attempt, prepared);
+    let taken_up = tokio::task::spawn_blocking(work).await;
+    taken_up.map_err(|err| Ending::Over(format!("this node failed: {err}")))?
+}
+
+async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
     if !consent::permitted(party, job)? {
         return Err(format!("job {} is not approved at {}", job.id, party.label));
     }
@@ -104,6 +123,9 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
         tables,
         initial,
         model,
+        attempt: Attempt::default(),
+        keeps_results: !matches!(job.kind, trefoil_models::JobKind::Benchmark { .. }),
+        results: None,
     })
 }
 

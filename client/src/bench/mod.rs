@@ -315,7 +315,7 @@ impl Bench<'_> {
         remote
             .watch(id, &mut |event| {
                 let ended = match event {
-                    Event::Held { .. } | Event::Approved { .. } => false,
+                    Event::Held { .. } | Event::Approved { .. } | Event::Interrupted(_) => false,
                     Event::Started { .. } => {
                         startup_seconds = start.elapsed().as_secs_f64();
                         false

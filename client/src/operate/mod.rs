@@ -20,9 +20,11 @@ mod watch;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use trefoil_consortium::config::RESUME_WAIT_S;
 use trefoil_consortium::{
     ConsortiumFile, JobDescription, JobId, MemberConfig, MemberEntry, MemberRole, Role, identity,
     logging,
@@ -42,6 +44,9 @@ pub use status::{StatusArgs, status};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
 
+/// How long a party may be away while its job is watched: a little longer than the parties wait for
+/// each other (resume_wait_s).
+const WATCH_TIMEOUT: Duration = Duration::from_secs(RESUME_WAIT_S + 60);
 /// The variable that names a member's home.
 const HOME: &str = "TREFOIL_HOME";
 /// A member's configuration in its home.
@@ -153,9 +158,10 @@ impl Member {
 
     async fn connect(&self) -> Result<Remote> {
         let seen = self.config.seen_from_here(self.consortium.clone());
-        Remote::connect(&self.identity, &seen, None, &self.config.transport)
-            .await
-            .map_err(|err| advise(err, "cannot reach the parties"))
+        let remote = Remote::connect(&self.identity, &seen, None, &self.config.transport).await;
+        let mut remote = remote.map_err(|err| advise(err, "cannot reach the parties"))?;
+        remote.set_watch_timeout(WATCH_TIMEOUT);
+        Ok(remote)
     }
 
     /// A job of this member.

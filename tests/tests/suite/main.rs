@@ -12,5 +12,6 @@ mod hospital;
 mod members;
 mod operate;
 mod operations;
+mod survival;
 mod uploads;
 mod world;
