@@ -37,8 +37,8 @@ pub struct Settings {
     /// must hold one round. One frame is always admitted.
     pub receive_queue_bytes: u64,
     /// Dealer material that may lie ahead of a party's protocol, per party, in
-    /// bytes, half at the dealer and half at the party. To this come the stream's
-    /// window and at each side one segment in hand and one that is always admitted.
+    /// bytes: half of its own at the dealer and half of its own at the party, which
+    /// tells the dealer how far it may go. At each side one segment is always admitted.
     pub look_ahead_bytes: u64,
     /// Longest frame of a round or segment of material that is accepted.
     pub max_frame_bytes: u64,

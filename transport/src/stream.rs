@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 
 /// Version of the layout of headers and messages in this crate.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// A stream of a session that ended by an abort or a failure is reset with this code.
 pub(crate) const CODE_FAILED: VarInt = VarInt::from_u32(1);
