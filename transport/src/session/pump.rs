@@ -5,10 +5,10 @@
 
 use super::state::{ABORT_GRACE, SessionState, Tell};
 use crate::Link;
+use crate::carrier::{SendStream, WriteError};
 use crate::queue::{End, FrameQueue};
 use crate::stream::{CODE_FAILED, FrameError, FrameReader, Prefix};
 use bytes::Bytes;
-use quinn::{SendStream, WriteError};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use trefoil_protocol::party::Peer;
@@ -84,15 +84,14 @@ pub(super) async fn write_frames(
     match end {
         End::Finished => {
             let delivery = queue.take_delivery();
-            if send.finish().is_ok() {
+            if send.finish() {
                 // Bounded; a peer that has gone needs nothing more.
                 let _ = tokio::time::timeout(link.settings().close_timeout(), send.stopped()).await;
             }
             drop(delivery);
         }
         End::Abandoned | End::Failed(_) => {
-            // Fails only on a stream that is over already.
-            let _ = send.reset(CODE_FAILED);
+            send.reset(CODE_FAILED);
         }
     }
 }

@@ -1,9 +1,7 @@
 //! Sessions of three parties and a dealer over real sockets.
 
-mod common;
-
 use bytes::Bytes;
-use common::{DEALER, World, hello, settings, watchful};
+use crate::common::{DEALER, World, hello, settings, watchful};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trefoil_protocol::party::{PartyId, Peer};

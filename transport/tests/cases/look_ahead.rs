@@ -1,9 +1,7 @@
 //! A dealer that is far ahead of a party that is slow.
 
-mod common;
-
 use bytes::Bytes;
-use common::{World, settings};
+use crate::common::{World, settings};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};

@@ -1,0 +1,5 @@
+//! What holds over every protocol; the test that includes this says which (`crate::PROTOCOL`).
+
+mod handshake;
+mod look_ahead;
+mod session;
