@@ -160,7 +160,8 @@ impl Node {
     /// Connects to the node at `addr` that holds the key `expect`, over what the settings say, and
     /// waits until it has accepted this node as well.
     pub async fn connect(&self, addr: SocketAddr, expect: Pin) -> Result<Link, TransportError> {
-        self.connect_over(self.settings.protocol, addr, expect).await
+        self.connect_over(self.settings.protocol, addr, expect)
+            .await
     }
 
     /// As [`Node::connect`], over this protocol.
@@ -243,7 +244,12 @@ impl Node {
     pub async fn close(&self, reason: &str) {
         self.endpoint.set_server_config(None);
         self.acceptors.iter().for_each(JoinHandle::abort);
-        drop(self.open.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(
+            self.open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         let links = live(&self.links);
         let draining: Vec<_> = links
             .iter()
@@ -294,7 +300,9 @@ fn both(
         match tcp::bind(endpoint.local_addr()?) {
             Ok(socket) => return Ok((endpoint, socket)),
             // The port was free for UDP alone.
-            Err(err) if listen.port() == 0 && err.kind() == io::ErrorKind::AddrInUse && tries > 1 => {
+            Err(err)
+                if listen.port() == 0 && err.kind() == io::ErrorKind::AddrInUse && tries > 1 =>
+            {
                 tries -= 1;
             }
             Err(err) => return Err(err),

@@ -163,9 +163,7 @@ fn explain(
         (ConnectionError::TransportError(_), Some(_)) => TransportError::BadSignature { addr },
         (ConnectionError::ConnectionClosed(close), _) => TransportError::Refused {
             addr,
-            detail: if close.error_code
-                == quinn::TransportErrorCode::crypto(ALERT_ACCESS_DENIED)
-            {
+            detail: if close.error_code == quinn::TransportErrorCode::crypto(ALERT_ACCESS_DENIED) {
                 "this node's public key is not allowed there".into()
             } else {
                 close.to_string()
@@ -247,7 +245,9 @@ async fn complete(
     let cert = certs.first().ok_or("the peer showed no certificate")?;
     let pin = Pin::of_certificate(cert).map_err(|err| err.to_string())?;
     greet(&conn).await.map_err(|err| err.to_string())?;
-    let agreed = conn.handshake_data().and_then(|data| data.downcast::<HandshakeData>().ok());
+    let agreed = conn
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok());
     if agreed.is_some_and(|data| data.protocol.as_deref() == Some(PROBE_ALPN)) {
         // It closes; the bound is this handshake's.
         conn.closed().await;

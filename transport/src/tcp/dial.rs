@@ -73,8 +73,7 @@ impl Dialler {
     }
 
     async fn welcomed(&self) -> Result<(First, LinkId), TransportError> {
-        let tls = self.connect(encode_header(TAG_LINK, &[0; 32])).await?;
-        let mut first = First::new(tls);
+        let mut first = First::new(self.first().await?);
         let welcome = self.in_time(async {
             match next_word(&mut first.reader).await {
                 Ok(Some(Word::Welcome(id))) => Ok(id),
@@ -88,6 +87,11 @@ impl Dialler {
         });
         let id = welcome.await?;
         Ok((first, id))
+    }
+
+    /// A link's first connection, before the other side has said anything.
+    pub(super) async fn first(&self) -> Result<Tls, TransportError> {
+        self.connect(encode_header(TAG_LINK, &[0; 32])).await
     }
 
     /// A connection for a stream of a link: a new one, or the one with this number that the other
@@ -118,7 +122,8 @@ impl Dialler {
         };
         let socket = Socket::new(tcp, self.bytes.clone());
         let socket = socket.map_err(|err| self.failed(err.to_string()))?;
-        let name = ServerName::try_from(tls::SERVER_NAME).map_err(|err| self.failed(err.to_string()))?;
+        let name =
+            ServerName::try_from(tls::SERVER_NAME).map_err(|err| self.failed(err.to_string()))?;
         self.in_time(async {
             let connector = TlsConnector::from(self.tls.clone());
             let shaken = connector.connect(name, socket).await;

@@ -44,11 +44,7 @@ pub(crate) struct Listener {
 /// A socket that listens, so far without a runtime.
 pub(crate) fn bind(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(
-        Domain::for_address(addr),
-        Type::STREAM,
-        Some(Protocol::TCP),
-    )?;
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         // Serves IPv4 too where the system allows it.
         let _ = socket.set_only_v6(false);
@@ -74,11 +70,7 @@ impl Listener {
     }
 
     /// Takes connections for ever; new links go to `accepted`.
-    pub(crate) async fn accept_all(
-        self: Arc<Self>,
-        socket: TcpListener,
-        accepted: Accepted,
-    ) {
+    pub(crate) async fn accept_all(self: Arc<Self>, socket: TcpListener, accepted: Accepted) {
         let half_open = Arc::new(Semaphore::new(HALF_OPEN_MAX));
         loop {
             let (tcp, remote) = match socket.accept().await {
@@ -143,9 +135,7 @@ impl Listener {
         read.map_err(|err| format!("no word what the connection is for: {err}"))?;
         match decode_header(&header) {
             Ok((TAG_LINK, _)) => self.take_link(tls, pin, remote, bytes, probe).await,
-            Ok((TAG_STREAM, body)) if !probe => {
-                self.take_stream(tls, pin, &body).map(|()| None)
-            }
+            Ok((TAG_STREAM, body)) if !probe => self.take_stream(tls, pin, &body).map(|()| None),
             Ok((tag, _)) => Err(format!("unknown kind of connection {tag}")),
             Err(detail) => {
                 let reason = Word::Close(detail.clone());

@@ -13,6 +13,8 @@
 mod dial;
 mod listen;
 mod pipe;
+#[cfg(test)]
+mod tests;
 
 pub(crate) use dial::Dialler;
 pub(crate) use listen::{Listener, bind};
@@ -326,7 +328,10 @@ impl TcpLink {
     fn register(&self, pipe: &Arc<Pipe>) {
         self.pipes().push(Arc::downgrade(pipe));
         // Looked at after the push: a close either finds the stream or is found here.
-        if self.close_reason().is_some_and(|lost| !matches!(lost, Lost::ByPeer(_))) {
+        if self
+            .close_reason()
+            .is_some_and(|lost| !matches!(lost, Lost::ByPeer(_)))
+        {
             pipe.cut(Shutdown::Both);
         }
     }
@@ -476,7 +481,11 @@ async fn speak(link: Arc<TcpLink>, mut send: SendStream, mut words: mpsc::Receiv
         }
         words.close();
         let reason = link.closed.borrow().as_ref().map(|(_, say)| say.clone());
-        if say(&mut send, &Word::Close(reason.unwrap_or_default())).await.is_ok() && send.finish() {
+        if say(&mut send, &Word::Close(reason.unwrap_or_default()))
+            .await
+            .is_ok()
+            && send.finish()
+        {
             let _ = send.stopped().await;
         }
     };

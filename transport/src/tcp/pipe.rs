@@ -108,7 +108,9 @@ impl AsyncWrite for Socket {
 impl Socket {
     fn sent(&self, polled: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if let Poll::Ready(Ok(written)) = &polled {
-            self.bytes.sent.fetch_add(*written as u64, Ordering::Relaxed);
+            self.bytes
+                .sent
+                .fetch_add(*written as u64, Ordering::Relaxed);
         }
         polled
     }

@@ -1,7 +1,7 @@
 //! A dealer that is far ahead of a party that is slow.
 
-use bytes::Bytes;
 use crate::common::{World, settings};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -14,7 +14,10 @@ const SEGMENTS: usize = 9_000;
 /// Short pieces of mixed lengths, each a datagram of its own, which QUIC keeps apart as long as they
 /// are not read: with more than 2,048 of them quinn ends the connection.
 fn segment(at: usize) -> Bytes {
-    Bytes::from(vec![at as u8; if at.is_multiple_of(3) { 3_500 } else { 100 }])
+    Bytes::from(vec![
+        at as u8;
+        if at.is_multiple_of(3) { 3_500 } else { 100 }
+    ])
 }
 
 #[test]

@@ -2,4 +2,5 @@
 
 mod handshake;
 mod look_ahead;
+mod reach;
 mod session;

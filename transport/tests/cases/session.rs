@@ -1,7 +1,7 @@
 //! Sessions of three parties and a dealer over real sockets.
 
-use bytes::Bytes;
 use crate::common::{DEALER, World, hello, settings, watchful};
+use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use trefoil_protocol::party::{PartyId, Peer};
