@@ -1,5 +1,5 @@
 //! What a party keeps: shares of data sets, of images to predict, and of models. Files only;
-//! written under a temporary name, flushed, renamed; a checksum is checked when they are read.
+//! written under a temporary name, flushed, renamed; sealed under this party's store key.
 //!
 //! ```text
 //! home/staging/MEMBER-UPLOAD/            begin.bin and chunks that are not committed, for 24 hours
@@ -7,8 +7,9 @@
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
 //! home/models/NAME.model                 shares of weights
+//! home/store.key                         the store key, unless the service manager has it
 //! ```
-//! `file.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
+//! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
 //! `table.rs` reading rows, `model.rs` models.
 
 mod file;
@@ -16,6 +17,7 @@ mod model;
 mod staging;
 mod table;
 mod upload;
+mod vault;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,6 +35,7 @@ use trefoil_transport::Pin;
 pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use staging::{Found, Staging};
 pub(crate) use table::Tables;
+pub(crate) use vault::Vault;
 
 /// Images to predict whose job never came are removed at the first start after this time.
 const UPLOAD_AGE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
@@ -98,6 +101,7 @@ struct Chunk {
 #[derive(Debug)]
 pub(crate) struct Store {
     home: PathBuf,
+    vault: Arc<Vault>,
     /// Uploads on their way hold it too, to give their places back.
     catalog: Arc<Mutex<Catalog>>,
     /// Folders removed so far, for names that nothing else has.
@@ -118,8 +122,10 @@ impl Store {
     /// Opens the store, removes what an earlier run left unfinished and nobody can resume, and reads
     /// its catalog.
     pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
+        file::make_folder(home)?;
         let store = Store {
             home: home.to_owned(),
+            vault: Arc::new(Vault::open(home)?),
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
         };
@@ -127,7 +133,7 @@ impl Store {
             file::make_folder(&home.join(folder))?;
         }
         let mut catalog = Catalog {
-            staged: staging::read_all(home)?,
+            staged: staging::read_all(home, &store.vault)?,
             ..Catalog::default()
         };
         for left in file::list(&home.join("models"))? {
@@ -144,7 +150,7 @@ impl Store {
                 .into_owned();
             let entries = catalog.datasets.entry(name).or_default();
             for folder in file::list(&dataset)? {
-                let entry = upload::read_entry(&folder)?;
+                let entry = upload::read_entry(&folder, &store.vault)?;
                 entries.insert(
                     (entry.contribution.hospital, entry.contribution.number),
                     entry,
@@ -162,7 +168,9 @@ impl Store {
                 .unwrap_or_default()
                 .to_string_lossy()
                 .into_owned();
-            catalog.uploads.insert(name, upload::read_entry(&folder)?);
+            catalog
+                .uploads
+                .insert(name, upload::read_entry(&folder, &store.vault)?);
         }
         *store.lock() = catalog;
         store.sweep(SystemTime::now());
@@ -248,7 +256,7 @@ impl Store {
                     .cloned(),
             )
         };
-        let mut tables = Tables::default();
+        let mut tables = Tables::new(self.vault.clone());
         for entry in entries.iter().chain(&uploaded) {
             tables.append(entry)?;
         }

@@ -77,7 +77,7 @@ impl Store {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = file::read(&path, MODEL_MAX_BYTES)?;
+        let bytes = self.vault.read(&path, MODEL_MAX_BYTES)?;
         let record = postcard::from_bytes(&bytes);
         record.map(Some).map_err(|err| StoreError::Damaged {
             path,
@@ -153,7 +153,7 @@ impl Store {
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
-        file::write_new(&staged.temporary, &[&bytes])?;
+        self.vault.write_new(&staged.temporary, &[&bytes])?;
         Ok(staged)
     }
 }

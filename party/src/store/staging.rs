@@ -24,6 +24,7 @@ use trefoil_protocol::share::CompressedShare;
 use trefoil_transport::Pin;
 
 use super::upload::{chunk_path, receipt, receipts};
+use super::vault::Vault;
 use super::{Catalog, Chunk, Store, StoreError, at, file, lock, same_schema, upload_name};
 
 /// Start of the names of folders that are being removed.
@@ -75,6 +76,7 @@ pub(crate) struct Staging {
     chunks: Vec<Chunk>,
     /// `chunks` is what the folder holds.
     read: bool,
+    vault: Arc<Vault>,
     catalog: Arc<Mutex<Catalog>>,
 }
 
@@ -190,7 +192,8 @@ impl Staging {
         let payload: [&[u8]; 3] = [&images, &labels, &chunk.sharing];
         let mut hash = Sha256::new();
         payload.iter().for_each(|part| hash.update(part));
-        file::write(&chunk_path(&self.folder, number), &payload)?;
+        self.vault
+            .write(&chunk_path(&self.folder, number), &payload)?;
         let staged = Chunk {
             rows,
             sharing: chunk.sharing,
@@ -212,7 +215,7 @@ impl Staging {
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
         file::make_folder(&self.folder)?;
         file::sync_folder(self.folder.parent().unwrap_or(&self.folder))?;
-        file::write(&self.folder.join(BEGIN_FILE), &[&bytes])
+        self.vault.write(&self.folder.join(BEGIN_FILE), &[&bytes])
     }
 
     /// Reads what an earlier run has staged. A chunk that is damaged, and all after it, must be
@@ -220,7 +223,7 @@ impl Staging {
     fn read_chunks(&mut self) -> Result<(), StoreError> {
         for (number, rows) in self.rows.iter().enumerate() {
             let path = chunk_path(&self.folder, number);
-            match read_chunk(&path, &self.begin.schema, *rows) {
+            match read_chunk(&self.vault, &path, &self.begin.schema, *rows) {
                 Ok(chunk) => self.chunks.push(chunk),
                 Err(StoreError::File { source, .. })
                     if source.kind() == io::ErrorKind::NotFound =>
@@ -269,8 +272,8 @@ pub(super) fn chunk_bytes(schema: &Schema, rows: u32) -> u64 {
     8 * words + size_of::<SharingId>() as u64
 }
 
-fn read_chunk(path: &Path, schema: &Schema, rows: u32) -> Result<Chunk, StoreError> {
-    let payload = file::read(path, CHUNK_FILE_MAX_BYTES)?;
+fn read_chunk(vault: &Vault, path: &Path, schema: &Schema, rows: u32) -> Result<Chunk, StoreError> {
+    let payload = vault.read(path, CHUNK_FILE_MAX_BYTES)?;
     let expected = chunk_bytes(schema, rows);
     match payload.last_chunk::<{ size_of::<SharingId>() }>() {
         Some(sharing) if payload.len() as u64 == expected => Ok(Chunk {
@@ -294,7 +297,7 @@ fn folder(home: &Path, key: &Key) -> PathBuf {
 }
 
 /// What an earlier run has staged. Removes folders that nobody can resume.
-pub(super) fn read_all(home: &Path) -> Result<BTreeMap<Key, Place>, StoreError> {
+pub(super) fn read_all(home: &Path, vault: &Vault) -> Result<BTreeMap<Key, Place>, StoreError> {
     let mut staged = BTreeMap::new();
     for path in file::list(&home.join("staging"))? {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -309,7 +312,7 @@ pub(super) fn read_all(home: &Path) -> Result<BTreeMap<Key, Place>, StoreError> 
             path: begun.clone(),
             detail: format!("{detail}: remove this upload's folder to give it up"),
         };
-        let bytes = file::read(&begun, BEGIN_MAX_BYTES)?;
+        let bytes = vault.read(&begun, BEGIN_MAX_BYTES)?;
         let record: BeginRecord =
             postcard::from_bytes(&bytes).map_err(|err| damaged(err.to_string()))?;
         let key = (record.owner, record.begin.upload);
@@ -497,6 +500,7 @@ impl Store {
             rows,
             read: known.is_some(),
             chunks: known.unwrap_or_default(),
+            vault: self.vault.clone(),
             catalog: self.catalog.clone(),
         })
     }

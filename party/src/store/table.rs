@@ -2,18 +2,17 @@
 //! number means the same everywhere. Rows are read when a step needs them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
 use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
     PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
 };
 
 use super::upload::chunk_path;
-use super::{Entry, StoreError, at, file, staging};
+use super::vault::{Sealed, Vault};
+use super::{Entry, StoreError, staging};
 
 /// Files that are open at the same time, at most; further ones are opened for each read.
 const OPEN_MAX: usize = 256;
@@ -21,6 +20,7 @@ const OPEN_MAX: usize = 256;
 /// The tables that one job reads.
 #[derive(Debug)]
 pub(crate) struct Tables {
+    vault: Arc<Vault>,
     files: Vec<Piece>,
     tables: BTreeMap<&'static str, Table>,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Tables {
 #[derive(Debug)]
 struct Piece {
     path: PathBuf,
-    file: Option<File>,
+    file: Option<Sealed>,
 }
 
 #[derive(Debug, Default)]
@@ -47,21 +47,20 @@ struct Run {
     offset: u64,
 }
 
-impl Default for Tables {
+impl Tables {
     /// No table but that of padding.
-    fn default() -> Tables {
+    pub(super) fn new(vault: Arc<Vault>) -> Tables {
         let zeros = Table {
             row_words: 1,
             ..Table::default()
         };
         Tables {
+            vault,
             files: Vec::new(),
             tables: BTreeMap::from([(ZEROS, zeros)]),
         }
     }
-}
 
-impl Tables {
     /// Adds a contribution's rows at the end of its tables.
     pub(super) fn append(&mut self, entry: &Entry) -> Result<(), StoreError> {
         let (images, labels) = match entry.contribution.part {
@@ -75,12 +74,18 @@ impl Tables {
             let path = chunk_path(&entry.folder, number);
             let rows = chunk.rows as usize;
             let expected = staging::chunk_bytes(&entry.schema, chunk.rows);
-            let (mut file, _, length) = file::open(&path, staging::CHUNK_FILE_MAX_BYTES)?;
+            let mut file = self.vault.open_file(&path, staging::CHUNK_FILE_MAX_BYTES)?;
+            let length = file.length();
             if length != expected {
                 let detail = format!("expected a chunk of {expected} bytes, found {length}");
                 return Err(StoreError::Damaged { path, detail });
             }
-            check_digest(&mut file, &path, length, &chunk.digest)?;
+            // The digest that this party signed covers more than a file's own tags: a chunk under
+            // another one's name would pass those.
+            if file.digest()? != chunk.digest {
+                let detail = "holds other shares than its receipt says: the file is damaged".into();
+                return Err(StoreError::Damaged { path, detail });
+            }
             let index = self.files.len();
             let mut add = |name, row_words, offset| {
                 let table: &mut Table = self.tables.entry(name).or_default();
@@ -93,13 +98,9 @@ impl Tables {
                 });
                 table.rows += rows;
             };
-            add(images, image_words, file::HEADER_BYTES);
+            add(images, image_words, 0);
             if let Some(labels) = labels {
-                add(
-                    labels,
-                    classes,
-                    file::HEADER_BYTES + 8 * (rows * image_words) as u64,
-                );
+                add(labels, classes, 8 * (rows * image_words) as u64);
             }
             self.files.push(Piece {
                 path,
@@ -146,36 +147,15 @@ impl Tables {
             let file = match &mut piece.file {
                 Some(file) => file,
                 None => {
-                    opened = File::open(&piece.path).map_err(at(&piece.path))?;
+                    let max_bytes = staging::CHUNK_FILE_MAX_BYTES;
+                    opened = self.vault.open_file(&piece.path, max_bytes)?;
                     &mut opened
                 }
             };
             let offset = run.offset + (8 * found.row_words * (row - run.first)) as u64;
-            file.seek(SeekFrom::Start(offset))
-                .and_then(|_| file.read_exact(&mut buffer))
-                .map_err(at(&piece.path))?;
+            file.read_at(offset, &mut buffer)?;
             out.extend(Words::from_bytes(&buffer).unwrap_or_default());
         }
         Ok(out)
-    }
-}
-
-/// Against the digest that this party signed, which covers more than a file's own checksum: a chunk
-/// under another one's name would pass that.
-fn check_digest(
-    file: &mut File,
-    path: &Path,
-    length: u64,
-    digest: &[u8; 32],
-) -> Result<(), StoreError> {
-    let hash = file::hash_payload(file, path, length, Sha256::new())?;
-    if hash.finalize().as_slice() == digest {
-        Ok(())
-    } else {
-        let detail = "holds other shares than its receipt says: the file is damaged".into();
-        Err(StoreError::Damaged {
-            path: path.to_owned(),
-            detail,
-        })
     }
 }

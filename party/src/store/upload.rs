@@ -9,6 +9,7 @@ use trefoil_consortium::receipt::{Schema, StagedReceipt, UploadId};
 use trefoil_consortium::wire::{Contribution, UploadBegin};
 use trefoil_transport::Pin;
 
+use super::vault::Vault;
 use super::{Catalog, Chunk, Entry, Staging, Store, StoreError, at, contribution_name, file};
 use super::{same_schema, upload_name};
 
@@ -43,13 +44,13 @@ pub(super) fn chunk_path(folder: &Path, chunk: usize) -> PathBuf {
 }
 
 /// Reads a committed upload's record.
-pub(super) fn read_entry(folder: &Path) -> Result<Entry, StoreError> {
+pub(super) fn read_entry(folder: &Path, vault: &Vault) -> Result<Entry, StoreError> {
     let path = folder.join(COMMIT_FILE);
     let damaged = |detail: String| StoreError::Damaged {
         path: path.clone(),
         detail,
     };
-    let bytes = file::read(&path, COMMIT_MAX_BYTES)?;
+    let bytes = vault.read(&path, COMMIT_MAX_BYTES)?;
     let record: CommitRecord =
         postcard::from_bytes(&bytes).map_err(|err| damaged(err.to_string()))?;
     let rows: u64 = record
@@ -133,7 +134,8 @@ impl Store {
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
-        file::write(&staging.folder().join(COMMIT_FILE), &[&bytes])?;
+        self.vault
+            .write(&staging.folder().join(COMMIT_FILE), &[&bytes])?;
 
         let predict = begin.part == Part::Predict;
         let name = upload_name(&begin.upload);
@@ -201,7 +203,8 @@ mod tests {
             chunks: Vec::new(),
         };
         let bytes = postcard::to_stdvec(&record).unwrap();
-        file::write(&folder.join(COMMIT_FILE), &[&bytes]).unwrap();
+        let vault = Vault::open(home).unwrap();
+        vault.write(&folder.join(COMMIT_FILE), &[&bytes]).unwrap();
         folder
     }
 

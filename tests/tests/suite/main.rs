@@ -5,6 +5,7 @@ mod common;
 mod end_to_end;
 mod errors;
 mod faults;
+mod guide;
 mod operate;
 mod operations;
 mod uploads;
