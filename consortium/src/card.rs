@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use trefoil_transport::Pin;
+use trefoil_transport::{Pin, Protocol};
 
 use crate::{Hex, check_name};
 
@@ -92,8 +92,11 @@ pub struct Card {
     pub title: String,
     /// Its public key's pin.
     pub pin: Pin,
-    /// Where others reach it, `host:port`; parties and the dealer only.
+    /// Where others reach it, `host:port`; parties and the dealer only, and not where these only
+    /// dial out.
     pub address: Option<String>,
+    /// What its links use; parties and the dealer only.
+    pub transport: Protocol,
 }
 
 /// Why a text holds no usable card.
@@ -169,8 +172,7 @@ impl Card {
         }
         match (&self.address, self.role.listens()) {
             (Some(address), true) => check_address(address),
-            (None, false) => Ok(()),
-            (None, true) => Err(format!("a {} needs an address", self.role)),
+            (None, _) => Ok(()),
             (Some(_), false) => Err(format!(
                 "a {} has no address: nobody connects to it",
                 self.role
@@ -200,11 +202,18 @@ impl Card {
             title,
             pin,
             address,
+            transport,
         } = self;
         let address = address
             .as_ref()
             .map_or(String::new(), |address| format!(" address={address}"));
-        format!("{MARK} {VERSION} role={role} id={id} name=\"{title}\" pin={pin}{address}")
+        let transport = match transport {
+            Protocol::Quic => String::new(),
+            other => format!(" transport={other}"),
+        };
+        format!(
+            "{MARK} {VERSION} role={role} id={id} name=\"{title}\" pin={pin}{address}{transport}"
+        )
     }
 
     fn check_sum(&self) -> String {
@@ -243,9 +252,9 @@ fn parse(body: &str) -> Result<Card, String> {
         ));
     }
     rest = &rest[version.len()..];
-    let keys = ["role", "id", "name", "pin", "address", "check"];
-    let mut values: [Option<String>; 6] = Default::default();
-    while values[5].is_none() {
+    let keys = ["role", "id", "name", "pin", "address", "transport", "check"];
+    let mut values: [Option<String>; 7] = Default::default();
+    while values[6].is_none() {
         // A mark of quoted mail may stand between two fields.
         rest = rest.trim_start_matches([' ', '>', '|']);
         if rest.is_empty() {
@@ -268,7 +277,7 @@ fn parse(body: &str) -> Result<Card, String> {
         }
         rest = left;
     }
-    let [role, id, title, pin, address, check] = values;
+    let [role, id, title, pin, address, transport, check] = values;
     let given = |value: Option<String>, key| {
         value.ok_or_else(|| format!("has no {key}; copy the whole line"))
     };
@@ -280,6 +289,12 @@ fn parse(body: &str) -> Result<Card, String> {
             .parse()
             .map_err(|err| format!("pin: {err}"))?,
         address,
+        transport: match transport {
+            Some(transport) => transport
+                .parse()
+                .map_err(|err| format!("transport: {err}"))?,
+            None => Protocol::Quic,
+        },
     };
     let check = given(check, "check")?;
     if check != card.check_sum() {
@@ -308,6 +323,7 @@ mod tests {
             title: "North Clinic".into(),
             pin: Pin::from_bytes([0xab; 32]),
             address: Some("north.example.org:7100".into()),
+            transport: Protocol::Quic,
         }
     }
 
@@ -318,6 +334,7 @@ mod tests {
             title: "St. Anna".into(),
             pin: Pin::from_bytes([1; 32]),
             address: None,
+            transport: Protocol::Quic,
         }
     }
 
@@ -342,6 +359,14 @@ mod tests {
         let mailed = mailed.replace("“St.\n> Anna”", "“St.\nAnna”");
         assert_eq!(Card::parse_all(&mailed), Ok(vec![hospital()]));
         assert_eq!(Card::parse_all("no cards here"), Ok(vec![]));
+
+        let quiet = Card {
+            address: None,
+            transport: Protocol::Tcp,
+            ..party()
+        };
+        assert!(quiet.to_string().contains(" transport=tcp "));
+        assert_eq!(Card::parse_all(&quiet.to_string()), Ok(vec![quiet]));
     }
 
     #[test]
@@ -367,7 +392,6 @@ mod tests {
             fault(&card.to_string())
         };
         assert!(wrong(|card| card.id = "../keys".into()).contains("no name"));
-        assert!(wrong(|card| card.address = None).contains("needs an address"));
         assert!(wrong(|card| card.address = Some("0.0.0.0:7100".into())).contains("interface"));
         assert!(wrong(|card| card.role = CardRole::Analyst).contains("nobody connects"));
     }

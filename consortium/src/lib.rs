@@ -20,6 +20,7 @@ pub mod identity;
 mod job;
 pub mod keys;
 pub mod logging;
+mod reach;
 pub mod receipt;
 mod session;
 pub mod wire;
@@ -32,6 +33,7 @@ pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;
 pub use job::{JobDescription, JobError, JobId, Limits, check_name};
+pub use reach::{BindError, dialled_by_dealer, linked};
 pub use session::{Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};
 

@@ -11,11 +11,11 @@ use tracing::Instrument;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::{
-    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, JobId, MemberEntry,
-    PartyConfig, Role, host, logging,
+    Addresses, BindError, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, JobId,
+    MemberEntry, PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings};
 
 use crate::audit::{Audit, AuditError};
 use crate::files::FileError;
@@ -53,7 +53,7 @@ pub enum PartyError {
     Home(#[from] FileError),
     /// Its endpoint.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Bind(#[from] BindError),
     /// Something that does not fit.
     #[error("{0}")]
     Setup(String),
@@ -197,7 +197,11 @@ impl Daemon {
             .map_err(|err| PartyError::Setup(format!("the runtime cannot be started: {err}")))?;
         let node = {
             let _inside = runtime.enter();
-            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
+            let (me, listen, out) = (Peer::Party(me), config.listen, config.dial_out_only);
+            let bound = party
+                .consortium
+                .bind(me, &identity, listen, out, &config.transport);
+            Arc::new(bound?)
         };
         let peers = [Peer::Dealer]
             .into_iter()

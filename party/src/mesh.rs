@@ -1,14 +1,14 @@
-//! The links to the other nodes: of two parties the higher dials, parties dial the dealer. A link
-//! that breaks is made again; who is at the other end is the certificate's word alone.
+//! The links to the other nodes; who dials whom follows from the consortium file. A link that breaks
+//! is made again; who is at the other end is the certificate's word alone.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trefoil_consortium::{Addresses, ConsortiumFile};
+use trefoil_consortium::{Addresses, ConsortiumFile, linked};
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{Link, Node, Pin, Settings};
+use trefoil_transport::{Link, Node, Pin, Protocol, Settings};
 
 /// First wait before a broken link is dialled again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -23,6 +23,7 @@ pub(crate) struct Mesh {
 struct Place {
     peer: Peer,
     pin: Pin,
+    transport: Protocol,
     dials: bool,
     link: watch::Sender<Option<(u64, Link)>>,
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
@@ -36,10 +37,8 @@ impl Mesh {
         let places = [Peer::Party(a), Peer::Party(b), Peer::Dealer].map(|peer| Place {
             peer,
             pin: consortium.node(peer).pin,
-            dials: match peer {
-                Peer::Party(party) => party < me,
-                Peer::Dealer => true,
-            },
+            transport: consortium.node(peer).transport,
+            dials: consortium.dials(Peer::Party(me), peer),
             link: watch::channel(None).0,
             links: AtomicU64::new(0),
             trouble: Mutex::default(),
@@ -66,7 +65,7 @@ impl Mesh {
         };
         let number = place.links.fetch_add(1, Ordering::Relaxed);
         place.link.send_replace(Some((number, link.clone())));
-        tracing::info!(%peer, addr = %link.remote_addr(), "linked");
+        tracing::info!(%peer, addr = %link.remote_addr(), "{}", linked(&link));
         let reason = link.closed().await;
         tracing::info!(%peer, %reason, "link closed");
         place.note(reason);
@@ -142,7 +141,7 @@ impl Mesh {
             };
             let connected = match found {
                 Ok(addr) => node
-                    .connect(addr, place.pin)
+                    .connect_to(place.transport, addr, place.pin)
                     .await
                     .map_err(|err| err.to_string()),
                 Err(reason) => Err(reason),

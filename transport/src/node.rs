@@ -164,6 +164,17 @@ impl Node {
             .await
     }
 
+    /// As [`Node::connect`], over what this node and one that uses `theirs` have in common.
+    pub async fn connect_to(
+        &self,
+        theirs: Protocol,
+        addr: SocketAddr,
+        expect: Pin,
+    ) -> Result<Link, TransportError> {
+        let protocol = self.settings.protocol.with(theirs);
+        self.connect_over(protocol, addr, expect).await
+    }
+
     /// As [`Node::connect`], over this protocol.
     pub async fn connect_over(
         &self,

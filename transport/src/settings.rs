@@ -16,6 +16,16 @@ pub enum Protocol {
     Tcp,
 }
 
+impl Protocol {
+    /// What a pair of nodes uses: TCP where one of them does.
+    pub fn with(self, other: Protocol) -> Protocol {
+        match (self, other) {
+            (Protocol::Quic, Protocol::Quic) => Protocol::Quic,
+            _ => Protocol::Tcp,
+        }
+    }
+}
+
 impl std::fmt::Display for Protocol {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {

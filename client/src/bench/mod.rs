@@ -130,7 +130,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         None => None,
     };
-    let mut settings = local::settings(args.link);
+    let mut settings = local::settings(args.link, args.transport);
     settings.datagram_bytes = args.datagram_bytes.unwrap_or(settings.datagram_bytes);
     settings.check()?;
     let rates = Rates::measure(&settings)?;

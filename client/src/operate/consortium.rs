@@ -159,15 +159,6 @@ fn check(file: &ConsortiumFile) -> Result<()> {
         .map_err(|(field, detail)| anyhow::anyhow!("{field}: {detail}"))
 }
 
-fn node(card: &Card) -> Result<Member> {
-    let address = card.address.clone();
-    Ok(Member {
-        name: card.id.clone(),
-        pin: card.pin,
-        address: address.with_context(|| format!("the card of {} has no address", card.id))?,
-    })
-}
-
 fn member(card: &Card) -> Result<MemberEntry> {
     let role = match card.role {
         CardRole::Hospital => MemberRole::Hospital,
@@ -203,8 +194,8 @@ fn create(name: &str, ring_bits: u8, cards: &[Card]) -> Result<(ConsortiumFile, 
         core: Core {
             name: name.clone(),
             ring_bits,
-            parties: [node(p0)?, node(p1)?, node(p2)?],
-            dealer: node(dealer)?,
+            parties: [p0, p1, p2].map(Member::of),
+            dealer: Member::of(dealer),
         },
         members: entries?,
     };
@@ -212,23 +203,17 @@ fn create(name: &str, ring_bits: u8, cards: &[Card]) -> Result<(ConsortiumFile, 
     let mut text = format!("{HEAD}[core]\nname = {name:?}\nring_bits = {ring_bits}\n");
     for (party, card) in PartyId::ALL.into_iter().zip([p0, p1, p2]) {
         text += &format!("\n# {party}: {}\n[[core.parties]]\n", card.title);
-        text += &node_lines(&node(card)?);
+        text += &Member::of(card).to_lines();
     }
     text += &format!(
         "\n# {}. WHOEVER RUNS THE DEALER MUST NOT COLLUDE WITH ANY PARTY.\n[core.dealer]\n",
         dealer.title
     );
-    text += &node_lines(&node(dealer)?);
+    text += &Member::of(dealer).to_lines();
     for card in members {
         text += &member_lines(card)?;
     }
     verified(text, &file)
-}
-
-/// Names, pins and addresses have no character that TOML would escape.
-fn node_lines(node: &Member) -> String {
-    let Member { name, pin, address } = node;
-    format!("name = \"{name}\"\npin = \"{pin}\"\naddress = \"{address}\"\n")
 }
 
 fn member_lines(card: &Card) -> Result<String> {
@@ -340,7 +325,7 @@ fn show(file: &ConsortiumFile) {
     let mut rows: Vec<[String; 4]> = Vec::new();
     for peer in nodes {
         let node = file.node(peer);
-        let (name, address) = (node.name.clone(), node.address.clone());
+        let (name, address) = (node.name.clone(), node.place());
         rows.push([peer.to_string(), name, node.pin.to_string(), address]);
     }
     for member in &file.members {
@@ -368,6 +353,7 @@ mod tests {
             title: id.to_uppercase(),
             pin: Pin::from_bytes([byte; 32]),
             address: role.listens().then(|| format!("{id}.example.org:7100")),
+            transport: Default::default(),
         }
     }
 

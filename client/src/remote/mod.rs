@@ -147,6 +147,7 @@ impl RemoteError {
             RemoteError::Link { source, .. } => matches!(
                 source,
                 TransportError::Unreachable { .. }
+                    | TransportError::NothingListens { .. }
                     | TransportError::Connect { .. }
                     | TransportError::Closed { .. }
                     | TransportError::Timeout { .. }
@@ -192,7 +193,7 @@ impl Remote {
             (false, false) => Ipv4Addr::UNSPECIFIED.into(),
             (_, true) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let node = Node::bind(identity, (ip, 0).into(), settings).map_err(RemoteError::Endpoint)?;
+        let node = Node::dial_only(identity, ip, settings).map_err(RemoteError::Endpoint)?;
         let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()]);
         let (a, b, c) = tokio::try_join!(
             connect(PartyId::P0),
@@ -397,8 +398,8 @@ async fn dial(
     consortium: &ConsortiumFile,
     place: SocketAddr,
 ) -> Result<Link, RemoteError> {
-    let pin = consortium.node(Peer::Party(party)).pin;
-    let dialled = node.connect(place, pin).await;
+    let entry = consortium.node(Peer::Party(party));
+    let dialled = node.connect_to(entry.transport, place, entry.pin).await;
     dialled.map_err(|source| RemoteError::Link { party, source })
 }
 

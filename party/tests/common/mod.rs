@@ -179,6 +179,7 @@ impl World {
             name: name.into(),
             pin: pin(name),
             address: "127.0.0.1:1".into(),
+            transport: Default::default(),
         };
         let member = |name: &str, role| MemberEntry {
             name: name.into(),
@@ -223,6 +224,8 @@ impl World {
         let listen: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
         let dealer = DealerConfig {
             listen,
+            dial_out_only: false,
+            peers: Addresses::default(),
             consortium: self.consortium_path(),
             log: "info".into(),
             threads: 0,
@@ -230,11 +233,12 @@ impl World {
             transport: settings(),
             simulation_coin_seed: None,
         };
-        let dealer = trefoil_dealer::Daemon::start(&dealer).unwrap();
+        let dealer = trefoil_dealer::Daemon::start(&dealer, true).unwrap();
         let parties = PartyId::ALL.map(|party| {
             let home = self.folder.path().join(format!("p{}", party.index()));
             let config = PartyConfig {
                 listen,
+                dial_out_only: false,
                 home: home.join("home"),
                 consortium: self.consortium_path(),
                 log: "info".into(),

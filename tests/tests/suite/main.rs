@@ -8,4 +8,5 @@ mod faults;
 mod guide;
 mod operate;
 mod operations;
+mod tcp;
 mod uploads;
