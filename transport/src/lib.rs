@@ -35,7 +35,7 @@ pub use error::{HelloMismatch, TransportError};
 pub use identity::{Identity, Pin, PinParseError};
 pub use link::{Link, LinkStats};
 pub use measure::stream_goodput;
-pub use node::Node;
+pub use node::{Node, Reach};
 pub use session::{AbortHandle, DealerNet, Hello, MaterialReceiver, SessionNet, SessionStats};
 pub use settings::{Protocol, Settings};
 pub use stream::{MsgReceiver, MsgSender, MsgStream, StreamKind, WIRE_VERSION};

@@ -39,6 +39,15 @@ pub struct Node {
     acceptors: Vec<JoinHandle<()>>,
 }
 
+/// How a peer can be reached, or what stands in the way; see [`Node::probe`].
+#[derive(Debug)]
+pub struct Reach {
+    /// Over QUIC: how long it took.
+    pub quic: Result<Duration, TransportError>,
+    /// Over TCP.
+    pub tcp: Result<Duration, TransportError>,
+}
+
 /// The links that are alive, for the orderly close.
 type LinkList = Arc<Mutex<Vec<Weak<LinkInner>>>>;
 
@@ -229,6 +238,16 @@ impl Node {
             }
         }
         Ok(start.elapsed())
+    }
+
+    /// [`Node::probe`] over both protocols at once: what a person wants to know of a peer that does
+    /// not answer.
+    pub async fn reach(&self, addr: SocketAddr, expect: Pin) -> Reach {
+        let (quic, tcp) = tokio::join!(
+            self.probe(Protocol::Quic, addr, expect),
+            self.probe(Protocol::Tcp, addr, expect)
+        );
+        Reach { quic, tcp }
     }
 
     /// TLS of a client that expects this key, and what it will have seen.

@@ -145,6 +145,32 @@ fn silent_callers_are_bounded_and_keep_nobody_else_out() {
     assert_eq!(closed.count(), 100 - 32);
 }
 
+/// As behind a firewall that lets no UDP through: the peer is there, and only TCP reaches it.
+#[test]
+fn what_stands_in_the_way_is_said_for_each_protocol() {
+    let runtime = Runtime::new();
+    let (a_id, b_id) = (identity(), identity());
+    let quick = Settings {
+        connect_timeout_ms: 500,
+        ..settings()
+    };
+    let (a, b) = (
+        bind(&runtime, &a_id, &quick),
+        bind(&runtime, &b_id, &settings()),
+    );
+    b.set_allowed(BTreeSet::from([a_id.pin().unwrap()]));
+    let blocked = relay(b.local_addr(), Arc::default());
+    let reach = |addr| runtime.run(a.reach(addr, b_id.pin().unwrap()));
+    let found = reach(blocked);
+    assert!(
+        matches!(found.quic, Err(TransportError::Unreachable { addr, .. }) if addr == blocked),
+        "{found:?}"
+    );
+    assert!(found.tcp.is_ok(), "{found:?}");
+    let found = reach(b.local_addr());
+    assert!(found.quic.is_ok() && found.tcp.is_ok(), "{found:?}");
+}
+
 #[test]
 fn what_is_no_handshake_is_refused_and_the_node_goes_on() {
     let runtime = Runtime::new();

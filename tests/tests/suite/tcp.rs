@@ -32,7 +32,7 @@ fn over_tcp() -> ClusterSpec {
 #[test]
 fn an_experiment_over_tcp_gives_the_bits_of_the_plain_run_and_of_quic() {
     let folder = TempDir::new().expect("a temporary folder");
-    let text = "network = \"logistic\"\n[data]\nsource = \"digits\"\nhospitals = 2\n\
+    let text = "network = \"mlp\"\n[data]\nsource = \"digits\"\nhospitals = 2\n\
                 train_rows = 64\ntest_rows = 32\n[training]\nbatch = 16\nepochs = 1\nseed = 3\n\
                 [predict]\nimages = 3\n";
     let file = experiment(&folder, "tiny.toml", text);
@@ -75,7 +75,7 @@ fn trained(spec: &ClusterSpec) -> (Vec<Vec<u64>>, [String; 4]) {
         let analyst = connect(&cluster, "analyst").await;
         let info = analyst.dataset("faults").await.expect("known");
         let kind = JobKind::Train {
-            network: Network::builtin("logistic").expect("shipped").to_toml(),
+            network: Network::builtin("mlp").expect("shipped").to_toml(),
             spec: TrainSpec {
                 batch: 32,
                 epochs: 1,
@@ -93,7 +93,7 @@ fn trained(spec: &ClusterSpec) -> (Vec<Vec<u64>>, [String; 4]) {
         };
         let member = cluster.member("analyst").expect("a member");
         let pin = identity::pin(&member.identity).expect("a pin");
-        let job = JobDescription::new("one epoch", pin, kind).expect("a valid job");
+        let job = JobDescription::new("one-epoch", pin, kind).expect("a valid job");
         let id = analyst.submit(job).await.expect("accepted");
         let mut ignore = |_| {};
         let watched = analyst.watch(id, &mut ignore);
