@@ -1,21 +1,23 @@
 //! The process: one runtime on its own thread, links with the three parties, orderly end.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
+use trefoil_consortium::meeting::{self, Met, NodeInfo, NodeStatus, PeerStatus};
 use trefoil_consortium::{
-    Addresses, BindError, ConfigError, ConsortiumError, ConsortiumFile, DealerConfig,
-    IdentityError, Role, dialled_by_dealer, host, linked, logging,
+    Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
+    DealerConfig, IdentityError, LiveConsortium, Role, dialled_by_dealer, host, linked, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 
 use crate::{dial, session};
 
@@ -44,8 +46,9 @@ pub enum DealerError {
 
 /// Everything that the tasks of the dealer share.
 pub(crate) struct Dealer {
-    pub(crate) consortium: ConsortiumFile,
+    pub(crate) consortium: Arc<LiveConsortium>,
     pub(crate) core_hash: [u8; 32],
+    started: Instant,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyDesk,
     pub(crate) coin_seed: Option<u64>,
@@ -84,6 +87,35 @@ impl Dealer {
                 "{party} has not connected to the dealer within {} ms",
                 wait.as_millis()
             )),
+        }
+    }
+
+    /// Whose keys may connect: the parties', and the dealer's own, so that its operator can look.
+    fn allowed(file: &ConsortiumFile) -> BTreeSet<Pin> {
+        let nodes = PartyId::ALL.map(Peer::Party).into_iter();
+        let nodes = nodes.chain([Peer::Dealer]);
+        nodes.map(|peer| file.node(peer).pin).collect()
+    }
+
+    /// How the dealer is, as it tells others.
+    fn status(&self) -> NodeStatus {
+        let peers = PartyId::ALL
+            .into_iter()
+            .zip(&self.links)
+            .map(|(party, held)| {
+                let link = held.borrow().as_ref().map(|(_, link)| link.clone());
+                PeerStatus {
+                    peer: party.to_string(),
+                    rtt_us: link.as_ref().map(|link| link.rtt().as_micros() as u64),
+                    trouble: None,
+                }
+            });
+        NodeStatus {
+            info: NodeInfo::of(&self.consortium.now()),
+            uptime_s: self.started.elapsed().as_secs(),
+            peers: peers.collect(),
+            last_error: logging::last_trouble(),
+            ..NodeStatus::default()
         }
     }
 
@@ -156,9 +188,12 @@ impl Daemon {
                 "simulation_coin_seed is set: the coins of stochastic rounding are no secret"
             );
         }
+        let record = config.identity.key.with_file_name(CONSORTIUM_RECORD);
+        let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
         let dealer = Arc::new(Dealer {
             core_hash: consortium.core_hash(),
-            consortium,
+            started: Instant::now(),
+            consortium: live,
             settings: config.transport.clone(),
             keys: KeyDesk::default(),
             coin_seed: config.simulation_coin_seed,
@@ -174,17 +209,10 @@ impl Daemon {
         let node = {
             let _inside = runtime.enter();
             let (listen, out) = (config.listen, config.dial_out_only);
-            let bound =
-                dealer
-                    .consortium
-                    .bind(Peer::Dealer, &identity, listen, out, &config.transport);
-            Arc::new(bound?)
+            let (file, settings) = (dealer.consortium.now(), &config.transport);
+            Arc::new(file.bind(Peer::Dealer, &identity, listen, out, settings)?)
         };
-        node.set_allowed(
-            PartyId::ALL
-                .map(|party| dealer.consortium.node(Peer::Party(party)).pin)
-                .into(),
-        );
+        node.set_allowed(Dealer::allowed(&dealer.consortium.now()));
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
@@ -286,8 +314,13 @@ async fn serve(
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> String {
     let span = tracing::Span::current();
+    let following = dealer
+        .consortium
+        .clone()
+        .follow(node.clone(), Dealer::allowed);
+    tokio::spawn(following.instrument(span.clone()));
     let mut dialling = tokio::task::JoinSet::new();
-    for party in dialled_by_dealer(&dealer.consortium) {
+    for party in dialled_by_dealer(&dealer.consortium.now()) {
         let dial = dial::dial(dealer.clone(), party, node.clone(), addresses.clone());
         dialling.spawn(dial.instrument(span.clone()));
     }
@@ -306,9 +339,9 @@ async fn serve(
         let Some(link) = link else {
             return "the endpoint has closed".into();
         };
-        match dealer.consortium.role(link.peer()) {
-            Some(Role::Node(Peer::Party(party))) => {
-                tokio::spawn(serve_party(dealer.clone(), party, link).instrument(span.clone()));
+        match dealer.consortium.now().role(link.peer()) {
+            Some(Role::Node(peer)) => {
+                tokio::spawn(meet_peer(dealer.clone(), peer, link).instrument(span.clone()));
             }
             _ => link.close("the dealer serves the three parties alone"),
         }
@@ -327,6 +360,24 @@ async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
     }
     node.close(&reason).await;
     format!("ended: {reason}")
+}
+
+/// Meets a node that has connected, and keeps the link where a party came to stay.
+async fn meet_peer(dealer: Arc<Dealer>, peer: Peer, link: Link) {
+    let name = format!("{peer} ({})", dealer.consortium.now().node(peer).name);
+    let met = meeting::meet(&link, &name, dealer.short_wait(), || dealer.status()).await;
+    match (met, peer) {
+        (Ok(Met::Stays(_)), Peer::Party(party)) => serve_party(dealer, party, link).await,
+        (Ok(Met::Stays(_)), Peer::Dealer) => link.close("a node has no link to itself"),
+        // Whoever looked leaves by itself, and the link with this task.
+        (Ok(Met::Looked), _) => {
+            let _ = tokio::time::timeout(dealer.short_wait(), link.closed()).await;
+        }
+        (Err(reason), _) => {
+            tracing::warn!(%peer, %reason, "a link was not taken");
+            link.close(&reason);
+        }
+    }
 }
 
 /// Keeps a link to a party and answers what it opens, until it closes.

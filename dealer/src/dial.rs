@@ -1,10 +1,12 @@
-//! A dealer that only dials out: it makes the links to the parties, and makes them again.
+//! A dealer that only dials out: it makes the links to the parties, introduces itself, and makes
+//! them again.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use trefoil_consortium::Addresses;
+use trefoil_consortium::meeting::{self, NodeInfo};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Link, Node};
 
@@ -28,7 +30,7 @@ pub(crate) async fn dial(
             Ok(overrides) => overrides.clone().unwrap_or_default(),
             Err(_) => return,
         };
-        let address = overrides.resolve(Peer::Party(party), &dealer.consortium);
+        let address = overrides.resolve(Peer::Party(party), &dealer.consortium.now());
         match connect(&dealer, party, &node, &address).await {
             Ok(link) => {
                 (pause, trouble) = (FIRST_PAUSE, None);
@@ -58,7 +60,16 @@ async fn connect(
         Ok(Err(err)) => return Err(format!("{address}: {err}")),
         Err(_) => return Err(format!("{address} was not found in time")),
     };
-    let entry = dealer.consortium.node(Peer::Party(party));
+    let file = dealer.consortium.now();
+    let entry = file.node(Peer::Party(party));
     let link = node.connect_to(entry.transport, addr, entry.pin).await;
-    link.map_err(|err| err.to_string())
+    let link = link.map_err(|err| err.to_string())?;
+    let (ours, wait) = (NodeInfo::of(&file), dealer.short_wait());
+    match meeting::introduce(&link, &ours, &party.to_string(), wait).await {
+        Ok(_) => Ok(link),
+        Err(reason) => {
+            link.close(&reason);
+            Err(reason)
+        }
+    }
 }

@@ -1,14 +1,16 @@
 //! The links to the other nodes; who dials whom follows from the consortium file. A link that breaks
 //! is made again; who is at the other end is the certificate's word alone.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trefoil_consortium::{Addresses, ConsortiumFile, linked};
+use trefoil_consortium::meeting::{self, NodeInfo, PeerStatus};
+use trefoil_consortium::{Addresses, ConsortiumFile, LiveConsortium, linked};
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{Link, Node, Pin, Protocol, Settings};
+use trefoil_transport::{Link, Node, Pin, Settings};
 
 /// First wait before a broken link is dialled again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -23,7 +25,6 @@ pub(crate) struct Mesh {
 struct Place {
     peer: Peer,
     pin: Pin,
-    transport: Protocol,
     dials: bool,
     link: watch::Sender<Option<(u64, Link)>>,
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
@@ -37,7 +38,6 @@ impl Mesh {
         let places = [Peer::Party(a), Peer::Party(b), Peer::Dealer].map(|peer| Place {
             peer,
             pin: consortium.node(peer).pin,
-            transport: consortium.node(peer).transport,
             dials: consortium.dials(Peer::Party(me), peer),
             link: watch::channel(None).0,
             links: AtomicU64::new(0),
@@ -56,6 +56,20 @@ impl Mesh {
             .iter()
             .filter(|place| place.dials)
             .map(|place| place.peer)
+    }
+
+    /// The links as they are now.
+    pub(crate) fn status(&self) -> Vec<PeerStatus> {
+        let status = |place: &Place| {
+            let link = place.link.borrow().as_ref().map(|(_, link)| link.clone());
+            let trouble = place.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            PeerStatus {
+                peer: place.peer.to_string(),
+                rtt_us: link.as_ref().map(|link| link.rtt().as_micros() as u64),
+                trouble: link.is_none().then(|| trouble.clone()).flatten(),
+            }
+        };
+        self.places.iter().map(status).collect()
     }
 
     /// Puts a link in its place until it closes.
@@ -113,7 +127,7 @@ impl Mesh {
         &self,
         peer: Peer,
         node: &Node,
-        consortium: &Arc<ConsortiumFile>,
+        consortium: &LiveConsortium,
         mut addresses: watch::Receiver<Option<Addresses>>,
         settings: &Settings,
         serve: impl Fn(Link) -> F,
@@ -127,7 +141,7 @@ impl Mesh {
                 Ok(overrides) => overrides.clone().unwrap_or_default(),
                 Err(_) => return,
             };
-            let address = overrides.resolve(peer, consortium);
+            let address = overrides.resolve(peer, &consortium.now());
             let found = tokio::time::timeout(
                 Duration::from_millis(settings.connect_timeout_ms),
                 tokio::net::lookup_host(&address),
@@ -140,10 +154,7 @@ impl Mesh {
                 Err(_) => Err(format!("{address} was not found in time")),
             };
             let connected = match found {
-                Ok(addr) => node
-                    .connect_to(place.transport, addr, place.pin)
-                    .await
-                    .map_err(|err| err.to_string()),
+                Ok(addr) => place.meet(node, addr, consortium, settings).await,
                 Err(reason) => Err(reason),
             };
             match connected {
@@ -160,6 +171,37 @@ impl Mesh {
 }
 
 impl Place {
+    /// Connects and introduces this node; a node of another consortium is none.
+    async fn meet(
+        &self,
+        node: &Node,
+        addr: SocketAddr,
+        consortium: &LiveConsortium,
+        settings: &Settings,
+    ) -> Result<Link, String> {
+        let file = consortium.now();
+        let transport = file.node(self.peer).transport;
+        let link = node.connect_to(transport, addr, self.pin).await;
+        let link = link.map_err(|err| err.to_string())?;
+        let ours = NodeInfo::of(&file);
+        let wait = Duration::from_millis(settings.handshake_timeout_ms);
+        match meeting::introduce(&link, &ours, &self.peer.to_string(), wait).await {
+            Ok(theirs) => {
+                if theirs.members_number != ours.members_number {
+                    tracing::warn!(
+                        peer = %self.peer, there = theirs.members_number, here = ours.members_number,
+                        "the members' numbers differ: hand the newest consortium file to every node"
+                    );
+                }
+                Ok(link)
+            }
+            Err(reason) => {
+                link.close(&reason);
+                Err(reason)
+            }
+        }
+    }
+
     fn note(&self, reason: String) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if trouble.as_ref() != Some(&reason) {

@@ -72,6 +72,9 @@ enum Word {
     Close(String),
 }
 
+/// Streams that this side has asked for, by number.
+type Awaited = HashMap<u64, oneshot::Sender<Result<Arc<Pipe>, String>>>;
+
 /// A word, and who waits until it has been said.
 type Spoken = (Word, Option<oneshot::Sender<()>>);
 
@@ -93,7 +96,7 @@ pub(crate) struct TcpLink {
     /// Connections of streams, to be cut with the link.
     pipes: Mutex<Vec<Weak<Pipe>>>,
     /// Streams that this side has asked for.
-    awaited: Mutex<HashMap<u64, oneshot::Sender<Result<Arc<Pipe>, String>>>>,
+    awaited: Mutex<Awaited>,
     last_number: AtomicU64,
     /// Bounds what this side asks for at once, or opens at the other's request.
     opening: Arc<Semaphore>,
@@ -314,7 +317,7 @@ impl TcpLink {
         self.pipes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn awaited(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Arc<Pipe>, String>>>> {
+    fn awaited(&self) -> MutexGuard<'_, Awaited> {
         self.awaited.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
