@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
+use trefoil_transport::Protocol;
 
 use crate::{bench, consent, operate, plan, simulate};
 
@@ -87,6 +88,9 @@ pub struct SimulateArgs {
     /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
     #[arg(long, default_value = "lan", value_name = "LINK")]
     pub link: Link,
+    /// What the links run over: quic, or tcp, as where a network lets no UDP through.
+    #[arg(long, default_value = "quic", value_name = "quic|tcp")]
+    pub transport: Protocol,
     /// Write what was printed as one JSON object.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -156,6 +160,9 @@ pub struct BenchArgs {
     /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
     #[arg(long, default_value = "lan", value_name = "LINK")]
     pub link: Link,
+    /// What the links run over: quic or tcp.
+    #[arg(long, default_value = "quic", value_name = "quic|tcp")]
+    pub transport: Protocol,
     /// Largest UDP payload: 1200 to 6400. 4000 on loopback, 1452 on a link, where nothing is said.
     #[arg(long, value_name = "BYTES")]
     pub datagram_bytes: Option<u16>,

@@ -339,8 +339,12 @@ impl Policy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartyConfig {
-    /// Where to listen; port 0 picks a free one.
+    /// Where to listen, UDP and TCP; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Listens nowhere: only dials out, from the address of `listen`. The consortium file has no
+    /// address for such a node.
+    #[serde(default)]
+    pub dial_out_only: bool,
     /// The folder for everything the party keeps.
     pub home: PathBuf,
     /// The consortium file.
@@ -373,8 +377,12 @@ pub struct PartyConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DealerConfig {
-    /// Where to listen; port 0 picks a free one.
+    /// Where to listen, UDP and TCP; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Listens nowhere: only dials out, from the address of `listen`. The consortium file has no
+    /// address for such a node.
+    #[serde(default)]
+    pub dial_out_only: bool,
     /// The consortium file.
     pub consortium: PathBuf,
     /// What is logged, as in `RUST_LOG`, which goes before it.
@@ -386,6 +394,9 @@ pub struct DealerConfig {
     pub threads: usize,
     /// Certificate and key.
     pub identity: IdentityFiles,
+    /// Addresses of parties that go before the consortium file's, where the dealer dials them.
+    #[serde(default)]
+    pub peers: Addresses,
     /// Time-outs, windows and sizes of the links.
     #[serde(default)]
     pub transport: Settings,

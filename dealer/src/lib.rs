@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod dial;
 mod serve;
 mod session;
 

@@ -13,11 +13,11 @@ use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, MEETING, Met, NodeInfo, NodeStatus};
 use trefoil_consortium::{
-    Addresses, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, IdentityError,
-    JobId, LiveConsortium, PartyConfig, Role, host, logging,
+    Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
+    IdentityError, JobId, LiveConsortium, PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 
 use crate::audit::{Audit, AuditError};
 use crate::desk::JobState;
@@ -57,7 +57,7 @@ pub enum PartyError {
     Home(#[from] FileError),
     /// Its endpoint.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Bind(#[from] BindError),
     /// Something that does not fit.
     #[error("{0}")]
     Setup(String),
@@ -235,7 +235,9 @@ impl Daemon {
             .map_err(|err| PartyError::Setup(format!("the runtime cannot be started: {err}")))?;
         let node = {
             let _inside = runtime.enter();
-            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
+            let (me, listen, out) = (Peer::Party(me), config.listen, config.dial_out_only);
+            let (file, settings) = (party.consortium.now(), &config.transport);
+            Arc::new(file.bind(me, &identity, listen, out, settings)?)
         };
         node.set_allowed(Party::allowed(&party.consortium.now()));
         let local_addr = node.local_addr();

@@ -37,9 +37,6 @@ use crate::remote::{Event, Part, Upload};
 use cases::{Case, Work};
 use floor::Rates;
 
-/// Smallest window of a stream.
-const WINDOW_MIN_BYTES: u32 = 64 << 10;
-
 /// Results of one case. Per repetition unless it says otherwise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -145,7 +142,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         None => None,
     };
-    let mut settings = local::settings(args.link);
+    let mut settings = local::settings(args.link, args.transport);
     settings.datagram_bytes = args.datagram_bytes.unwrap_or(settings.datagram_bytes);
     settings.check()?;
     let rates = Rates::measure(&settings)?;
@@ -305,13 +302,6 @@ impl Bench<'_> {
     ) -> Result<(Cluster, Settings)> {
         let mut settings = self.settings.clone();
         settings.look_ahead_bytes = settings.look_ahead_bytes.min(look_ahead_bytes.max(1));
-        // What is on its way or unread counts too; smaller windows than this are no setting.
-        let window = look_ahead_bytes
-            .saturating_mul(4)
-            .max(u64::from(WINDOW_MIN_BYTES));
-        settings.window_bytes = settings
-            .window_bytes
-            .min(window.try_into().unwrap_or(u32::MAX));
         let spec = ClusterSpec {
             link: self.args.link,
             settings: settings.clone(),

@@ -156,6 +156,7 @@ impl RemoteError {
             RemoteError::Link { source, .. } => matches!(
                 source,
                 TransportError::Unreachable { .. }
+                    | TransportError::NothingListens { .. }
                     | TransportError::Connect { .. }
                     | TransportError::Closed { .. }
                     | TransportError::Timeout { .. }
@@ -202,7 +203,7 @@ impl Remote {
             (false, false) => Ipv4Addr::UNSPECIFIED.into(),
             (_, true) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let node = Node::bind(identity, (ip, 0).into(), settings).map_err(RemoteError::Endpoint)?;
+        let node = Node::dial_only(identity, ip, settings).map_err(RemoteError::Endpoint)?;
         let wait = Duration::from_millis(settings.handshake_timeout_ms);
         let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()], wait);
         let (a, b, c) = tokio::try_join!(
@@ -416,12 +417,12 @@ async fn dial(
     place: SocketAddr,
     wait: Duration,
 ) -> Result<Link, RemoteError> {
-    let pin = consortium.node(Peer::Party(party)).pin;
-    let dialled = node.connect(place, pin).await;
+    let entry = consortium.node(Peer::Party(party));
+    let dialled = node.connect_to(entry.transport, place, entry.pin).await;
     let link = dialled.map_err(|source| RemoteError::Link { party, source })?;
     // The dealer is in the core: a party that works with another one gets no share.
     let ours = NodeInfo::of(consortium);
-    let name = format!("{party} ({})", consortium.node(Peer::Party(party)).name);
+    let name = format!("{party} ({})", entry.name);
     let status = meeting::look(&link, &ours, &name, wait).await;
     let status = status.map_err(|reason| {
         let addr = link.remote_addr();

@@ -14,5 +14,6 @@ mod operate;
 mod operations;
 mod serve;
 mod survival;
+mod tcp;
 mod uploads;
 mod world;
