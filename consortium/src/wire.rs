@@ -76,7 +76,7 @@ pub enum Ask {
     /// What a data set holds. Answer: [`Answer::Dataset`].
     Dataset(String),
     /// Run a job. Answer: [`Answer::Submitted`].
-    Submit(JobDescription),
+    Submit(Box<JobDescription>),
     /// Take a job back that has not started. Answer: [`Answer::Withdrawn`].
     Withdraw(JobId),
     /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.
@@ -473,6 +473,9 @@ pub struct Acceptance {
     pub programs: Vec<[u8; 32]>,
     /// The training session that its shares of the job's model come from.
     pub model: Option<SessionId>,
+    /// The dealer's: a name of the key of the rounding coins, see
+    /// [`coin_name`](crate::config::coin_name).
+    pub coins: Option<[u8; 32]>,
     /// Its nonce.
     pub nonce: Nonce,
 }
