@@ -434,6 +434,13 @@ pub fn coin_key(secret: &[u8], job: &crate::JobId) -> [u8; 16] {
     key
 }
 
+/// What a key of coins is known by: it says nothing of the coins, and another key has another name.
+pub fn coin_name(key: &[u8; 16]) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::new().chain_update(b"trefoil coin name v1\0");
+    hash.chain_update(key).finalize().into()
+}
+
 /// The key of the rounding coins under [`DealerConfig::simulation_coin_seed`].
 pub fn simulation_coin_key(seed: u64) -> [u8; 16] {
     use sha2::{Digest, Sha256};

@@ -618,6 +618,9 @@ pub struct Acceptance {
     pub programs: Vec<[u8; 32]>,
     /// The training session that its shares of the job's model come from.
     pub model: Option<SessionId>,
+    /// The dealer's: a name of the key of the rounding coins, see
+    /// [`coin_name`](crate::config::coin_name).
+    pub coins: Option<[u8; 32]>,
     /// Its nonce.
     pub nonce: Nonce,
 }

@@ -5,13 +5,11 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::Instrument;
-use trefoil_consortium::config::{coin_key, simulation_coin_key};
+use trefoil_consortium::config::{coin_key, coin_name, simulation_coin_key};
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::keys::KeyTray;
 use trefoil_consortium::wire::{Acceptance, Proposal, by_peer, session_failure};
-use trefoil_consortium::{
-    Derived, Ending, JobId, NodeStats, SOFTWARE, SessionId, fresh_nonce, host,
-};
+use trefoil_consortium::{Derived, Ending, NodeStats, SOFTWARE, SessionId, fresh_nonce, host};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
@@ -91,11 +89,16 @@ async fn take_part(
         let (a, b, c) = tokio::try_join!(a, b, c).map_err(missing)?;
         [a, b, c]
     };
+    let coins = match dealer.coin_seed {
+        Some(seed) => simulation_coin_key(seed),
+        None => coin_key(&dealer.secret, &id),
+    };
     let acceptance = Acceptance {
         software: SOFTWARE.into(),
         job: id,
         programs: derived.hashes.clone(),
         model: None,
+        coins: Some(coin_name(&coins)),
         nonce: fresh_nonce().map_err(refused)?,
     };
     let failed = Failure::Ended;
@@ -116,8 +119,8 @@ async fn take_part(
     let (_, mut no_marks) = tokio::sync::mpsc::unbounded_channel();
     let stats = {
         let job = RunningJob {
-            id,
             derived,
+            coins,
             from,
             wall,
             orders: serves.map(|spec| dealer.serving.open(&session, spec)),
@@ -164,8 +167,9 @@ impl Drop for Guard<'_> {
 
 /// What is dealt.
 struct RunningJob {
-    id: JobId,
     derived: Derived,
+    /// The key of the rounding coins.
+    coins: [u8; 16],
     /// The first step.
     from: u64,
     wall: Duration,
@@ -181,8 +185,8 @@ async fn run(
     mut tray: KeyTray,
 ) -> Result<NodeStats, Ending> {
     let RunningJob {
-        id,
         derived,
+        coins,
         from,
         wall,
         orders,
@@ -207,10 +211,6 @@ async fn run(
     let parties: [Prg; 3] = parties
         .try_into()
         .map_err(|_| over("dealer: three parties have three keys".into()))?;
-    let coins = match dealer.coin_seed {
-        Some(seed) => simulation_coin_key(seed),
-        None => coin_key(&dealer.secret, &id),
-    };
     let keys = DealerKeys {
         parties,
         coins: Some(Prg::new(coins)),

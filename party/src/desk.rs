@@ -103,6 +103,9 @@ pub struct JobRecord {
     /// Sessions that were begun here; more than one where some were interrupted.
     #[serde(default)]
     pub attempts: u32,
+    /// At P0: the name of the dealer's key of rounding coins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) coins: Option<[u8; 32]>,
     /// At P0: the state that the job has left, where another party may not know yet that it is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) unconcluded: Option<Mark>,
@@ -132,6 +135,7 @@ impl JobRecord {
             approved_by: String::new(),
             note: String::new(),
             attempts: 0,
+            coins: None,
             unconcluded: None,
             description: hex(&job.to_bytes()),
         }

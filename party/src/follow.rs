@@ -183,6 +183,7 @@ async fn take_part(
         job: job.id,
         programs: prepared.derived.hashes.clone(),
         model: prepared.model,
+        coins: None,
         nonce: fresh_nonce().map_err(Failure::Refused)?,
     };
     let id = following

@@ -244,6 +244,14 @@ impl Job {
         }
     }
 
+    /// At P0: notes the dealer's coins; `false` where earlier sessions of the job had others.
+    pub(crate) fn same_coins(&self, coins: Option<[u8; 32]>) -> bool {
+        let mut inner = self.lock();
+        let same = inner.record.coins.is_none() || inner.record.coins == coins;
+        inner.record.coins = inner.record.coins.or(coins);
+        same
+    }
+
     /// At P0: which state another party may have to keep that does not know that the job is done.
     pub(crate) fn set_unconcluded(&self, mark: Option<Mark>) {
         self.lock().record.unconcluded = mark;
@@ -702,6 +710,8 @@ mod tests {
         job.say(output(5, 1));
         assert_eq!(outputs(), [(2, 0), (5, 1)]);
         // Sessions that end again and again before anything new is done are not tried for ever.
+        assert!(job.same_coins(Some([1; 32])) && job.same_coins(Some([1; 32])));
+        assert!(!job.same_coins(Some([2; 32])) && !job.same_coins(None));
         for _ in 1..STALLED_MAX {
             job.pause("P2 is gone", NOW_S).unwrap();
             assert!(job.begin(NOW_S));

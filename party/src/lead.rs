@@ -13,7 +13,9 @@ use trefoil_consortium::wire::{
 use trefoil_consortium::{
     Attempt, Ending, Mark, Nonce, SOFTWARE, SessionId, fresh_nonce, session_id,
 };
+use trefoil_models::JobKind;
 use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_protocol::program::Rounding;
 use trefoil_transport::{MsgReceiver, MsgSender, StreamKind};
 
 use crate::consent;
@@ -367,6 +369,10 @@ async fn agree_and_run(
             .enumerate()
         {
             check_acceptance(job, &prepared, peer, &answer).map_err(Ending::Over)?;
+            if peer == Peer::Dealer && !job.same_coins(answer.coins) && rounds_by_coins(job) {
+                let reason = "the dealer has another key than when the job began, and would round otherwise: submit the job again";
+                return Err(Ending::Over(reason.into()));
+            }
             nonces[place + 1] = answer.nonce;
         }
     }
@@ -457,6 +463,10 @@ async fn agree_and_run(
             return Ok((outcome, dealt));
         }
     }
+}
+
+fn rounds_by_coins(job: &Job) -> bool {
+    matches!(&job.description.kind, JobKind::Train { spec, .. } if spec.rounding == Rounding::Stochastic)
 }
 
 /// Who has written the newest state down.

@@ -8,6 +8,7 @@
 //! Kept are the newest that all three parties are known to have, and the two newest. The one after
 //! the last step is what a job leaves: its model is made from it.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -187,26 +188,12 @@ impl Store {
     /// revealed before them. Reads all of them the first time.
     pub(crate) fn marks(&self, job: JobId) -> Result<Vec<Mark>, StoreError> {
         let mut all = self.checkpoints.lock();
-        if !all.contains_key(&job) {
-            let mut known = Known::default();
-            let folder = self.checkpoint_folder(job);
-            let paths = match folder.is_dir() {
-                true => file::list(&folder)?,
-                false => Vec::new(),
-            };
-            for path in paths.iter().filter(|path| {
-                let extension = path.extension();
-                extension.is_some_and(|extension| extension == EXTENSION)
-            }) {
-                if let Some(found) = self.read_or_set_aside(job, path)? {
-                    known.marks.insert(found.mark, found.results_bytes);
-                }
-            }
-            all.insert(job, known);
-        }
-        let marks = all.get(&job).map(|known| known.marks.clone());
+        let known = match all.entry(job) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(place) => place.insert(self.read_known(job)?),
+        };
+        let marks = known.marks.clone();
         drop(all);
-        let marks = marks.unwrap_or_default();
         if marks.is_empty() {
             return Ok(Vec::new());
         }
@@ -215,6 +202,22 @@ impl Store {
             .into_iter()
             .filter(|(_, needed)| *needed <= results_bytes);
         Ok(whole.map(|(mark, _)| mark).collect())
+    }
+
+    fn read_known(&self, job: JobId) -> Result<Known, StoreError> {
+        let mut known = Known::default();
+        let folder = self.checkpoint_folder(job);
+        let paths = match folder.is_dir() {
+            true => file::list(&folder)?,
+            false => Vec::new(),
+        };
+        for path in paths {
+            let state = path.extension().is_some_and(|ext| ext == EXTENSION);
+            if state && let Some(found) = self.read_or_set_aside(job, &path)? {
+                known.marks.insert(found.mark, found.results_bytes);
+            }
+        }
+        Ok(known)
     }
 
     /// Reads the checkpoint of a mark for programs with this hash.
