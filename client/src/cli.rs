@@ -61,6 +61,14 @@ enum Command {
     Evaluate(operate::EvaluateArgs),
     /// Share images and open their classes, as a CSV table.
     Predict(operate::PredictArgs),
+    /// Keep a session open in which members have images classified at once.
+    Serve(operate::ServeArgs),
+    /// List the models that the parties keep, or remove one.
+    Models(operate::ModelsArgs),
+    /// Open a kept model's WEIGHTS to this member.
+    RevealModel(operate::RevealArgs),
+    /// Share weights with the parties, who keep them as a model that none of them sees.
+    ImportModel(operate::ImportArgs),
     /// Follow a job that this member submitted, and show its result.
     Watch(operate::WatchArgs),
 }
@@ -197,6 +205,10 @@ fn run(command: Command) -> Result<()> {
         Command::Train(args) => operate::train(&args),
         Command::Evaluate(args) => operate::evaluate(&args),
         Command::Predict(args) => operate::predict(&args),
+        Command::Serve(args) => operate::serve(&args),
+        Command::Models(args) => operate::models(&args),
+        Command::RevealModel(args) => operate::reveal_model(&args),
+        Command::ImportModel(args) => operate::import_model(&args),
         Command::Watch(args) => operate::watch(&args),
         Command::Approve(args) => consent::approve(&args),
         Command::Jobs(args) => consent::jobs(&args),

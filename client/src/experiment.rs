@@ -8,7 +8,7 @@ use serde::Deserialize;
 use trefoil_models::job::{PredictOutput, TrainSpec};
 use trefoil_models::{Network, schedule};
 
-use crate::data::{self, Dataset, Preprocess, Splits, Want};
+use crate::data::{self, Crop, Dataset, Preprocess, Splits, Want};
 
 /// The shipped default of `trefoil simulate`.
 pub const QUICKSTART: &str = include_str!("../../configs/quickstart.toml");
@@ -156,6 +156,7 @@ impl Experiment {
             classes: Some(network.classes),
             class_names: self.data.class_names.clone(),
             seed: self.training.seed,
+            crop: Crop::None,
         };
         let (source, warnings) = data::resolve(&self.data.source, data, want)?;
         let mut splits = data::load(&source).with_context(|| {

@@ -122,6 +122,11 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     Ok(())
 }
 
+/// About how long one run of a plan takes, in seconds.
+pub fn estimated_seconds(cost: &Cost, link: Link) -> f64 {
+    Speeds::of(link).layer(total(cost)).estimated_seconds
+}
+
 /// What the estimate multiplies with.
 struct Speeds {
     rtt_s: f64,

@@ -109,6 +109,17 @@ impl Homes {
         Ok(homes)
     }
 
+    /// Has a node listen at this address from its next start on.
+    pub(crate) fn settle(&self, node: NodeName, address: SocketAddr) -> Result<(), ClusterError> {
+        let path = self.config(node);
+        let text = std::fs::read_to_string(&path).map_err(|source| ClusterError::File {
+            path: path.clone(),
+            source,
+        })?;
+        let settled = text.replace(&format!("\"{LISTEN}\""), &format!("\"{address}\""));
+        write(&path, &settled)
+    }
+
     pub(crate) fn consortium_path(&self) -> PathBuf {
         self.root.join("consortium.toml")
     }
@@ -133,6 +144,7 @@ impl Homes {
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
             threads: 0,
+            resume_wait_s: spec.resume_wait_s,
             identity: identity_files(),
             peers: Addresses::default(),
             policy: Policy {

@@ -57,6 +57,8 @@ pub struct ClusterSpec {
     /// Makes the dealer derive the coins of stochastic rounding from this seed, so
     /// that a plain run can repeat them. Real dealers draw them.
     pub simulation_coin_seed: Option<u64>,
+    /// How long an interrupted job waits for the missing node; 0: it fails at once.
+    pub resume_wait_s: u64,
     /// More environment for the nodes; they inherit this process's.
     pub env: BTreeMap<String, String>,
     /// How long all nodes together may take to say where they listen.
@@ -89,6 +91,7 @@ impl ClusterSpec {
             log: "info".into(),
             ring_bits: 64,
             simulation_coin_seed: None,
+            resume_wait_s: 0,
             env: BTreeMap::new(),
             start_timeout: Duration::from_secs(15),
             stop_timeout: Duration::from_secs(3),
@@ -118,6 +121,9 @@ pub struct Cluster {
     relays: Option<Relays>,
     addresses: NodeAddresses,
     homes: Homes,
+    executable: PathBuf,
+    env: BTreeMap<String, String>,
+    start_timeout: Duration,
     stop_timeout: Duration,
     _temporary: Option<TempDir>,
 }
@@ -166,6 +172,9 @@ impl Cluster {
             relays,
             addresses,
             homes,
+            executable: spec.executable.clone(),
+            env: spec.env.clone(),
+            start_timeout: spec.start_timeout,
             stop_timeout: spec.stop_timeout,
             _temporary: temporary,
         };
@@ -177,19 +186,7 @@ impl Cluster {
     /// Gives every node, and every member, its own view of the addresses.
     fn introduce(&mut self) -> Result<(), ClusterError> {
         for dialler in NodeName::ALL {
-            let seen = |node: NodeName| {
-                if node == dialler {
-                    Ok(self.addresses.of(node))
-                } else {
-                    self.way(dialler.as_str(), node)
-                }
-            };
-            let seen = NodeAddresses {
-                p0: seen(NodeName::P0)?,
-                p1: seen(NodeName::P1)?,
-                p2: seen(NodeName::P2)?,
-                dealer: seen(NodeName::Dealer)?,
-            };
+            let seen = self.seen(dialler)?;
             self.node(dialler).greet(seen)?;
         }
         for at in 0..self.homes.members.len() {
@@ -198,6 +195,56 @@ impl Cluster {
             self.homes.members[at].parties = [p0?, p1?, p2?];
         }
         Ok(())
+    }
+
+    /// The addresses as a node sees them.
+    fn seen(&self, dialler: NodeName) -> Result<NodeAddresses, ClusterError> {
+        let seen = |node: NodeName| {
+            if node == dialler {
+                Ok(self.addresses.of(node))
+            } else {
+                self.way(dialler.as_str(), node)
+            }
+        };
+        Ok(NodeAddresses {
+            p0: seen(NodeName::P0)?,
+            p1: seen(NodeName::P1)?,
+            p2: seen(NodeName::P2)?,
+            dealer: seen(NodeName::Dealer)?,
+        })
+    }
+
+    /// Starts a node again that has ended, in its old home and at its old address. The other nodes
+    /// are left alone.
+    ///
+    /// # Errors
+    /// It runs, or does not start.
+    pub fn restart(&self, node: NodeName) -> Result<(), ClusterError> {
+        let mut process = self.node(node);
+        if process.status()?.is_none() {
+            return Err(ClusterError::Setup {
+                what: format!("{node} again"),
+                detail: "it still runs".into(),
+            });
+        }
+        let address = self.addresses.of(node);
+        self.homes.settle(node, address)?;
+        let deadline = Instant::now() + self.start_timeout;
+        *process = Process::start(Start {
+            name: node,
+            executable: &self.executable,
+            config: &self.homes.config(node),
+            log: self.homes.log(node),
+            env: &self.env,
+        })?;
+        let listening = process.listening(deadline)?;
+        if listening != address {
+            return Err(ClusterError::Setup {
+                what: format!("{node} again"),
+                detail: format!("it listens at {listening} instead of {address}"),
+            });
+        }
+        process.greet(self.seen(node)?)
     }
 
     /// The address that `dialler` uses for a node: a relay's where the link is emulated.

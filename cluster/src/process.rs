@@ -67,7 +67,10 @@ pub(crate) struct Process {
 
 impl Process {
     pub(crate) fn start(start: Start<'_>) -> Result<Process, ClusterError> {
-        let log = File::create(&start.log).map_err(|source| ClusterError::File {
+        // A node that is started again goes on with its log.
+        let mut options = File::options();
+        let log = options.append(true).create(true).open(&start.log);
+        let log = log.map_err(|source| ClusterError::File {
             path: start.log.clone(),
             source,
         })?;

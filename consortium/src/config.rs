@@ -237,6 +237,12 @@ pub enum Kind {
     Predict,
     /// Work on zeros, to be timed.
     Benchmark,
+    /// Opening a kept model's weights.
+    Reveal,
+    /// Keeping weights that their owner has shared.
+    Import,
+    /// Predictions in a session that stays open.
+    Serve,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -314,8 +320,13 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                if rule.kinds.as_deref() != Some(&[Kind::Predict]) {
-                    let detail = "rows are counted for predictions: add kinds = [\"predict\"]";
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                if !rule
+                    .kinds
+                    .as_ref()
+                    .is_some_and(|kinds| kinds.iter().all(counted))
+                {
+                    let detail = "rows are counted for predictions: add kinds = [\"predict\"], or [\"serve\"]";
                     return fail("rows_per_day", detail.into());
                 }
             }
@@ -345,6 +356,10 @@ pub struct PartyConfig {
     /// runs one node of a consortium often runs all four.
     #[serde(default)]
     pub threads: usize,
+    /// How long a job whose session was interrupted waits for the missing node, in seconds; it goes
+    /// on in a new session then. 0: it fails at once.
+    #[serde(default = "default_resume_wait_s")]
+    pub resume_wait_s: u64,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses that go before the consortium file's.
@@ -391,8 +406,32 @@ pub struct DealerConfig {
     pub simulation_coin_seed: Option<u64>,
 }
 
+/// How long an interrupted job waits, unless the configuration says otherwise.
+pub const RESUME_WAIT_S: u64 = 600;
+/// Longest such wait: 7 days.
+const RESUME_WAIT_MAX_S: u64 = 7 * 24 * 3600;
+
+fn default_resume_wait_s() -> u64 {
+    RESUME_WAIT_S
+}
+
 fn default_log() -> String {
     "info".into()
+}
+
+/// The key of the rounding coins of a job, from a dealer's secret: the same for every attempt at the
+/// job, so that one that is taken up rounds as it would have, and for nothing else.
+pub fn coin_key(secret: &[u8], job: &crate::JobId) -> [u8; 16] {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::new()
+        .chain_update(b"trefoil coins v1\0")
+        .chain_update((secret.len() as u64).to_le_bytes())
+        .chain_update(secret)
+        .chain_update(job.0)
+        .finalize();
+    let mut key = [0; 16];
+    key.copy_from_slice(&hash[..16]);
+    key
 }
 
 /// The key of the rounding coins under [`DealerConfig::simulation_coin_seed`].
@@ -430,6 +469,15 @@ impl PartyConfig {
             path: path.to_owned(),
             detail,
         })?;
+        if config.resume_wait_s > RESUME_WAIT_MAX_S {
+            return Err(ConfigError::Parse {
+                path: path.to_owned(),
+                detail: format!(
+                    "resume_wait_s: 0 to {RESUME_WAIT_MAX_S} are possible, found {}",
+                    config.resume_wait_s
+                ),
+            });
+        }
         anchor(path, &mut config.home);
         anchor(path, &mut config.consortium);
         config.identity.anchor(path);

@@ -7,12 +7,28 @@ use std::time::Duration;
 
 use trefoil_transport::{MsgStream, TransportError};
 
-use crate::session::{SessionId, session_id};
+use crate::session::{Attempt, Mark, SessionId, session_id};
 use crate::wire::{
-    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Lead, NodeStats, Proposal, clip_reason,
-    reported,
+    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Holds, Lead, NodeStats, Proposal,
+    clip_reason, reported,
 };
-use crate::{Hex, JobId, SOFTWARE};
+use crate::{Ending, Hex, JobId, SOFTWARE};
+
+/// How long the word may take that says why P0 has ended a session.
+const VERDICT_WAIT: Duration = Duration::from_secs(5);
+
+/// What P0 says to a party's consent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Prepare this attempt.
+    Prepare(Attempt),
+    /// The job is done with the state of this mark.
+    Keep(Mark),
+    /// P0 will ask again.
+    Later,
+    /// P0 has given the job up.
+    Over(String),
+}
 
 /// One proposal of P0 and the way from it to the session's end.
 pub struct Following {
@@ -60,69 +76,96 @@ impl Following {
         self.say_last(Follow::Refuse(clip_reason(reason))).await;
     }
 
-    /// Says that this node's part has failed.
-    pub async fn failed(&mut self, reason: &str) {
-        self.say_last(Follow::Failed(clip_reason(reason))).await;
+    /// Says that this party cannot answer yet.
+    pub async fn busy(&mut self, reason: &str) {
+        self.say_last(Follow::Busy(clip_reason(reason))).await;
+    }
+
+    /// Says that this node's part has ended.
+    pub async fn ended(&mut self, ending: &Ending) {
+        let word = match ending {
+            Ending::Interrupted(reason) => Follow::Interrupted(clip_reason(reason)),
+            Ending::Over(reason) => Follow::Failed(clip_reason(reason)),
+        };
+        self.say_last(word).await;
+    }
+
+    /// After an interruption: P0's own word for it, where it comes soon. P0 may know that the job is
+    /// over.
+    pub async fn verdict(&mut self, own: Ending) -> Ending {
+        let hearing = async {
+            loop {
+                match self.next().await {
+                    // What P0 said before it knew.
+                    Ok(_) => {}
+                    Err(Ending::Over(reason)) => return Some(Ending::Over(reason)),
+                    Err(Ending::Interrupted(_)) => return None,
+                }
+            }
+        };
+        let heard = tokio::time::timeout(VERDICT_WAIT, hearing).await;
+        heard.ok().flatten().unwrap_or(own)
     }
 
     async fn say_last(&mut self, message: Follow) {
         if let Err(err) = self.say(&message).await {
-            tracing::debug!(%err, "P0 could not be told");
+            tracing::debug!(reason = err.reason(), "P0 could not be told");
         }
     }
 
-    async fn say(&mut self, message: &Follow) -> Result<(), String> {
-        match tokio::time::timeout(self.wait, self.stream.send(message)).await {
+    async fn say(&mut self, message: &Follow) -> Result<(), Ending> {
+        let sent = match tokio::time::timeout(self.wait, self.stream.send(message)).await {
             Ok(sent) => sent.map_err(|err| says(&err)),
             Err(_) => Err("P0 takes no messages".into()),
-        }
+        };
+        sent.map_err(Ending::Interrupted)
     }
 
     /// What P0 says next; no deadline of its own.
-    async fn next(&mut self) -> Result<Lead, String> {
+    async fn next(&mut self) -> Result<Lead, Ending> {
         match self.stream.recv::<Lead>(CONTROL_MAX_BYTES).await {
-            Ok(Some(Lead::Abandon(reason))) => Err(clip_reason(&reported("P0", &reason))),
+            Ok(Some(Lead::Abandon(reason))) => {
+                Err(Ending::Over(clip_reason(&reported("P0", &reason))))
+            }
+            Ok(Some(Lead::Pause(reason))) => {
+                Err(Ending::Interrupted(clip_reason(&reported("P0", &reason))))
+            }
             Ok(Some(lead)) => Ok(lead),
-            Ok(None) => Err("P0 ended the session's stream without a word".into()),
-            Err(err) => Err(says(&err)),
+            Ok(None) => Err(Ending::Interrupted(
+                "P0 ended the session's stream without a word".into(),
+            )),
+            Err(err) => Err(Ending::Interrupted(says(&err))),
         }
     }
 
-    async fn next_in_time(&mut self, what: &str) -> Result<Lead, String> {
+    async fn next_in_time(&mut self, what: &str) -> Result<Lead, Ending> {
         let wait = self.wait;
         match tokio::time::timeout(wait, self.next()).await {
             Ok(lead) => lead,
-            Err(_) => Err(format!(
+            Err(_) => Err(Ending::Interrupted(format!(
                 "P0 did not send {what} within {} ms",
                 wait.as_millis()
-            )),
+            ))),
         }
     }
 
-    /// P1 or P2 says whether it consents to the proposed job, and hears what becomes of it: `true`
-    /// for its preparation, `false` where P0 will ask again. The error is why P0 has given it up.
+    /// P1 or P2 says whether it consents to the proposed job, with what it has of earlier sessions,
+    /// and hears what becomes of it.
     ///
     /// # Errors
-    /// The outer one: P0 is gone, and the job goes on waiting.
-    pub async fn consent(&mut self, consents: bool) -> Result<Result<bool, String>, String> {
-        let answer = match consents {
-            true => Follow::Consent,
-            false => Follow::Waiting,
-        };
-        self.say(&answer).await?;
-        let wait = self.wait;
-        let lead = tokio::time::timeout(wait, self.stream.recv::<Lead>(CONTROL_MAX_BYTES)).await;
-        match lead {
-            Ok(Ok(Some(Lead::Prepare))) if consents => Ok(Ok(true)),
-            Ok(Ok(Some(Lead::Later))) => Ok(Ok(false)),
-            Ok(Ok(Some(Lead::Abandon(reason)))) => Ok(Err(clip_reason(&reported("P0", &reason)))),
-            Ok(Ok(Some(other))) => Err(format!("P0 sent {other:?} after this party's consent")),
-            Ok(Ok(None)) => Err("P0 ended the stream after this party's consent".into()),
-            Ok(Err(err)) => Err(says(&err)),
-            Err(_) => Err(format!(
-                "P0 did not say within {} ms what becomes of the job",
-                wait.as_millis()
-            )),
+    /// P0 is gone, and the job goes on waiting.
+    pub async fn consent(&mut self, consents: Option<Holds>) -> Result<Next, String> {
+        let consented = consents.is_some();
+        let answer = consents.map_or(Follow::Waiting, Follow::Consent);
+        let gone = |ending: Ending| ending.reason().to_owned();
+        self.say(&answer).await.map_err(gone)?;
+        match self.next_in_time("what becomes of the job").await {
+            Ok(Lead::Prepare(attempt)) if consented => Ok(Next::Prepare(attempt)),
+            Ok(Lead::Keep(mark)) if consented => Ok(Next::Keep(mark)),
+            Ok(Lead::Later) => Ok(Next::Later),
+            Ok(other) => Err(format!("P0 sent {other:?} after this party's consent")),
+            Err(Ending::Over(reason)) => Ok(Next::Over(reason)),
+            Err(Ending::Interrupted(reason)) => Err(reason),
         }
     }
 
@@ -133,62 +176,96 @@ impl Following {
         acceptance: Acceptance,
         core_hash: &[u8; 32],
         job: &JobId,
-        attempt: u32,
+        attempt: &Attempt,
         my_place: usize,
-    ) -> Result<SessionId, String> {
+    ) -> Result<SessionId, Ending> {
         let nonce = acceptance.nonce;
         self.say(&Follow::Accept(acceptance)).await?;
         let lead = self.next_in_time("a confirmation").await?;
         let Lead::Confirm { nonces, session } = lead else {
-            return Err(format!("P0 sent {lead:?} where a confirmation belongs"));
+            return Err(Ending::Over(format!(
+                "P0 sent {lead:?} where a confirmation belongs"
+            )));
         };
         if nonces.get(my_place) != Some(&nonce) {
-            return Err("P0 confirmed a session with another nonce than this node's".into());
+            return Err(Ending::Over(
+                "P0 confirmed a session with another nonce than this node's".into(),
+            ));
         }
         let expected = session_id(core_hash, job, attempt, &nonces);
         if session != expected {
-            return Err(format!(
+            return Err(Ending::Over(format!(
                 "P0 confirmed session {}, here it is {}",
                 Hex(&session),
                 Hex(&expected)
-            ));
+            )));
         }
         Ok(session)
     }
 
     /// Says that this node knows the session, and waits until all do.
-    pub async fn ready(&mut self) -> Result<(), String> {
+    pub async fn ready(&mut self) -> Result<(), Ending> {
         self.say(&Follow::Ready).await?;
         match self.next_in_time("the start").await? {
             Lead::Go => Ok(()),
-            other => Err(format!("P0 sent {other:?} where the start belongs")),
+            other => Err(Ending::Over(format!(
+                "P0 sent {other:?} where the start belongs"
+            ))),
         }
     }
 
-    /// Waits until P0 abandons the running session, or says anything else.
-    pub async fn abandoned(&mut self) -> String {
-        match self.next().await {
-            Ok(other) => format!("P0 sent {other:?} during the session"),
-            Err(reason) => reason,
+    /// Waits until P0 ends the running session, or says something that does not belong there.
+    /// Meanwhile tells P0 of every state that `written` names, and `confirmed` hears of those that
+    /// all three parties have.
+    pub async fn abandoned(
+        &mut self,
+        written: &mut tokio::sync::mpsc::UnboundedReceiver<Mark>,
+        mut confirmed: impl FnMut(Mark),
+    ) -> Ending {
+        loop {
+            tokio::select! {
+                lead = self.next() => match lead {
+                    Ok(Lead::Written(mark)) => confirmed(mark),
+                    Ok(other) => {
+                        return Ending::Over(format!("P0 sent {other:?} during the session"));
+                    }
+                    Err(ending) => return ending,
+                },
+                Some(mark) = written.recv() => {
+                    if let Err(ending) = self.say(&Follow::Written(mark)).await {
+                        return ending;
+                    }
+                }
+            }
         }
     }
 
     /// Says that this node has executed all steps, and waits for the word to keep the results: at
     /// most `wall`, because the dealer is long done when the slowest party is.
-    pub async fn finished(&mut self, stats: NodeStats, wall: Duration) -> Result<(), String> {
+    pub async fn finished(&mut self, stats: NodeStats, wall: Duration) -> Result<(), Ending> {
         self.say(&Follow::Finished(stats)).await?;
-        let lead = match tokio::time::timeout(wall, self.next()).await {
+        let waiting = async {
+            loop {
+                match self.next().await? {
+                    Lead::Written(_) => {}
+                    lead => return Ok(lead),
+                }
+            }
+        };
+        let lead = match tokio::time::timeout(wall, waiting).await {
             Ok(lead) => lead?,
             Err(_) => {
-                return Err(format!(
+                return Err(Ending::Interrupted(format!(
                     "P0 did not send the conclusion within {} s",
                     wall.as_secs()
-                ));
+                )));
             }
         };
         match lead {
             Lead::Conclude => Ok(()),
-            other => Err(format!("P0 sent {other:?} where the conclusion belongs")),
+            other => Err(Ending::Over(format!(
+                "P0 sent {other:?} where the conclusion belongs"
+            ))),
         }
     }
 

@@ -14,6 +14,7 @@ mod changes;
 pub mod config;
 mod config_member;
 mod derived;
+mod ending;
 mod file;
 pub mod follow;
 pub mod host;
@@ -35,12 +36,13 @@ pub use card::{Card, CardError, CardRole};
 pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig};
 pub use config_member::MemberConfig;
 pub use derived::Derived;
+pub use ending::Ending;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;
-pub use job::{JobDescription, JobError, JobId, Limits, check_name};
+pub use job::{JobDescription, JobError, JobId, Limits, SERVE_MARGIN_S, check_name};
 pub use live::{CONSORTIUM_RECORD, LiveConsortium, Reloaded};
 pub use reach::{BindError, dialled_by_dealer, linked};
-pub use session::{Nonce, SessionId, fresh_nonce, random_bytes, session_id};
+pub use session::{Attempt, Mark, Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};
 
 /// The software's name and version, as named in handshakes and errors.

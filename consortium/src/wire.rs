@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use trefoil_models::{Preparation, ServeSpec};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
@@ -15,11 +16,11 @@ use trefoil_protocol::transport::NetError;
 use trefoil_transport::Pin;
 
 use crate::receipt::{Schema, SharingId, SignedReceipt, StagedReceipt, UploadId};
-use crate::session::{Nonce, SessionId};
+use crate::session::{Attempt, Mark, Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 3;
+pub const CONTROL_VERSION: u32 = 4;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -76,11 +77,138 @@ pub enum Ask {
     /// What a data set holds. Answer: [`Answer::Dataset`].
     Dataset(String),
     /// Run a job. Answer: [`Answer::Submitted`].
-    Submit(JobDescription),
+    Submit(Box<JobDescription>),
     /// Take a job back that has not started. Answer: [`Answer::Withdrawn`].
     Withdraw(JobId),
     /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.
     Watch(JobId),
+    /// The kept models. Answer: [`Answer::Models`].
+    Models,
+    /// Remove one's own model, if it comes from this session; nothing is done where there is none.
+    /// Answer: [`Answer::ModelRemoved`].
+    RemoveModel {
+        /// Its name.
+        name: String,
+        /// The session it comes from.
+        source: SessionId,
+    },
+    /// The serving sessions that this member may ask. Answer: [`Answer::Servings`].
+    Servings,
+    /// End one's own serving session in an orderly way. Answer: [`Answer::Stopping`].
+    StopServing(JobId),
+    /// Predictions in a serving session; a [`ServedImages`] follows. Answer: [`Answer::Predicted`].
+    Served(ServedRequest),
+}
+
+/// A request for predictions in a serving session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedRequest {
+    /// The serving job.
+    pub job: JobId,
+    /// The request's random name, alike at the three parties.
+    pub request: RequestId,
+    /// Images.
+    pub rows: u32,
+}
+
+/// Names a request among those of its member: 16 random bytes.
+pub type RequestId = [u8; 16];
+
+/// One party's share of a request's images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServedImages(pub Share);
+
+/// A serving session, as members see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Its job.
+    pub job: JobId,
+    /// What it serves.
+    pub spec: ServeSpec,
+    /// The session that the model comes from.
+    pub model: SessionId,
+    /// When it ends: seconds since 1970 by the clock of the party that speaks.
+    pub until_s: u64,
+}
+
+/// What is public about a kept model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// Who made it.
+    pub owner: Pin,
+    /// The session that it comes from.
+    pub source: SessionId,
+    /// The job that made it.
+    pub job: JobId,
+    /// Ring bits.
+    pub ring_bits: u8,
+    /// Fraction bits.
+    pub frac_bits: u8,
+    /// What it was made as; models of older releases do not say.
+    pub about: Option<ModelAbout>,
+}
+
+/// What a model was made as.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelAbout {
+    /// The network, TOML text.
+    pub network: String,
+    /// How its images are prepared, where the job said so.
+    pub preparation: Option<Preparation>,
+    /// Name and snapshot of the data set it was trained on; `None` for one that was imported.
+    pub dataset: Option<(String, [u8; 32])>,
+    /// When: seconds since 1970 by the clock of the party that speaks.
+    pub made_s: u64,
+}
+
+/// A request among those of all members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestKey {
+    /// Whose certificate it came with.
+    pub member: Pin,
+    /// Its name.
+    pub request: RequestId,
+}
+
+/// What P0 says to the other nodes inside a serving session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ServeWord {
+    /// Run the next batch.
+    Batch(ServeBatch),
+    /// To P1 and P2: forget these requests and why; their members are told.
+    Drop(Vec<RequestKey>, String),
+    /// Serving is over.
+    End,
+}
+
+/// One batch of a serving session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeBatch {
+    /// Its number, from 0: the session's step is one later.
+    pub number: u64,
+    /// Images, without padding: they decide the program.
+    pub rows: u32,
+    /// The requests with their images, in order of their rows; the dealer hears of none.
+    pub requests: Vec<(RequestKey, u32)>,
+}
+
+/// What P1 and P2 say to P0 inside a serving session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServeNote {
+    /// This request is here.
+    pub key: RequestKey,
+    /// With so many images.
+    pub rows: u32,
+}
+
+/// The name of the control streams on which P0 leads a serving session: another one than those of
+/// the session's keys.
+pub fn serve_stream(session: &SessionId) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::new().chain_update(b"trefoil serving v1\0");
+    hash.chain_update(session).finalize().into()
 }
 
 /// What is going to be uploaded.
@@ -207,6 +335,21 @@ pub enum Answer {
     Submitted(JobId),
     /// The job is forgotten here.
     Withdrawn,
+    /// The kept models, by name.
+    Models(Vec<ModelInfo>),
+    /// There is no such model here any more.
+    ModelRemoved,
+    /// The serving sessions that this member may ask.
+    Servings(Vec<Serving>),
+    /// The session will end.
+    Stopping,
+    /// This party's share of a request's predictions.
+    Predicted {
+        /// The batch that it was part of.
+        batch: u64,
+        /// The share of this request's rows alone.
+        share: WireOutput,
+    },
 }
 
 /// What is public about a data set.
@@ -237,13 +380,21 @@ pub enum Event {
         steps: u64,
         /// The ring's width, which the shares combine in.
         ring_bits: u8,
+        /// Sessions of the job before this one.
+        attempt: u32,
+        /// Its first step. What earlier sessions revealed from this step on counts no more.
+        from: u64,
     },
+    /// The session was interrupted; the job goes on in another one. In words: for what it waits.
+    Interrupted(String),
     /// A step is done.
     Progress(Progress),
     /// This party's share of a revealed result.
     Output {
         /// The step that revealed it.
         step: u64,
+        /// The attempt that the share is of: shares of two attempts do not belong together.
+        attempt: u32,
         /// The share.
         share: WireOutput,
     },
@@ -256,6 +407,8 @@ pub enum Event {
     },
     /// The job has failed.
     Failed(String),
+    /// What a job waits for at the party that speaks.
+    Waits(String),
 }
 
 /// Where a job is.
@@ -384,8 +537,8 @@ pub struct Proposal {
     pub software: String,
     /// What to compute.
     pub job: JobDescription,
-    /// How often it was tried before.
-    pub attempt: u32,
+    /// To the dealer: which attempt. P1 and P2 hear it with [`Lead::Prepare`].
+    pub attempt: Attempt,
     /// P0's nonce.
     pub nonce: Nonce,
 }
@@ -393,8 +546,10 @@ pub struct Proposal {
 /// What P0 says after a proposal.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Lead {
-    /// To P1 and P2: all three parties consent, prepare the job.
-    Prepare,
+    /// To P1 and P2: all three parties consent, prepare this attempt at the job.
+    Prepare(Attempt),
+    /// To P1 or P2 instead: the job is done, with the state of this mark; keep what there is to keep.
+    Keep(Mark),
     /// To P1 and P2: not all parties consent yet; P0 will ask again.
     Later,
     /// All have accepted: the nonces of P0, P1, P2 and the dealer, and the session's id.
@@ -408,15 +563,21 @@ pub enum Lead {
     Go,
     /// All have finished: keep what there is to keep.
     Conclude,
+    /// All three parties have written this state down: older ones may go.
+    Written(Mark),
     /// It is over.
     Abandon(String),
+    /// The session is over, the job is not: it waits for another session.
+    Pause(String),
 }
 
 /// What the other nodes answer P0.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Follow {
     /// P1 or P2 consents to the job: its policy allows it, or a person there has approved it.
-    Consent,
+    Consent(Holds),
+    /// P1 or P2 cannot say yet, and why: an earlier session of the job still ends there.
+    Busy(String),
     /// The job waits for approval at P1 or P2.
     Waiting,
     /// The node has derived the same job and will take part.
@@ -429,8 +590,21 @@ pub enum Follow {
     Finished(NodeStats),
     /// It has kept what there was to keep.
     Concluded,
+    /// P1 or P2 has written this state down.
+    Written(Mark),
     /// It has failed.
     Failed(String),
+    /// Its part has ended for want of a peer, a link or time: it would take part in another session.
+    Interrupted(String),
+}
+
+/// What a party has of a job's earlier sessions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holds {
+    /// Sessions that were begun here.
+    pub attempts: u32,
+    /// States that are written down here and can be read.
+    pub marks: Vec<Mark>,
 }
 
 /// What an accepting node has found on its own.

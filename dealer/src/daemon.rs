@@ -14,11 +14,13 @@ use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, Met, NodeInfo, NodeStatus, PeerStatus};
 use trefoil_consortium::{
     Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
-    DealerConfig, IdentityError, LiveConsortium, Role, dialled_by_dealer, host, linked, logging,
+    DealerConfig, IdentityError, LiveConsortium, Role, SessionId, dialled_by_dealer, host, linked,
+    logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 
+use crate::serve::ServingPlace;
 use crate::{dial, session};
 
 /// Exchanges with one party at the same time.
@@ -52,9 +54,13 @@ pub(crate) struct Dealer {
     pub(crate) settings: Settings,
     pub(crate) keys: KeyDesk,
     pub(crate) coin_seed: Option<u64>,
+    /// What the coins of stochastic rounding follow from: known to this node alone.
+    pub(crate) secret: Vec<u8>,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
-    pub(crate) running: Mutex<Option<AbortHandle>>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
+    pub(crate) running: Mutex<Vec<(SessionId, AbortHandle)>>,
     links: [watch::Sender<Option<(u64, Link)>>; 3],
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
     links_held: AtomicU64,
@@ -197,7 +203,9 @@ impl Daemon {
             settings: config.transport.clone(),
             keys: KeyDesk::default(),
             coin_seed: config.simulation_coin_seed,
+            secret: identity.key_der.clone(),
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             running: Mutex::default(),
             links: std::array::from_fn(|_| watch::channel(None).0),
             links_held: AtomicU64::new(0),
@@ -355,7 +363,7 @@ async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some(abort) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
     node.close(&reason).await;
@@ -407,7 +415,9 @@ async fn answer(
     id: [u8; 32],
     stream: MsgStream,
 ) -> Result<(), String> {
-    if id != [0; 32] {
+    if party == PartyId::P0 && dealer.serving.expects(&id) {
+        dealer.serving.follow(stream).await
+    } else if id != [0; 32] {
         dealer.keys.deliver(id, stream, dealer.short_wait()).await
     } else if party == PartyId::P0 {
         session::follow(dealer, stream).await

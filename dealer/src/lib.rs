@@ -11,6 +11,7 @@
 
 mod daemon;
 mod dial;
+mod serve;
 mod session;
 
 pub use daemon::{Daemon, DealerError, Stopper, run};

@@ -5,12 +5,12 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing::Instrument;
-use trefoil_consortium::config::simulation_coin_key;
+use trefoil_consortium::config::{coin_key, simulation_coin_key};
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::keys::KeyTray;
 use trefoil_consortium::wire::{Acceptance, Proposal, by_peer, session_failure};
 use trefoil_consortium::{
-    Derived, NodeStats, SOFTWARE, SessionId, fresh_nonce, host, random_bytes,
+    Derived, Ending, JobId, NodeStats, SOFTWARE, SessionId, fresh_nonce, host,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
@@ -18,6 +18,7 @@ use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
 use trefoil_transport::{AbortHandle, DealerNet, Link, MsgStream};
 
 use crate::daemon::Dealer;
+use crate::serve::Orders;
 
 /// The dealer's place among the nonces.
 const PLACE: usize = 3;
@@ -36,9 +37,9 @@ pub(crate) async fn follow(dealer: &Arc<Dealer>, stream: MsgStream) -> Result<()
                 following.refuse(&reason).await;
                 Err(reason)
             }
-            Err(Failure::Failed(reason)) => {
-                following.failed(&reason).await;
-                Err(reason)
+            Err(Failure::Ended(ending)) => {
+                following.ended(&ending).await;
+                Err(ending.reason().to_owned())
             }
         }
     }
@@ -48,7 +49,7 @@ pub(crate) async fn follow(dealer: &Arc<Dealer>, stream: MsgStream) -> Result<()
 
 enum Failure {
     Refused(String),
-    Failed(String),
+    Ended(Ending),
 }
 
 async fn take_part(
@@ -57,10 +58,16 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
-    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), dealer.slot.lock()).await else {
-        return Err(refused("the dealer is busy with another session".into()));
-    };
     let job = proposal.job.clone();
+    let slot = match job.serves() {
+        Some(_) => &dealer.serving.slot,
+        None => &dealer.slot,
+    };
+    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), slot.lock()).await else {
+        // It may be an earlier session of this very job, whose end is not known here yet.
+        let reason = "the dealer is busy with another session";
+        return Err(Failure::Ended(Ending::Interrupted(reason.into())));
+    };
     job.check().map_err(|err| refused(err.to_string()))?;
     let consortium = dealer.consortium.now();
     let ring_bits = consortium.core.ring_bits;
@@ -72,6 +79,7 @@ async fn take_part(
         return Err(refused(reason));
     }
     let id = job.id();
+    let serves = job.serves().cloned();
     let wall = Duration::from_secs(job.limits.wall_time_s);
     let derived = tokio::task::spawn_blocking(move || Derived::new(&job)).await;
     let derived = derived
@@ -79,7 +87,8 @@ async fn take_part(
         .map_err(refused)?;
     let links = {
         let [a, b, c] = PartyId::ALL.map(|party| dealer.link(party));
-        let (a, b, c) = tokio::try_join!(a, b, c).map_err(refused)?;
+        let missing = |reason| Failure::Ended(Ending::Interrupted(reason));
+        let (a, b, c) = tokio::try_join!(a, b, c).map_err(missing)?;
         [a, b, c]
     };
     let acceptance = Acceptance {
@@ -89,24 +98,40 @@ async fn take_part(
         model: None,
         nonce: fresh_nonce().map_err(refused)?,
     };
-    let failed = Failure::Failed;
+    let failed = Failure::Ended;
+    let from = proposal.attempt.from();
+    if from > derived.schedule.steps.len() as u64 {
+        let steps = derived.schedule.steps.len();
+        return Err(refused(format!(
+            "the job has {steps} steps and cannot be taken up after {from}"
+        )));
+    }
     let session = following
-        .accept(acceptance, &dealer.core_hash, &id, proposal.attempt, PLACE)
+        .accept(acceptance, &dealer.core_hash, &id, &proposal.attempt, PLACE)
         .await
         .map_err(failed)?;
     let tray = dealer.keys.open(session);
     following.ready().await.map_err(failed)?;
+    // The dealer keeps no state of a job.
+    let (_, mut no_marks) = tokio::sync::mpsc::unbounded_channel();
     let stats = {
-        let running = run(dealer, session, derived, links, tray, wall);
+        let job = RunningJob {
+            id,
+            derived,
+            from,
+            wall,
+            orders: serves.map(|spec| dealer.serving.open(&session, spec)),
+        };
+        let running = run(dealer, session, job, links, tray);
         tokio::pin!(running);
         tokio::select! {
             stats = &mut running => stats.map_err(failed)?,
-            reason = following.abandoned() => {
-                let abort = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if let Some(abort) = abort {
-                    abort.abort(&reason);
+            ending = following.abandoned(&mut no_marks, |_| {}) => {
+                let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for (_, abort) in running.iter().filter(|(running, _)| *running == session) {
+                    abort.abort(ending.reason());
                 }
-                return Err(failed(reason));
+                return Err(failed(ending));
             }
         }
     };
@@ -116,17 +141,20 @@ async fn take_part(
 /// Ends the session with its future: a dropped future must not leave a thread behind that waits.
 struct Guard<'a> {
     dealer: &'a Dealer,
+    session: SessionId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .dealer
+        self.dealer
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(session, _)| *session != self.session);
+        // Its thread may wait for a batch that never comes.
+        self.dealer.serving.close(&self.session);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort.abort("the dealer has left the session");
@@ -134,14 +162,32 @@ impl Drop for Guard<'_> {
     }
 }
 
+/// What is dealt.
+struct RunningJob {
+    id: JobId,
+    derived: Derived,
+    /// The first step.
+    from: u64,
+    wall: Duration,
+    /// The batches of a job that serves.
+    orders: Option<Orders>,
+}
+
 async fn run(
     dealer: &Dealer,
     session: SessionId,
-    derived: Derived,
+    job: RunningJob,
     links: [(PartyId, Link); 3],
     mut tray: KeyTray,
-    wall: Duration,
-) -> Result<NodeStats, String> {
+) -> Result<NodeStats, Ending> {
+    let RunningJob {
+        id,
+        derived,
+        from,
+        wall,
+        orders,
+    } = job;
+    let over = |reason: String| Ending::Over(reason);
     let consortium = dealer.consortium.now();
     let peers = PartyId::ALL
         .map(Peer::Party)
@@ -149,34 +195,37 @@ async fn run(
     let keys = tray
         .take(&peers, dealer.short_wait())
         .await
-        .map_err(|reason| format!("dealer: {reason}"))?;
+        .map_err(|reason| Ending::Interrupted(format!("dealer: {reason}")))?;
     drop(tray);
     let mut parties = Vec::new();
     for (peer, pin) in &peers {
         let key = keys
             .get(pin)
-            .ok_or_else(|| format!("dealer: no session key from {peer}"))?;
+            .ok_or_else(|| over(format!("dealer: no session key from {peer}")))?;
         parties.push(Prg::new(*key));
     }
     let parties: [Prg; 3] = parties
         .try_into()
-        .map_err(|_| "dealer: three parties have three keys".to_owned())?;
+        .map_err(|_| over("dealer: three parties have three keys".into()))?;
     let coins = match dealer.coin_seed {
         Some(seed) => simulation_coin_key(seed),
-        None => random_bytes()?,
+        None => coin_key(&dealer.secret, &id),
     };
     let keys = DealerKeys {
         parties,
         coins: Some(Prg::new(coins)),
     };
     let started = DealerNet::start(session, derived.hello(session), links, &dealer.settings).await;
-    let (net, abort) = started.map_err(|err| format!("dealer: {err}"))?;
-    *dealer
+    let (net, abort) =
+        started.map_err(|err| Ending::of_start(&err).map(|reason| format!("dealer: {reason}")))?;
+    dealer
         .running
         .lock()
-        .unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((session, abort.clone()));
     let mut guard = Guard {
         dealer,
+        session,
         abort: abort.clone(),
         done: false,
     };
@@ -187,22 +236,33 @@ async fn run(
     let body = move || {
         let _span = span.entered();
         // An error means that nobody waits any more.
-        let _ = sender.send(deal(&derived, &keys, net, &thread_abort));
+        let _ = sender.send(deal(&derived, from, &keys, net, &thread_abort, orders));
     };
     let thread = std::thread::Builder::new()
         .name("protocol-dealer".into())
         .spawn(body);
-    thread.map_err(|err| format!("dealer: a thread cannot be started: {err}"))?;
-    let dealt = match tokio::time::timeout(wall, receiver).await {
+    thread.map_err(|err| over(format!("dealer: a thread cannot be started: {err}")))?;
+    let waiting = async {
+        tokio::pin!(receiver);
+        tokio::select! {
+            dealt = &mut receiver => dealt,
+            _ = abort.failed() => {
+                // The thread may wait for a batch that never comes.
+                dealer.serving.close(&session);
+                receiver.await
+            }
+        }
+    };
+    let dealt = match tokio::time::timeout(wall, waiting).await {
         Ok(Ok(dealt)) => dealt,
-        Ok(Err(_)) => Err("dealer: the protocol thread failed".into()),
-        Err(_) => Err(format!(
+        Ok(Err(_)) => Err(over("dealer: the protocol thread failed".into())),
+        Err(_) => Err(over(format!(
             "dealer: the job's wall time of {} s is over",
             wall.as_secs()
-        )),
+        ))),
     };
-    if let Err(reason) = &dealt {
-        abort.abort(reason);
+    if let Err(ending) = &dealt {
+        abort.abort(ending.reason());
     }
     guard.done = dealt.is_ok();
     dealt
@@ -210,29 +270,43 @@ async fn run(
 
 fn deal(
     derived: &Derived,
+    from: u64,
     keys: &DealerKeys,
     mut net: DealerNet,
     abort: &AbortHandle,
-) -> Result<NodeStats, String> {
+    orders: Option<Orders>,
+) -> Result<NodeStats, Ending> {
     let start = Instant::now();
     let mut state = DealerState::default();
-    for (index, step) in derived.schedule.steps.iter().enumerate() {
+    let mut steps = derived.schedule.steps.len() as u64;
+    let mut deal = |index: u64, program: usize| {
         let _span = tracing::error_span!("step", step = index).entered();
-        let plan = derived
-            .plans
-            .get(step.program)
-            .ok_or("a step names a program that does not exist")?;
-        if let Err(err) = deal_step(plan, index as u64, keys, &mut state, &mut net) {
-            let reason = session_failure(Peer::Dealer, abort.failure(), &err.to_string());
-            abort.abort(&reason);
-            return Err(reason);
+        let plan = derived.plans.get(program);
+        let unknown = || Ending::Over("a step names a program that does not exist".into());
+        let plan = plan.ok_or_else(unknown)?;
+        deal_step(plan, index, keys, &mut state, &mut net).map_err(|err| Ending::of_step(&err))
+    };
+    let mut all = || {
+        let schedule = derived.schedule.steps.iter().enumerate();
+        for (index, step) in schedule.skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+            deal(index as u64, step.program)?;
         }
+        for order in orders.iter().flat_map(Orders::batches) {
+            deal(steps, order.map_err(Ending::Over)?)?;
+            steps += 1;
+        }
+        Ok::<(), Ending>(())
+    };
+    if let Err(ending) = all() {
+        let ending = ending.map(|reason| session_failure(Peer::Dealer, abort.failure(), reason));
+        abort.abort(ending.reason());
+        return Err(ending);
     }
     let counted = net.stats();
     Ok(NodeStats {
         seconds: start.elapsed().as_secs_f64(),
         rounds: 0,
-        steps: derived.schedule.steps.len() as u64,
+        steps: steps - from,
         sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
         received_bytes: by_peer(|peer| counted.payload_received(peer)),
         peak_memory_bytes: host::peak_memory_bytes(),

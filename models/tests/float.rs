@@ -69,4 +69,20 @@ fn gradients_equal_finite_differences() {
          [[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"conv\"\nfilters=2\nkernel=2\n[[layer]]\nkind=\"relu\"\n\
          [[layer]]\nkind=\"global_avg_pool\"\n[[layer]]\nkind=\"dense\"\n",
     );
+    // A graph: a skip over two layers, one value read three times, channels put together, the images
+    // read twice.
+    check(
+        "[[layer]]\nname=\"a\"\nkind=\"conv\"\nfilters=3\nkernel=3\npadding=1\n\
+         [[layer]]\nkind=\"square\"\n[[layer]]\nname=\"b\"\nkind=\"conv\"\nfilters=3\nkernel=1\n\
+         [[layer]]\nname=\"sum\"\nkind=\"add\"\nfrom=[\"b\",\"a\",\"a\"]\n\
+         [[layer]]\nname=\"c\"\nkind=\"conv\"\nfrom=\"images\"\nfilters=2\nkernel=3\npadding=1\n\
+         [[layer]]\nkind=\"concat\"\nfrom=[\"c\",\"images\",\"sum\"]\n\
+         [[layer]]\nkind=\"avg_pool\"\nwindow=[3,2]\n[[layer]]\nkind=\"flatten\"\n[[layer]]\nkind=\"dense\"\n",
+    );
+    // Groups with two filters each, depthwise with a stride, dilation.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\npadding=1\ngroups=2\n\
+         [[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\ngroups=4\nstride=[2,1]\npadding=\"same\"\n\
+         [[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\ndilation=[1,2]\n[[layer]]\nkind=\"dense\"\n",
+    );
 }

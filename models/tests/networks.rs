@@ -187,6 +187,35 @@ fn errors_name_layer_key_and_both_shapes() {
             "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\nstride=0\n",
             &["stride = [0, 0]"],
         ),
+        (
+            "[[layer]]\nkind=\"dense\"\nfrom=\"stem\"\n",
+            &["1 (dense)", "stem", "no layer before it"],
+        ),
+        (
+            "[[layer]]\nname=\"a\"\nkind=\"relu\"\n[[layer]]\nname=\"a\"\nkind=\"dense\"\n",
+            &["2 (dense)", "\"a\""],
+        ),
+        (
+            "[[layer]]\nname=\"dense1\"\nkind=\"relu\"\n[[layer]]\nkind=\"dense\"\n",
+            &["2 (dense)", "dense1"],
+        ),
+        (
+            "[[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"dense\"\nfrom=\"images\"\n",
+            &["1 (relu)", "nobody reads it"],
+        ),
+        (
+            "[[layer]]\nname=\"a\"\nkind=\"conv\"\nfilters=2\nkernel=3\n[[layer]]\nkind=\"add\"\nfrom=[\"a\",\"images\"]\n",
+            &["2 (add)", "[1, 8, 8]", "[2, 6, 6]"],
+        ),
+        ("[[layer]]\nkind=\"concat\"\n", &["1 (concat)", "reads 1"]),
+        (
+            "[[layer]]\nname=\"a b\"\nkind=\"dense\"\n",
+            &["1 (dense)", "a b"],
+        ),
+        (
+            "[[layer]]\nkind=\"dense\"\nfrom=3\n",
+            &["1 (dense)", "from"],
+        ),
         ("colour = 1\n", &["colour"]),
         ("", &["layer"]),
     ];

@@ -3,13 +3,15 @@
 
 mod common;
 
-use common::{assert_secure_equals_plain, plain, seed, synthetic, train_job};
+use common::{
+    assert_secure_equals_plain, gradients_agree, plain, secure_equals_plain, seed, synthetic,
+    train_job,
+};
 use ndarray::ArrayView2;
 use trefoil_models::float::{self, Data, Model};
 use trefoil_models::job::{LrSchedule, TrainSpec};
 use trefoil_models::plain_run::Tables;
 use trefoil_models::{Network, outcome, schedule};
-use trefoil_protocol::fixed::decode;
 use trefoil_protocol::program::Rounding;
 
 const MLP: &str = r#"
@@ -103,19 +105,6 @@ fn smooth(coefficients: &str) -> Network {
         "kind = \"POLY\"",
         &format!("kind = \"poly\"\ncoefficients = {coefficients}"),
     ))
-}
-
-fn secure_equals_plain(network: &Network, spec: &TrainSpec) {
-    let seed = seed();
-    let train = synthetic(network, 2 * spec.batch + 1, 0.5, seed);
-    let test = synthetic(network, 5, 0.5, seed + 1);
-    let mut tables = Tables::new();
-    train.tables("train", spec.frac_bits, &mut tables);
-    test.tables("test", spec.frac_bits, &mut tables);
-    let schedule = schedule(&train_job(network, spec, train.rows(), test.rows())).expect("valid");
-    let run = assert_secure_equals_plain(&schedule, &tables, None, seed);
-    let counted = outcome::confusion(&run.outputs[schedule.steps.len() - 1]).expect("revealed");
-    assert_eq!(counted.sum(), test.rows() as u64);
 }
 
 #[test]
@@ -212,70 +201,6 @@ fn twenty_secure_steps_of_lenet_equal_plain() {
 #[test]
 fn twenty_secure_steps_of_xray_equal_plain() {
     twenty_steps("xray");
-}
-
-/// One step from the same weights on the same batch: the difference of the weights is the gradient
-/// times the learning rate.
-fn gradients_agree(network: &Network, frac_bits: u8, tolerance: f64) {
-    let seed = seed();
-    let spec = TrainSpec {
-        batch: 16,
-        learning_rate: 1.0,
-        frac_bits,
-        ..TrainSpec::default()
-    };
-    let train = synthetic(network, spec.batch, 0.5, seed);
-    let mut tables = Tables::new();
-    train.tables("train", frac_bits, &mut tables);
-    let schedule = schedule(&train_job(network, &spec, spec.batch, 0)).expect("valid");
-    let fixed = plain(&schedule, &tables, None, seed);
-    let model = Model::initial(network, &spec).expect("valid");
-    let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
-    let gradients = model
-        .gradients(Data {
-            images,
-            labels: &train.labels,
-        })
-        .expect("valid");
-    for (at, layer) in network.layers.iter().enumerate() {
-        let (Some(before), Some(gradient)) = (&model.parameters[at], &gradients.layers[at]) else {
-            continue;
-        };
-        let pairs = [
-            (
-                layer.weight_name(),
-                before
-                    .weight
-                    .iter()
-                    .zip(&gradient.weight)
-                    .collect::<Vec<_>>(),
-            ),
-            (
-                layer.bias_name(),
-                before.bias.iter().zip(&gradient.bias).collect(),
-            ),
-        ];
-        for (name, pairs) in pairs {
-            let after = fixed.state[&name].data();
-            let (mut error, mut norm) = (0.0, 0.0);
-            for (word, (before, gradient)) in after.iter().zip(pairs) {
-                let step = f64::from(*before) - decode(*word, u32::from(frac_bits));
-                error += (step - f64::from(*gradient)).powi(2);
-                norm += f64::from(*gradient).powi(2);
-            }
-            println!(
-                "{}: {name}: relative error {:.5}",
-                network.name,
-                (error / norm).sqrt()
-            );
-            // And a unit of the last place for each element, and what the softmax may err (below 2^-10).
-            let unit = (after.len() as f64).sqrt() * (-f64::from(frac_bits)).exp2() + 1.0 / 2048.0;
-            assert!(
-                error.sqrt() <= tolerance * norm.sqrt() + unit,
-                "{name}: {error} beside {norm}"
-            );
-        }
-    }
 }
 
 #[test]

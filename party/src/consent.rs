@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use trefoil_consortium::{JobDescription, JobId, MemberEntry, SessionId, hex};
+use trefoil_consortium::{Attempt, JobDescription, JobId, MemberEntry, SessionId, hex};
 use trefoil_models::JobKind;
 use trefoil_protocol::party::PartyId;
 
@@ -17,7 +17,7 @@ use crate::daemon::{Party, PartyError};
 use crate::desk::{self, Choice, Decision, JobRecord, JobState};
 use crate::files::now_s;
 use crate::jobs::{Job, known_already};
-use crate::{lead, session};
+use crate::{lead, resume, serve, session};
 
 /// How often the party looks for decisions.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(crate) async fn submit(
     member: &MemberEntry,
     description: JobDescription,
 ) -> Result<JobId, String> {
-    let ruling = party.policy.rule(&description, &member.name, now_s())?;
+    let ruling = serve::rule(party, &description, &member.name)?;
     let id = description.id();
     let past = on_home(party, move |party| {
         desk::record(&party.home, &id).map_err(|err| err.to_string())
@@ -132,9 +132,10 @@ pub(crate) fn permitted(party: &Party, job: &Job) -> Result<bool, String> {
             job.description.requester
         ));
     };
-    let ruling = party
-        .policy
-        .rule(&job.description, &requester.name, now_s())?;
+    let ruling = match job.attempts() {
+        0 => serve::rule(party, &job.description, &requester.name)?,
+        _ => party.policy.rule_again(&job.description, &requester.name)?,
+    };
     Ok(!ruling.ask || job.approved())
 }
 
@@ -144,6 +145,7 @@ pub(crate) async fn started(
     party: &Arc<Party>,
     job: &Arc<Job>,
     session: SessionId,
+    attempt: Attempt,
 ) -> Result<(), String> {
     let job = job.clone();
     let noted = on_home(party, move |party| {
@@ -153,13 +155,21 @@ pub(crate) async fn started(
             JobKind::Benchmark { .. } => "nothing but results on zeros",
             _ => "what further entries say",
         };
-        let details = json!({"session": hex(&session), "reveals": reveals});
+        let mut details = json!({"session": hex(&session), "reveals": reveals});
+        let first = job.attempts() == 0;
+        if !first {
+            details["attempt"] = attempt.number.into();
+            details["from_step"] = attempt.from().into();
+        }
         let written = party
             .audit
             .append("job_started", who, Some(job.id), details);
         written.map_err(|err| err.to_string())?;
-        let counted = party.policy.count(&job.description, now_s());
-        counted.map_err(|err| err.to_string())?;
+        if first {
+            let counted = party.policy.count(&job.description, now_s());
+            counted.map_err(|err| err.to_string())?;
+        }
+        job.attempted(&attempt);
         keep_record(party, &job)
     });
     noted
@@ -172,6 +182,9 @@ pub(crate) async fn ended(party: &Arc<Party>, job: &Arc<Job>) {
     if !job.take_end() {
         return;
     }
+    if job.attempts() > 0 {
+        session::forget_upload(party, job).await;
+    }
     let noted = {
         let job = job.clone();
         on_home(party, move |party| {
@@ -180,11 +193,29 @@ pub(crate) async fn ended(party: &Arc<Party>, job: &Arc<Job>) {
             let details = json!({"state": record.state, "note": record.note});
             let written = party.audit.append("job_ended", who, Some(job.id), details);
             // The home must know that it is over even where the log cannot say so.
-            keep_record(party, &job).and(written.map_err(|err| err.to_string()))
+            let kept = keep_record(party, &job).and(written.map_err(|err| err.to_string()));
+            kept.and(resume::clear(party, &record, job.id))
         })
     };
     if let Err(reason) = noted.await {
         tracing::error!(job = %job.id, %reason, "the end of a job could not be noted");
+    }
+}
+
+/// Notes that a job's session was interrupted, and that it waits for another one.
+pub(crate) async fn paused(party: &Arc<Party>, job: &Arc<Job>) {
+    let job = job.clone();
+    let noted = on_home(party, move |party| {
+        let record = job.record();
+        let who = Some((record.requester.as_str(), record.pin));
+        let details = json!({"note": record.note});
+        let written = party
+            .audit
+            .append("job_interrupted", who, Some(job.id), details);
+        keep_record(party, &job).and(written.map_err(|err| err.to_string()))
+    });
+    if let Err(reason) = noted.await {
+        tracing::error!(%reason, "that a job was interrupted could not be noted");
     }
 }
 
@@ -196,10 +227,13 @@ pub(crate) async fn noted(party: &Arc<Party>, job: &Arc<Job>) {
     }
 }
 
-/// Takes up the jobs of an earlier run that were not over. One that ran is: its keys are gone.
+/// Takes up the jobs of an earlier run that were not over. The keys of one that ran are gone: it
+/// goes on in another session, or is over.
 pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
     desk::open(&party.home)?;
-    for mut record in desk::records(&party.home)? {
+    let records = desk::records(&party.home)?;
+    resume::restore_done(party, &records)?;
+    for mut record in records {
         if record.state.over() {
             continue;
         }
@@ -208,10 +242,14 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
         let consortium = party.consortium.now();
         let member = consortium.member(description.requester);
         let member = member.map(|member| member.name.clone());
-        let ruling = match (&member, record.state) {
-            (_, JobState::Running) => Err(format!("{} ended while the job ran", party.label)),
-            (None, _) => Err(format!("{} is no member any more", record.requester)),
-            (Some(name), _) => party.policy.rule(&description, name, now_s()),
+        let begun = record.state == JobState::Running || record.attempts > 0;
+        let ruling = match &member {
+            _ if begun && !resume::lasts(party, &description) => {
+                Err(format!("{} ended while the job ran", party.label))
+            }
+            None => Err(format!("{} is no member any more", record.requester)),
+            Some(name) if begun => party.policy.rule_again(&description, name),
+            Some(name) => serve::rule(party, &description, name),
         };
         match ruling {
             Ok(ruling) => {
@@ -220,14 +258,20 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
                     false => JobState::Waiting,
                 };
                 record.rule = ruling.rule;
+                if begun {
+                    record.note = format!("{} was started again", party.label);
+                }
                 tracing::info!(job = %record.job, state = %record.state, "a job of an earlier run");
                 desk::write_record(&party.home, &record)?;
-                party.jobs.restore(description, record);
+                let job = party.jobs.restore(description, record);
+                if begun {
+                    job.remember(resume::heard(party, job.id)?);
+                }
             }
             Err(reason) => bury(party, &mut record, description.id(), reason)?,
         }
     }
-    Ok(())
+    resume::sweep(party)
 }
 
 /// Ends a job of an earlier run.
@@ -268,6 +312,9 @@ pub(crate) async fn watch_desk(party: &Arc<Party>) {
                 ),
             };
             end(party, &job, JobState::Expired, &reason).await;
+        }
+        for (job, reason) in resume::given_up(party) {
+            end(party, &job, JobState::Failed, &reason).await;
         }
         let found = on_home(party, |party| {
             desk::decisions(&party.home).map_err(|err| err.to_string())
@@ -374,7 +421,7 @@ async fn end(party: &Arc<Party>, job: &Arc<Job>, how: JobState, reason: &str) {
     if !job.end(how, reason) {
         return;
     }
-    tracing::info!(job = %job.id, state = %how, %reason, "a job ended before it started");
+    tracing::info!(job = %job.id, state = %how, %reason, "a job ended while it waited");
     ended(party, job).await;
     if party.me == PartyId::P0 {
         let (party, job, reason) = (party.clone(), job.clone(), reason.to_owned());

@@ -22,11 +22,12 @@ use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 use crate::audit::{Audit, AuditError};
 use crate::desk::JobState;
 use crate::files::FileError;
-use crate::jobs::Jobs;
+use crate::jobs::{Job, Jobs};
 use crate::mesh::Mesh;
 use crate::policy::PolicyDesk;
+use crate::serve::ServingPlace;
 use crate::store::{Store, StoreError};
-use crate::{consent, follow, lead, members};
+use crate::{consent, follow, lead, members, resume};
 
 /// Exchanges with one peer or member at the same time.
 const STREAMS_PER_LINK: usize = 32;
@@ -76,6 +77,8 @@ pub(crate) struct Party {
     /// Held while a job's record is written.
     pub(crate) desk: Mutex<()>,
     pub(crate) settings: Settings,
+    /// How long a job waits for another session; zero: its first one is its last.
+    pub(crate) resume_wait: Duration,
     pub(crate) signer: Signer,
     pub(crate) mesh: Mesh,
     pub(crate) store: Store,
@@ -83,11 +86,13 @@ pub(crate) struct Party {
     pub(crate) keys: KeyDesk,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
     pub(crate) uploads: Semaphore,
     /// Says to P0's leader that there may be something to do.
     pub(crate) wake: Notify,
-    /// The session that runs and its job, to be ended with the process.
-    pub(crate) running: Mutex<Option<(JobId, AbortHandle)>>,
+    /// The sessions that run and their jobs, to be ended with the process.
+    pub(crate) running: Mutex<Vec<(JobId, AbortHandle)>>,
 }
 
 impl Party {
@@ -210,6 +215,7 @@ impl Daemon {
             audit,
             desk: Mutex::default(),
             settings: config.transport.clone(),
+            resume_wait: Duration::from_secs(config.resume_wait_s),
             signer: Signer::new(&identity)?,
             mesh: Mesh::new(me, &consortium),
             consortium: live,
@@ -217,6 +223,7 @@ impl Daemon {
             jobs: Jobs::default(),
             keys: KeyDesk::default(),
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             uploads: Semaphore::new(UPLOADS_MAX),
             wake: Notify::new(),
             running: Mutex::default(),
@@ -348,6 +355,7 @@ async fn serve(
         dialling.spawn(dial.instrument(span.clone()));
     }
     if party.me == PartyId::P0 {
+        resume::conclude_all(&party);
         let party = party.clone();
         let leading = async move { lead::lead_all(&party).await };
         tokio::spawn(leading.instrument(span.clone()));
@@ -397,10 +405,11 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some((_, abort)) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
-    party.jobs.fail_running(&reason);
+    let lasting = |job: &Job| resume::lasts(party, &job.description);
+    party.jobs.fail_running(lasting, &reason);
     // Lets the tasks that tell members and P0 run once before the links go.
     tokio::task::yield_now().await;
     node.close(&reason).await;
@@ -490,7 +499,9 @@ where
 }
 
 async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {
-    let done = if session != [0; 32] {
+    let done = if let Some(desk) = party.serving.of_stream(&session) {
+        desk.follow(party, peer, stream).await
+    } else if session != [0; 32] {
         party
             .keys
             .deliver(session, stream, party.short_wait())

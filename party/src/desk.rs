@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use trefoil_consortium::{JobDescription, JobId, hex};
+use trefoil_consortium::{JobDescription, JobId, Mark, hex};
 use trefoil_transport::Pin;
 
 use crate::files::{self, FileError};
@@ -100,6 +100,12 @@ pub struct JobRecord {
     pub approved_by: String,
     /// What there is to say: how it ended, what it waits for.
     pub note: String,
+    /// Sessions that were begun here; more than one where some were interrupted.
+    #[serde(default)]
+    pub attempts: u32,
+    /// At P0: the state that the job has left, where another party may not know yet that it is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unconcluded: Option<Mark>,
     /// Its canonical bytes, hexadecimal.
     description: String,
 }
@@ -125,6 +131,8 @@ impl JobRecord {
             rule: rule.into(),
             approved_by: String::new(),
             note: String::new(),
+            attempts: 0,
+            unconcluded: None,
             description: hex(&job.to_bytes()),
         }
     }

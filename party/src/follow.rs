@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tracing::Instrument;
-use trefoil_consortium::follow::Following;
-use trefoil_consortium::wire::{Acceptance, Event, Proposal, attributed};
-use trefoil_consortium::{SOFTWARE, fresh_nonce};
+use trefoil_consortium::follow::{Following, Next};
+use trefoil_consortium::wire::{Acceptance, Proposal, attributed};
+use trefoil_consortium::{Attempt, Ending, SOFTWARE, fresh_nonce};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::MsgStream;
 
@@ -16,6 +16,8 @@ use crate::desk::{self, JobState};
 use crate::files::now_s;
 use crate::jobs::Job;
 use crate::prepare::prepare;
+use crate::resume;
+use crate::serve;
 use crate::session::{self, Session};
 
 /// Answers a proposal and takes part in its session. An error is for the log.
@@ -32,6 +34,13 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
             following.refuse(&reason).await;
             return Err(reason);
         };
+        if job.state() == JobState::Running && resume::lasts(party, &job.description) {
+            // P0 has lost the session that still runs here, or has just ended it.
+            let reason = format!("{}: an earlier session of the job is ending", party.me);
+            session::abort_job(party, id, "P0 has begun the job anew");
+            following.busy(&reason).await;
+            return Err(reason);
+        }
         let standing = consent::standing(party, &job);
         if let Standing::Refuses(reason) = standing {
             let reason = attributed(party.me, &reason);
@@ -42,22 +51,44 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
             }
             return Err(reason);
         }
-        let consents = matches!(standing, Standing::Consents);
-        match following.consent(consents).await? {
-            Ok(true) => {}
-            Ok(false) => return Ok(()),
-            Err(reason) => {
+        let holds = match standing {
+            Standing::Consents => Some(resume::holds(party, &job).await?),
+            _ => None,
+        };
+        let attempts = holds.as_ref().map_or(0, |holds| holds.attempts);
+        let attempt = match following.consent(holds).await? {
+            Next::Prepare(attempt) if attempt.number >= attempts => attempt,
+            Next::Prepare(_) => {
+                let reason = format!("{}: P0 proposes an attempt that was made", party.me);
+                following.refuse(&reason).await;
+                return Err(reason);
+            }
+            Next::Keep(mark) => {
+                let kept = resume::keep_late(party, &job, mark).await;
+                match kept {
+                    Ok(()) => following.concluded().await,
+                    Err(reason) => {
+                        let reason = attributed(party.me, &reason);
+                        following.ended(&Ending::Over(reason.clone())).await;
+                        job.fail(&reason);
+                    }
+                }
+                consent::ended(party, &job).await;
+                return Ok(());
+            }
+            Next::Later => return Ok(()),
+            Next::Over(reason) => {
                 job.fail(&reason);
                 consent::ended(party, &job).await;
                 return Ok(());
             }
-        }
+        };
         if !job.begin(now_s()) {
             let reason = format!("{}: job {id} runs or has run already", party.me);
             following.refuse(&reason).await;
             return Err(reason);
         }
-        let led = run(party, &job, &proposal, following).await;
+        let led = run(party, &job, attempt, following).await;
         consent::ended(party, &job).await;
         led
     }
@@ -90,96 +121,112 @@ async fn stranger(party: &Arc<Party>, proposal: &Proposal) -> String {
 async fn run(
     party: &Arc<Party>,
     job: &Arc<Job>,
-    proposal: &Proposal,
+    attempt: Attempt,
     mut following: Following,
 ) -> Result<(), String> {
-    match take_part(party, job, proposal, &mut following).await {
+    match take_part(party, job, attempt, &mut following).await {
         Ok(()) => {
+            consent::ended(party, job).await;
             following.concluded().await;
             Ok(())
         }
         Err(Failure::Refused(reason)) => {
             let reason = attributed(party.me, &reason);
             following.refuse(&reason).await;
-            job.fail(&reason);
+            resume::session_ended(party, job, &Ending::Over(reason.clone())).await;
             Err(reason)
         }
-        Err(Failure::Failed(reason)) => {
-            following.failed(&reason).await;
-            session::forget_upload(party, job).await;
-            job.fail(&reason);
-            Err(reason)
+        Err(Failure::Ended(ending)) => {
+            following.ended(&ending).await;
+            let ending = match ending {
+                Ending::Interrupted(_) if resume::lasts(party, &job.description) => {
+                    following.verdict(ending).await
+                }
+                ending => ending,
+            };
+            resume::session_ended(party, job, &ending).await;
+            Err(ending.reason().to_owned())
         }
     }
 }
 
 enum Failure {
+    /// Nothing has begun.
     Refused(String),
-    Failed(String),
+    Ended(Ending),
 }
 
 async fn take_part(
     party: &Arc<Party>,
     job: &Arc<Job>,
-    proposal: &Proposal,
+    attempt: Attempt,
     following: &mut Following,
 ) -> Result<(), Failure> {
-    let refused = Failure::Refused;
-    let Ok(_slot) = tokio::time::timeout(party.short_wait(), party.slot.lock()).await else {
-        return Err(refused("busy with another session".into()));
+    let ended = Failure::Ended;
+    // What is missing now may be there later; a job that has not begun yet ends as it always did.
+    let missing = |reason: String| match job.attempts() {
+        0 => Failure::Refused(reason),
+        _ => Failure::Ended(Ending::Interrupted(attributed(party.me, &reason))),
     };
-    let prepared = prepare(party, job).await.map_err(refused)?;
-    let links = session::links(party).await.map_err(refused)?;
+    let slot = serve::slot(party, job).map_err(Failure::Refused)?;
+    let Ok(_slot) = tokio::time::timeout(party.short_wait(), slot.lock()).await else {
+        return Err(missing("busy with another session".into()));
+    };
+    let prepared = match prepare(party, job, attempt).await {
+        Ok(prepared) => prepared,
+        Err(Ending::Over(reason)) => return Err(Failure::Refused(reason)),
+        Err(Ending::Interrupted(reason)) => return Err(missing(reason)),
+    };
+    let links = session::links(party).await.map_err(missing)?;
     let acceptance = Acceptance {
         software: SOFTWARE.into(),
         job: job.id,
         programs: prepared.derived.hashes.clone(),
         model: prepared.model,
-        nonce: fresh_nonce().map_err(refused)?,
+        nonce: fresh_nonce().map_err(Failure::Refused)?,
     };
-    let failed = Failure::Failed;
     let id = following
         .accept(
             acceptance,
             &party.core_hash,
             &job.id,
-            proposal.attempt,
+            &attempt,
             party.me.index(),
         )
         .await
-        .map_err(failed)?;
+        .map_err(ended)?;
     let tray = party.keys.open(id);
-    following.ready().await.map_err(failed)?;
+    following.ready().await.map_err(ended)?;
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
+    let (written, mut marks) = tokio::sync::mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
         prepared,
         links,
         tray,
+        written,
     };
     let outcome = {
         let running = session::run(party, session);
         tokio::pin!(running);
+        let confirmed = |mark| resume::written_by_all(party, job.id, mark);
         tokio::select! {
-            outcome = &mut running => outcome.map_err(failed)?,
-            reason = following.abandoned() => {
-                session::abort(party, &reason);
-                return Err(failed(reason));
+            outcome = &mut running => outcome.map_err(ended)?,
+            ending = following.abandoned(&mut marks, confirmed) => {
+                session::abort_job(party, job.id, ending.reason());
+                return Err(ended(ending));
             }
         }
     };
     following
         .finished(outcome.stats.clone(), wall)
         .await
-        .map_err(failed)?;
+        .map_err(ended)?;
     session::keep(party, job, outcome.model)
         .await
-        .map_err(failed)?;
-    job.say(Event::Done {
-        stats: outcome.stats,
-        dealer: None,
-    });
+        .map_err(|reason| ended(Ending::Over(reason)))?;
+    job.say(resume::done(outcome.results, outcome.stats, None));
     Ok(())
 }
 

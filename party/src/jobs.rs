@@ -1,14 +1,14 @@
 //! The jobs a party knows: held for approval, waiting, running, done. Each keeps what its requester
-//! may still want to hear, in memory only: results vanish with the process or after some more jobs.
-//! Where a job stands is in `home/jobs/` too (`desk.rs`), written by `consent.rs`.
+//! may still want to hear, until some more jobs have ended. Where a job stands is in `home/jobs/` too
+//! (`desk.rs`), written by `consent.rs`; what it has revealed is in `home/results/` (`store/`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
-use trefoil_consortium::{JobDescription, JobId};
+use trefoil_consortium::{Attempt, JobDescription, JobId, Mark};
 
 use crate::desk::{JobRecord, JobState};
 use crate::policy::Ruling;
@@ -18,9 +18,14 @@ const WAITING_MAX: usize = 64;
 /// Those of one requester among them.
 const WAITING_PER_REQUESTER_MAX: usize = 8;
 /// Finished jobs whose results are kept.
-const FINISHED_MAX: usize = 16;
+pub(crate) const FINISHED_MAX: usize = 16;
+/// Sessions in a row that may end without a step that no earlier one has done.
+const STALLED_MAX: u32 = 10;
 /// Events about progress that are kept for slow watchers.
 const PROGRESS_MAX: usize = 4_096;
+
+/// Longer than a job may wait to be led.
+const SET_ASIDE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One job and what has been said about it.
 #[derive(Debug)]
@@ -48,6 +53,12 @@ struct Inner {
     noted: bool,
     /// Its end is in the home.
     end_noted: bool,
+    /// Its session was interrupted, and no new one has done anything: since when.
+    paused: Option<Instant>,
+    /// Most steps that any session has done.
+    furthest: u64,
+    /// Sessions since then.
+    stalled: u32,
 }
 
 impl Inner {
@@ -67,6 +78,8 @@ impl Job {
     fn new(description: JobDescription, record: JobRecord, restored: bool) -> Job {
         let (changed, _) = watch::channel(());
         let record_held = record.state == JobState::Held;
+        let interrupted = record.attempts > 0 && !record.state.over();
+        let over = record.state.over();
         let mut inner = Inner {
             record,
             events: VecDeque::new(),
@@ -76,7 +89,10 @@ impl Job {
             ask_at: None,
             patient: restored || record_held,
             noted: restored,
-            end_noted: false,
+            end_noted: over,
+            paused: interrupted.then(Instant::now),
+            furthest: 0,
+            stalled: 0,
         };
         if record_held {
             inner.push(Event::Held);
@@ -91,6 +107,12 @@ impl Job {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(description: JobDescription) -> Arc<Job> {
+        let record = JobRecord::new(&description, "test", 0, JobState::Running, "test");
+        Arc::new(Job::new(description, record, false))
     }
 
     pub(crate) fn state(&self) -> JobState {
@@ -140,12 +162,102 @@ impl Job {
 
     /// P0 asks the others again at `at`; `why` is for people. Whether it says something new.
     pub(crate) fn ask_again(&self, at: Instant, why: &str) -> bool {
-        let mut inner = self.lock();
-        inner.ask_at = Some(at);
-        inner.patient = true;
-        let new = inner.record.note != why;
-        inner.record.note = why.into();
+        let new = {
+            let mut inner = self.lock();
+            inner.ask_at = Some(at);
+            inner.patient = true;
+            let new = inner.record.note != why;
+            inner.record.note = why.into();
+            if new && inner.paused.is_some() {
+                inner.push(Event::Interrupted(clip_reason(why)));
+            }
+            new
+        };
+        self.changed.send_replace(());
         new
+    }
+
+    /// Sessions that were begun here.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.lock().record.attempts
+    }
+
+    /// A session begins. What earlier ones revealed from its first step on counts no more.
+    pub(crate) fn attempted(&self, attempt: &Attempt) {
+        let mut inner = self.lock();
+        inner.record.attempts = attempt.number.saturating_add(1);
+        inner.stalled += 1;
+        let from = attempt.from();
+        let counts = |event: &Event| !matches!(event, Event::Output { step, .. } if *step >= from);
+        inner.events.retain(|(_, event)| counts(event));
+    }
+
+    /// So many steps of a session are done.
+    pub(crate) fn stepped(&self, steps: u64) {
+        let mut inner = self.lock();
+        inner.paused = None;
+        if steps > inner.furthest {
+            inner.furthest = steps;
+            inner.stalled = 0;
+        }
+    }
+
+    /// The session was interrupted: the job waits for another one. An error where it may not, and
+    /// why.
+    pub(crate) fn pause(&self, why: &str, now_s: u64) -> Result<(), String> {
+        {
+            let mut inner = self.lock();
+            if let Some(reason) = &inner.cancelled {
+                return Err(reason.clone());
+            }
+            if inner.record.state != JobState::Running {
+                return Err(format!("the job is {}", inner.record.state));
+            }
+            if inner.stalled >= STALLED_MAX {
+                return Err(format!(
+                    "{why}; the last {STALLED_MAX} sessions of the job did no step that was not done before"
+                ));
+            }
+            inner.patient = true;
+            inner.paused.get_or_insert_with(Instant::now);
+            inner.record.note = why.into();
+            inner.enter(JobState::Waiting, now_s);
+            inner.push(Event::Interrupted(clip_reason(why)));
+        }
+        self.changed.send_replace(());
+        Ok(())
+    }
+
+    /// Since when it waits for another session, if it does.
+    pub(crate) fn paused(&self) -> Option<Instant> {
+        let inner = self.lock();
+        inner
+            .paused
+            .filter(|_| inner.record.state == JobState::Waiting)
+    }
+
+    /// The wait for another session counts from now: it was held up by another job.
+    pub(crate) fn pause_anew(&self) {
+        let mut inner = self.lock();
+        if let Some(paused) = &mut inner.paused {
+            *paused = Instant::now();
+        }
+    }
+
+    /// At P0: which state another party may have to keep that does not know that the job is done.
+    pub(crate) fn set_unconcluded(&self, mark: Option<Mark>) {
+        self.lock().record.unconcluded = mark;
+    }
+
+    /// What an earlier run of this party revealed.
+    pub(crate) fn remember(&self, events: Vec<Event>) {
+        let mut inner = self.lock();
+        events.into_iter().for_each(|event| inner.push(event));
+    }
+
+    /// Takes a waiting job out of what is due until [`Job::ask_again`]: somebody leads it.
+    pub(crate) fn set_aside(&self, now: Instant) {
+        self.lock().ask_at = Some(now + SET_ASIDE);
     }
 
     /// Whether a party that is away leaves it waiting.
@@ -201,7 +313,9 @@ impl Job {
                 Event::Held
                 | Event::Approved
                 | Event::Started { .. }
+                | Event::Interrupted(_)
                 | Event::Output { .. }
+                | Event::Waits(_)
                 | Event::Failed(_) => {}
             }
             inner.push(event);
@@ -276,6 +390,8 @@ pub(crate) struct Jobs(Mutex<Book>);
 struct Book {
     jobs: BTreeMap<JobId, Arc<Job>>,
     order: VecDeque<JobId>,
+    /// Jobs whose results are kept no more.
+    dropped: Vec<JobId>,
 }
 
 impl Book {
@@ -329,6 +445,7 @@ impl Jobs {
         {
             book.jobs.remove(old);
             book.order.retain(|id| id != old);
+            book.dropped.push(*old);
         }
         let state = match ruling.ask {
             true => JobState::Held,
@@ -348,9 +465,15 @@ impl Jobs {
         self.lock().jobs.get(id).cloned()
     }
 
+    /// Jobs whose results are kept no more, once.
+    pub(crate) fn take_dropped(&self) -> Vec<JobId> {
+        std::mem::take(&mut self.lock().dropped)
+    }
+
     /// Forgets a job that has not started.
     pub(crate) fn withdraw(&self, job: &Job) -> Result<(), String> {
         if job.state() == JobState::Running
+            || job.attempts() > 0
             || !job.end(
                 JobState::Withdrawn,
                 "the job was withdrawn by its requester",
@@ -398,13 +521,19 @@ impl Jobs {
     pub(crate) fn expired(&self, now_s: u64, timeout_s: u64) -> Vec<Arc<Job>> {
         let book = self.lock();
         let jobs = || book.jobs.values();
-        let running = jobs().any(|job| job.state() == JobState::Running);
+        // A serving session holds up no other job.
+        let runs =
+            |job: &Arc<Job>| job.state() == JobState::Running && job.description.serves().is_none();
+        let running = jobs().any(runs);
         let over = jobs()
             .map(|job| job.record())
             .filter(|record| record.state.over());
         let idle_since = over.map(|record| record.since_s).max().unwrap_or(0);
         let old = |job: &&Arc<Job>| {
             let record = job.record();
+            if record.attempts > 0 {
+                return false;
+            }
             let since = match record.state {
                 JobState::Held => record.submitted_s,
                 JobState::Waiting if !running => record.submitted_s.max(idle_since),
@@ -415,11 +544,13 @@ impl Jobs {
         jobs().filter(old).cloned().collect()
     }
 
-    /// Ends the jobs that run, with a reason; those that wait go on after a restart.
-    pub(crate) fn fail_running(&self, reason: &str) {
+    /// Ends the jobs that run and that `lasting` does not name, with a reason; all others go on after
+    /// a restart.
+    pub(crate) fn fail_running(&self, lasting: impl Fn(&Job) -> bool, reason: &str) {
         let jobs = self.all();
         let running = jobs.iter().filter(|job| job.state() == JobState::Running);
-        running.for_each(|job| job.fail(reason));
+        let ending = running.filter(|job| !lasting(job));
+        ending.for_each(|job| job.fail(reason));
     }
 }
 
@@ -525,6 +656,65 @@ mod tests {
         assert_eq!(led(&jobs, now), Some(held.id));
         assert!(held.begin(NOW_S) && second.end(JobState::Expired, "late"));
         assert!(matches!(jobs.due(later), Due::Nothing));
+    }
+
+    #[test]
+    fn an_interrupted_job_waits_again_and_what_is_revealed_anew_is_dropped() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        let output = |step, attempt| {
+            let (name, shape) = ("logits".into(), vec![0]);
+            let words = trefoil_consortium::Words(Vec::new());
+            let share = trefoil_consortium::wire::WireOutput {
+                name,
+                shape,
+                words,
+                xor: false,
+                opened: [0; 16],
+            };
+            Event::Output {
+                step,
+                attempt,
+                share,
+            }
+        };
+        let outputs = || -> Vec<(u64, u32)> {
+            let (events, _) = job.heard(0);
+            let outputs = events.iter().filter_map(|(_, event)| match &**event {
+                Event::Output { step, attempt, .. } => Some((*step, *attempt)),
+                _ => None,
+            });
+            outputs.collect()
+        };
+        assert!(job.begin(NOW_S) && job.paused().is_none());
+        job.attempted(&Attempt::default());
+        for step in [2, 5] {
+            job.say(output(step, 0));
+            job.stepped(step + 1);
+        }
+        job.pause("P2 is gone", NOW_S).unwrap();
+        assert!(job.paused().is_some() && job.attempts() == 1);
+        assert!(jobs.withdraw(&job).is_err(), "it has run");
+        assert!(job.begin(NOW_S), "it may run again");
+        let resume = Some(Mark::of(&[1; 32], 4));
+        job.attempted(&Attempt { number: 1, resume });
+        assert_eq!(outputs(), [(2, 0)]);
+        job.say(output(5, 1));
+        assert_eq!(outputs(), [(2, 0), (5, 1)]);
+        // Sessions that end again and again before anything new is done are not tried for ever.
+        for _ in 1..STALLED_MAX {
+            job.pause("P2 is gone", NOW_S).unwrap();
+            assert!(job.begin(NOW_S));
+            job.attempted(&Attempt { number: 1, resume });
+            job.stepped(6);
+        }
+        let err = job.pause("P2 is gone", NOW_S).unwrap_err();
+        assert!(err.contains("P2 is gone; the last"), "{err}");
+        job.stepped(7);
+        job.pause("P2 is gone", NOW_S).unwrap();
+        assert!(job.begin(NOW_S));
+        job.cancel("enough");
+        assert_eq!(job.pause("P2 is gone", NOW_S), Err("enough".into()));
     }
 
     #[test]

@@ -4,14 +4,17 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tracing::Instrument;
 use trefoil_consortium::wire::{
-    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Lead, NodeStats, Proposal,
-    attributed, clip_reason, reported,
+    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Holds, Lead, NodeStats,
+    Proposal, attributed, clip_reason, reported,
 };
-use trefoil_consortium::{Nonce, SOFTWARE, SessionId, fresh_nonce, session_id};
+use trefoil_consortium::{
+    Attempt, Ending, Mark, Nonce, SOFTWARE, SessionId, fresh_nonce, session_id,
+};
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{MsgStream, StreamKind};
+use trefoil_transport::{MsgReceiver, MsgSender, StreamKind};
 
 use crate::consent;
 use crate::daemon::Party;
@@ -19,21 +22,27 @@ use crate::files::now_s;
 use crate::follow::FOLLOWERS;
 use crate::jobs::{Due, Job};
 use crate::prepare::{Prepared, prepare};
-use crate::session::{self, Session};
+use crate::resume;
+use crate::serve;
+use crate::session::{self, Outcome, Session};
 
 /// When a party is asked again whose operator has not decided.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long the others' words may take that say how a session has ended at them.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// One follower's stream.
 struct Follower {
     peer: Peer,
-    stream: MsgStream,
+    sender: MsgSender,
+    receiver: MsgReceiver,
     wait: Duration,
 }
 
 /// What P1 or P2 says of a job.
 enum Said {
-    Consents,
+    Consents(Holds),
     Waits,
     Refuses(String),
     /// It says nothing.
@@ -45,6 +54,7 @@ struct Consenting {
     links: session::Links,
     /// P0's, in its proposals.
     nonce: Nonce,
+    attempt: Attempt,
     followers: [Follower; 2],
 }
 
@@ -65,7 +75,18 @@ pub(crate) async fn lead_all(party: &Arc<Party>) {
         match party.jobs.due(Instant::now()) {
             Due::Now(job) => {
                 let span = tracing::error_span!("job", job = %job.id);
-                lead(party, &job).instrument(span).await;
+                if job.description.serves().is_none() {
+                    lead(party, &job).instrument(span).await;
+                    continue;
+                }
+                // It runs beside other jobs.
+                job.set_aside(Instant::now());
+                let party = party.clone();
+                let leading = async move {
+                    lead(&party, &job).await;
+                    party.wake.notify_one();
+                };
+                tokio::spawn(leading.instrument(span));
             }
             Due::At(at) => tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
@@ -78,19 +99,31 @@ pub(crate) async fn lead_all(party: &Arc<Party>) {
 
 /// Asks for the others' consent to one job, and leads it to its end if they give it.
 async fn lead(party: &Arc<Party>, job: &Arc<Job>) {
-    let _slot = party.slot.lock().await;
+    let _slot = match serve::slot(party, job) {
+        Ok(slot) => slot.lock().await,
+        Err(busy) => {
+            if job.ask_again(Instant::now() + ASK_AGAIN, &busy) {
+                job.say(Event::Waits(busy));
+                consent::noted(party, job).await;
+            }
+            return;
+        }
+    };
     match ask_all(party, job).await {
         Asked::All(mut all) => {
             if job.begin(now_s()) {
-                if let Err(reason) = try_lead(party, job, *all).await {
-                    tracing::warn!(%reason, "the job failed");
-                    job.fail(&reason);
+                if let Err(ending) = try_lead(party, job, *all).await {
+                    resume::session_ended(party, job, &ending).await;
                 }
             } else {
                 abandon(&mut all.followers, &format!("P0: {}", job.record().note)).await;
             }
         }
         Asked::Later(why) => {
+            let why = match job.paused() {
+                Some(_) => resume::waits_for(party, job, &why).await,
+                None => why,
+            };
             if job.ask_again(Instant::now() + ASK_AGAIN, &why) {
                 tracing::info!("{why}");
                 consent::noted(party, job).await;
@@ -114,9 +147,13 @@ async fn ask_all(party: &Arc<Party>, job: &Arc<Job>) -> Asked {
         Ok(links) => links,
         Err(reason) => return away(reason),
     };
-    let proposal = match propose(job) {
+    let proposal = match propose(job, Attempt::default()) {
         Ok(proposal) => proposal,
         Err(reason) => return Asked::Over(reason),
+    };
+    let mut holds = match resume::holds(party, job).await {
+        Ok(own) => vec![own],
+        Err(reason) => return away(reason),
     };
     let [p1, p2] = [FOLLOWERS[0], FOLLOWERS[1]]
         .map(|peer| Follower::ask(party, peer, links.of(peer), &proposal));
@@ -126,7 +163,7 @@ async fn ask_all(party: &Arc<Party>, job: &Arc<Job>) -> Asked {
     for (peer, (follower, said)) in FOLLOWERS.into_iter().zip([p1, p2]) {
         followers.extend(follower);
         match said {
-            Said::Consents => {}
+            Said::Consents(theirs) => holds.push(theirs),
             Said::Waits => waits.push(party.name(peer)),
             Said::Refuses(reason) => refusals.push(reason),
             Said::Away(reason) => absences.push(reason),
@@ -155,22 +192,26 @@ async fn ask_all(party: &Arc<Party>, job: &Arc<Job>) -> Asked {
         }
         return Asked::Later(why);
     }
-    match <[Follower; 2]>::try_from(followers) {
-        Ok(followers) => Asked::All(Box::new(Consenting {
+    match (
+        <[Follower; 2]>::try_from(followers),
+        <[Holds; 3]>::try_from(holds),
+    ) {
+        (Ok(followers), Ok(holds)) => Asked::All(Box::new(Consenting {
             links,
             nonce: proposal.nonce,
+            attempt: resume::next_attempt(&holds),
             followers,
         })),
-        Err(_) => Asked::Over("a party consented without a stream".into()),
+        _ => Asked::Over("a party consented without a stream".into()),
     }
 }
 
-fn propose(job: &Job) -> Result<Proposal, String> {
+fn propose(job: &Job, attempt: Attempt) -> Result<Proposal, String> {
     Ok(Proposal {
         version: CONTROL_VERSION,
         software: SOFTWARE.into(),
         job: job.description.clone(),
-        attempt: 0,
+        attempt,
         nonce: fresh_nonce()?,
     })
 }
@@ -178,7 +219,7 @@ fn propose(job: &Job) -> Result<Proposal, String> {
 /// Tells P1 and P2 that a job is over which has not started here. A party that is away goes on
 /// waiting until the job expires there, or its requester takes it back.
 pub(crate) async fn tell_over(party: &Arc<Party>, job: &Job, reason: &str) {
-    let Ok(proposal) = propose(job) else {
+    let Ok(proposal) = propose(job, Attempt::default()) else {
         return;
     };
     for peer in [FOLLOWERS[0], FOLLOWERS[1]] {
@@ -190,73 +231,124 @@ pub(crate) async fn tell_over(party: &Arc<Party>, job: &Job, reason: &str) {
     }
 }
 
+/// Tells P1 or P2 that a job is done, which it may not know.
+pub(crate) async fn tell_done(
+    party: &Arc<Party>,
+    job: &Job,
+    peer: Peer,
+    mark: Mark,
+) -> Result<(), String> {
+    let link = party.mesh.wait(peer, party.short_wait()).await?;
+    let proposal = propose(job, Attempt::default())?;
+    let (follower, said) = Follower::ask(party, peer, &link, &proposal).await;
+    match (follower, said) {
+        (Some(mut follower), Said::Consents(_)) => {
+            let told = follower.say(&Lead::Keep(mark)).await;
+            let kept = async { told.and(follower.expect_concluded().await) };
+            match kept.await {
+                // It could not, and has said so to its operator and the requester.
+                Err(Ending::Over(reason)) => {
+                    tracing::error!(%peer, %reason, "has not kept the results of a job");
+                    Ok(())
+                }
+                kept => kept.map_err(|ending| ending.reason().to_owned()),
+            }
+        }
+        // The job is over there.
+        (_, Said::Refuses(_)) => Ok(()),
+        (_, Said::Away(reason)) => Err(reason),
+        _ => Err(format!("{peer} does not consent to it")),
+    }
+}
+
 /// Takes a job that all parties consent to from its preparation to its end.
-async fn try_lead(party: &Arc<Party>, job: &Arc<Job>, all: Consenting) -> Result<(), String> {
+async fn try_lead(party: &Arc<Party>, job: &Arc<Job>, all: Consenting) -> Result<(), Ending> {
     let Consenting {
         links,
         nonce,
+        attempt,
         followers,
     } = all;
     let mut followers = Vec::from(followers);
     let prepared = async {
-        everybody(&mut followers, &Lead::Prepare).await?;
-        let prepared = prepare(party, job)
-            .await
-            .map_err(|reason| attributed(party.me, &reason))?;
+        everybody(&mut followers, &Lead::Prepare(attempt)).await?;
+        let prepared = prepare(party, job, attempt).await;
+        let prepared =
+            prepared.map_err(|ending| ending.map(|reason| attributed(party.me, reason)))?;
         let proposal = Proposal {
             nonce,
-            ..propose(job)?
+            ..propose(job, attempt).map_err(Ending::Over)?
         };
         let peer = Peer::Dealer;
-        let dealer = Follower::open(party, peer, links.of(peer), &proposal).await?;
-        Ok::<_, String>((prepared, dealer))
+        let dealer = Follower::open(party, peer, links.of(peer), &proposal).await;
+        Ok::<_, Ending>((prepared, dealer.map_err(Ending::Interrupted)?))
     };
     let (prepared, dealer) = match prepared.await {
         Ok(prepared) => prepared,
-        Err(reason) => {
-            abandon(&mut followers, &reason).await;
-            return Err(reason);
-        }
+        Err(ending) => return Err(settle(party, job, &mut followers, ending).await),
     };
     followers.push(dealer);
     let mut followers = <[Follower; 3]>::try_from(followers)
-        .map_err(|_| "P0 has other streams than to P1, P2 and the dealer".to_owned())?;
-    let led = conclude(party, job, prepared, links, nonce, &mut followers).await;
-    if led.is_err() {
-        session::forget_upload(party, job).await;
+        .map_err(|_| Ending::Over("P0 has other streams than to P1, P2 and the dealer".into()))?;
+    let led = agree_and_run(party, job, prepared, links, nonce, &mut followers).await;
+    match led {
+        Ok((outcome, dealer)) => conclude(party, job, outcome, dealer, followers)
+            .await
+            .map_err(Ending::Over),
+        Err(ending) => Err(settle(party, job, &mut followers, ending).await),
     }
-    led
 }
 
-/// Runs a job and hears the last words about it.
+/// Keeps what a job leaves, and has the others keep it. What P0 has noted as done is done: a party
+/// that is lost now hears of it later.
 async fn conclude(
     party: &Arc<Party>,
     job: &Arc<Job>,
-    prepared: Prepared,
-    links: session::Links,
-    nonce: Nonce,
-    followers: &mut [Follower; 3],
+    outcome: Outcome,
+    dealer: NodeStats,
+    mut followers: [Follower; 3],
 ) -> Result<(), String> {
-    let led = agree_and_run(party, job, prepared, links, nonce, followers).await;
-    match led {
-        Ok(outcome) => {
-            for follower in followers {
-                // It has kept what it has; only the word about it is missing.
-                if let Err(reason) = follower.expect_concluded().await {
-                    tracing::warn!(peer = %follower.peer, %reason, "no word of its conclusion");
-                }
-            }
-            job.say(outcome);
-            Ok(())
-        }
-        Err(reason) => {
-            abandon(followers, &reason).await;
-            Err(reason)
+    if let Err(reason) = session::keep(party, job, outcome.model).await {
+        abandon(&mut followers, &reason).await;
+        return Err(reason);
+    }
+    job.set_unconcluded(outcome.last);
+    job.say(resume::done(outcome.results, outcome.stats, Some(dealer)));
+    consent::ended(party, job).await;
+    let mut left = Vec::new();
+    for follower in &mut followers {
+        let told = follower.say(&Lead::Conclude).await;
+        if told.is_err() && follower.peer != Peer::Dealer {
+            left.push(follower.peer);
         }
     }
+    for follower in &mut followers {
+        if left.contains(&follower.peer) {
+            continue;
+        }
+        if let Err(ending) = follower.expect_concluded().await {
+            let reason = ending.reason();
+            tracing::warn!(peer = %follower.peer, %reason, "no word of its conclusion");
+            let lost = matches!(ending, Ending::Interrupted(_));
+            if lost && follower.peer != Peer::Dealer {
+                left.push(follower.peer);
+            }
+        }
+    }
+    match outcome.last {
+        Some(mark) if !left.is_empty() && resume::lasts(party, &job.description) => {
+            resume::conclude_late(party, job, mark, left);
+        }
+        _ => {
+            job.set_unconcluded(None);
+            consent::noted(party, job).await;
+        }
+    }
+    Ok(())
 }
 
-/// From the acceptances to the conclusion; returns the last event.
+/// From the acceptances to the last step at all nodes; returns what is to be kept here, and what
+/// the dealer counted.
 async fn agree_and_run(
     party: &Arc<Party>,
     job: &Arc<Job>,
@@ -264,7 +356,7 @@ async fn agree_and_run(
     links: session::Links,
     nonce: Nonce,
     followers: &mut [Follower; 3],
-) -> Result<Event, String> {
+) -> Result<(Outcome, NodeStats), Ending> {
     let mut nonces = [nonce; 4];
     {
         let [p1, p2, dealer] = &mut *followers;
@@ -274,11 +366,11 @@ async fn agree_and_run(
             .zip([answers.0, answers.1, answers.2])
             .enumerate()
         {
-            check_acceptance(job, &prepared, peer, &answer)?;
+            check_acceptance(job, &prepared, peer, &answer).map_err(Ending::Over)?;
             nonces[place + 1] = answer.nonce;
         }
     }
-    let id = session_id(&party.core_hash, &job.id, 0, &nonces);
+    let id = session_id(&party.core_hash, &job.id, &prepared.attempt, &nonces);
     let tray = party.keys.open(id);
     everybody(
         followers,
@@ -292,43 +384,107 @@ async fn agree_and_run(
         follower.expect_ready().await?;
     }
     everybody(followers, &Lead::Go).await?;
+    let (written, mut own_marks) = mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
         prepared,
         links,
         tray,
+        written,
     };
     let running = session::run(party, session);
-    tokio::pin!(running);
-    let (outcome, reports) = {
-        let [p1, p2, dealer] = &mut *followers;
-        let reports = async { tokio::try_join!(p1.report(), p2.report(), dealer.report()) };
-        tokio::pin!(reports);
-        tokio::select! {
-            outcome = &mut running => {
-                let outcome = outcome?;
-                let late = |_| format!("not all nodes finished within {} ms", party.wait().as_millis());
-                (outcome, tokio::time::timeout(party.wait(), reports).await.map_err(late)??)
+    let (sender, mut marks) = mpsc::unbounded_channel();
+    let mut written = Written::default();
+    let [p1, p2, dealer] = followers;
+    let Follower {
+        sender: to_p1,
+        receiver: from_p1,
+        ..
+    } = p1;
+    let Follower {
+        sender: to_p2,
+        receiver: from_p2,
+        ..
+    } = p2;
+    let reports = async {
+        tokio::try_join!(
+            report(FOLLOWERS[0], from_p1, |mark| sender.send((1, mark))),
+            report(FOLLOWERS[1], from_p2, |mark| sender.send((2, mark))),
+            report(FOLLOWERS[2], &mut dealer.receiver, |mark| sender
+                .send((3, mark))),
+        )
+    };
+    tokio::pin!(running, reports);
+    let (mut outcome, mut reported) = (None, None);
+    let late = tokio::time::sleep(Duration::MAX);
+    tokio::pin!(late);
+    loop {
+        let mark = tokio::select! {
+            ended = &mut running, if outcome.is_none() => {
+                outcome = Some(ended?);
+                late.as_mut().reset(tokio::time::Instant::now() + party.wait());
+                None
             }
-            reports = &mut reports => match reports {
-                Ok(reports) => (running.await?, reports),
-                Err(reason) => {
-                    session::abort(party, &reason);
-                    return Err(reason);
+            heard = &mut reports, if reported.is_none() => match heard {
+                Ok(heard) => {
+                    reported = Some(heard);
+                    None
+                }
+                Err(ending) => {
+                    session::abort_job(party, job.id, ending.reason());
+                    return Err(ending);
                 }
             },
+            Some(mark) = own_marks.recv() => Some((0, mark)),
+            Some(mark) = marks.recv() => Some(mark),
+            () = &mut late, if outcome.is_some() => {
+                let waited_ms = party.wait().as_millis();
+                let reason = format!("not all nodes finished within {waited_ms} ms");
+                return Err(Ending::Interrupted(reason));
+            }
+        };
+        if let Some(mark) = mark.and_then(|(who, mark)| written.all(who, mark)) {
+            resume::written_by_all(party, job.id, mark);
+            for to in [&mut *to_p1, &mut *to_p2] {
+                // A link that is gone ends the session anyway.
+                let _ = tokio::time::timeout(party.wait(), to.send(&Lead::Written(mark))).await;
+            }
         }
-    };
-    session::keep(party, job, outcome.model).await?;
-    everybody(followers, &Lead::Conclude).await?;
-    Ok(Event::Done {
-        stats: outcome.stats,
-        dealer: Some(reports.2),
-    })
+        if let Some(outcome) = outcome.take_if(|_| reported.is_some())
+            && let Some((_, _, dealt)) = reported.take()
+        {
+            return Ok((outcome, dealt));
+        }
+    }
 }
 
-async fn everybody(followers: &mut [Follower], message: &Lead) -> Result<(), String> {
+/// Who has written the newest state down.
+#[derive(Default)]
+struct Written {
+    mark: Option<Mark>,
+    by: [bool; 3],
+}
+
+impl Written {
+    /// Notes that a party has a state; the mark where all three have it now.
+    fn all(&mut self, who: usize, mark: Mark) -> Option<Mark> {
+        // Within one session all have the same ones, one after the other.
+        if self.mark.is_none_or(|newest| newest.step < mark.step) {
+            *self = Written {
+                mark: Some(mark),
+                by: [false; 3],
+            };
+        }
+        if self.mark != Some(mark) {
+            return None;
+        }
+        *self.by.get_mut(who)? = true;
+        (self.by == [true; 3]).then_some(mark)
+    }
+}
+
+async fn everybody(followers: &mut [Follower], message: &Lead) -> Result<(), Ending> {
     for follower in followers {
         follower.say(message).await?;
     }
@@ -340,6 +496,41 @@ async fn abandon(followers: &mut [Follower], reason: &str) {
         // A follower that is gone needs no telling.
         let _ = follower.say(&Lead::Abandon(clip_reason(reason))).await;
     }
+}
+
+/// After a session has ended here: what the others know may be worse. Then tells all of them how it
+/// has ended.
+async fn settle(party: &Party, job: &Job, followers: &mut [Follower], own: Ending) -> Ending {
+    let lasts = resume::lasts(party, &job.description) && job.attempts() > 0;
+    let mut ending = match own {
+        Ending::Interrupted(reason) if !lasts => Ending::Over(reason),
+        own => own,
+    };
+    if let Ending::Interrupted(_) = ending {
+        let deadline = tokio::time::Instant::now() + SETTLE;
+        for follower in &mut *followers {
+            let hearing = async {
+                loop {
+                    if let Err(ending) = follower.next().await {
+                        return ending;
+                    }
+                }
+            };
+            if let Ok(worse @ Ending::Over(_)) = tokio::time::timeout_at(deadline, hearing).await {
+                ending = worse;
+                break;
+            }
+        }
+    }
+    let word = match &ending {
+        Ending::Interrupted(reason) => Lead::Pause(clip_reason(reason)),
+        Ending::Over(reason) => Lead::Abandon(clip_reason(reason)),
+    };
+    for follower in followers {
+        // A follower that is gone needs no telling.
+        let _ = follower.say(&word).await;
+    }
+    ending
 }
 
 /// What another node derived against what this one did.
@@ -403,9 +594,12 @@ impl Follower {
             Ok(follower) => follower,
             Err(reason) => return (None, Said::Away(reason)),
         };
-        let answer = follower.stream.recv::<Follow>(CONTROL_MAX_BYTES);
+        let answer = follower.receiver.recv::<Follow>(CONTROL_MAX_BYTES);
         let said = match tokio::time::timeout(follower.wait, answer).await {
-            Ok(Ok(Some(Follow::Consent))) => Said::Consents,
+            Ok(Ok(Some(Follow::Consent(holds)))) => Said::Consents(holds),
+            Ok(Ok(Some(Follow::Busy(reason)))) => {
+                Said::Away(attributed(peer, &clip_reason(&reason)))
+            }
             Ok(Ok(Some(Follow::Waiting))) => Said::Waits,
             Ok(Ok(Some(Follow::Refuse(reason)))) => {
                 let reason = attributed(peer, &clip_reason(&reason));
@@ -437,85 +631,104 @@ impl Follower {
             Ok::<_, trefoil_transport::TransportError>(stream)
         };
         match tokio::time::timeout(party.wait(), opening).await {
-            Ok(Ok(stream)) => Ok(Follower {
-                peer,
-                stream,
-                wait: party.wait(),
-            }),
+            Ok(Ok(stream)) => {
+                let (sender, receiver) = stream.split();
+                Ok(Follower {
+                    peer,
+                    sender,
+                    receiver,
+                    wait: party.wait(),
+                })
+            }
             Ok(Err(err)) => Err(format!("{peer}: {err}")),
             Err(_) => Err(format!("{peer} takes no proposals")),
         }
     }
 
-    async fn say(&mut self, message: &Lead) -> Result<(), String> {
-        match tokio::time::timeout(self.wait, self.stream.send(message)).await {
+    async fn say(&mut self, message: &Lead) -> Result<(), Ending> {
+        let sent = match tokio::time::timeout(self.wait, self.sender.send(message)).await {
             Ok(sent) => sent.map_err(|err| format!("{}: {err}", self.peer)),
             Err(_) => Err(format!("{} takes no messages", self.peer)),
-        }
+        };
+        sent.map_err(Ending::Interrupted)
     }
 
     /// The next answer; no deadline of its own.
-    async fn next(&mut self) -> Result<Follow, String> {
-        let peer = self.peer;
-        match self.stream.recv::<Follow>(CONTROL_MAX_BYTES).await {
-            Ok(Some(Follow::Refuse(reason))) => Err(format!(
-                "refused by {}",
-                attributed(peer, &clip_reason(&reason))
-            )),
-            // It may pass on what another node said: that is its word, not the other's.
-            Ok(Some(Follow::Failed(reason))) => Err(clip_reason(&reported(peer, &reason))),
-            Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(format!("{peer} ended the session's stream without a word")),
-            Err(err) => Err(format!("{peer}: {err}")),
-        }
+    async fn next(&mut self) -> Result<Follow, Ending> {
+        next(self.peer, &mut self.receiver).await
     }
 
-    async fn next_in_time(&mut self, what: &str) -> Result<Follow, String> {
+    async fn next_in_time(&mut self, what: &str) -> Result<Follow, Ending> {
         let (peer, wait) = (self.peer, self.wait);
         match tokio::time::timeout(wait, self.next()).await {
             Ok(answer) => answer,
-            Err(_) => Err(format!(
+            Err(_) => Err(Ending::Interrupted(format!(
                 "{peer} did not send {what} within {} ms",
                 wait.as_millis()
-            )),
+            ))),
         }
     }
 
-    async fn accepted(&mut self) -> Result<Acceptance, String> {
+    async fn accepted(&mut self) -> Result<Acceptance, Ending> {
         match self.next_in_time("its acceptance").await? {
             Follow::Accept(acceptance) => Ok(acceptance),
-            other => Err(format!(
-                "{} sent {other:?} where its acceptance belongs",
-                self.peer
-            )),
+            other => Err(misplaced(self.peer, &other, "where its acceptance belongs")),
         }
     }
 
-    async fn expect_ready(&mut self) -> Result<(), String> {
+    async fn expect_ready(&mut self) -> Result<(), Ending> {
         match self.next_in_time("its readiness").await? {
             Follow::Ready => Ok(()),
-            other => Err(format!(
-                "{} sent {other:?} where its readiness belongs",
-                self.peer
-            )),
+            other => Err(misplaced(self.peer, &other, "where its readiness belongs")),
         }
     }
 
-    /// Waits as long as the session runs.
-    async fn report(&mut self) -> Result<NodeStats, String> {
-        match self.next().await? {
-            Follow::Finished(stats) => Ok(stats),
-            other => Err(format!("{} sent {other:?} during the session", self.peer)),
-        }
-    }
-
-    async fn expect_concluded(&mut self) -> Result<(), String> {
+    async fn expect_concluded(&mut self) -> Result<(), Ending> {
         match self.next_in_time("its conclusion").await? {
             Follow::Concluded => Ok(()),
-            other => Err(format!(
-                "{} sent {other:?} where its conclusion belongs",
-                self.peer
-            )),
+            other => Err(misplaced(self.peer, &other, "where its conclusion belongs")),
+        }
+    }
+}
+
+fn misplaced(peer: Peer, what: &Follow, place: &str) -> Ending {
+    Ending::Over(format!("{peer} sent {what:?} {place}"))
+}
+
+/// A follower's next answer; no deadline of its own.
+async fn next(peer: Peer, receiver: &mut MsgReceiver) -> Result<Follow, Ending> {
+    match receiver.recv::<Follow>(CONTROL_MAX_BYTES).await {
+        Ok(Some(Follow::Refuse(reason))) => Err(Ending::Over(format!(
+            "refused by {}",
+            attributed(peer, &clip_reason(&reason))
+        ))),
+        // It may pass on what another node said: that is its word, not the other's.
+        Ok(Some(Follow::Failed(reason))) => {
+            Err(Ending::Over(clip_reason(&reported(peer, &reason))))
+        }
+        Ok(Some(Follow::Interrupted(reason))) => {
+            Err(Ending::Interrupted(clip_reason(&reported(peer, &reason))))
+        }
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err(Ending::Interrupted(format!(
+            "{peer} ended the session's stream without a word"
+        ))),
+        Err(err) => Err(Ending::Interrupted(format!("{peer}: {err}"))),
+    }
+}
+
+/// Waits as long as the session runs for a node's last word; passes on what it has written down.
+async fn report<E>(
+    peer: Peer,
+    receiver: &mut MsgReceiver,
+    written: impl Fn(Mark) -> Result<(), E>,
+) -> Result<NodeStats, Ending> {
+    loop {
+        match next(peer, receiver).await? {
+            Follow::Finished(stats) => return Ok(stats),
+            // An error means that nobody counts any more.
+            Follow::Written(mark) => drop(written(mark)),
+            other => return Err(misplaced(peer, &other, "during the session")),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! `trefoil-protocol`'s.
 //!
 //! Where to read next: `daemon.rs` (threads, links, orderly end), `members.rs` (what hospitals ask),
-//! `store/` (what is kept), `consent.rs` (what may run; `policy.rs`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run).
+//! `store/` (what is kept), `consent.rs` (what may run; `policy.rs`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run), `resume.rs` (what outlives it).
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,8 @@ mod members;
 mod mesh;
 mod policy;
 mod prepare;
+mod resume;
+mod serve;
 mod session;
 mod store;
 

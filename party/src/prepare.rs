@@ -4,15 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use trefoil_consortium::{Derived, JobDescription, SessionId};
-use trefoil_models::InitialState;
+use trefoil_consortium::wire::ModelAbout;
+use trefoil_consortium::{Attempt, Derived, Ending, JobDescription, SessionId};
+use trefoil_models::schedule::UPLOAD_IMAGES;
+use trefoil_models::{InitialState, JobKind, Network, import_tensors};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 
 use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
-use crate::store::{StoreError, Tables};
+use crate::resume;
+use crate::store::{Results, StoreError, Tables};
 
 /// A job that this party is ready to run.
 pub(crate) struct Prepared {
@@ -21,10 +24,28 @@ pub(crate) struct Prepared {
     pub(crate) initial: BTreeMap<String, Tensor>,
     /// The session that this party's shares of the job's model come from.
     pub(crate) model: Option<SessionId>,
+    /// Which attempt it is.
+    pub(crate) attempt: Attempt,
+    /// Whether what is revealed is kept on the disk: not for benchmarks.
+    pub(crate) keeps_results: bool,
+    /// Where.
+    pub(crate) results: Option<Results>,
 }
 
-/// Prepares a job; the reason of a refusal names this party.
-pub(crate) async fn prepare(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
+/// Prepares an attempt at a job; the reason of a refusal names this party.
+pub(crate) async fn prepare(
+    party: &Arc<Party>,
+    job: &Job,
+    attempt: Attempt,
+) -> Result<Prepared, Ending> {
+    let prepared = prepare_anew(party, job).await.map_err(Ending::Over)?;
+    let (party, id) = (party.clone(), job.id);
+    let work = move || resume::take_up(&party, id, attempt, prepared);
+    let taken_up = tokio::task::spawn_blocking(work).await;
+    taken_up.map_err(|err| Ending::Over(format!("this node failed: {err}")))?
+}
+
+async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
     if !consent::permitted(party, job)? {
         return Err(format!("job {} is not approved at {}", job.id, party.label));
     }
@@ -72,13 +93,13 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
             }
         }
     }
-    if let trefoil_models::JobKind::Train { save_as, .. } = &job.kind {
+    if let Some(save_as) = job.save_as() {
         party
             .store
             .may_save(save_as, job.requester)
             .map_err(stored)?;
     }
-    let tables = party
+    let mut tables = party
         .store
         .tables(job.dataset().map(|set| set.name.as_str()), job.upload())
         .map_err(stored)?;
@@ -96,14 +117,59 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
                 .store
                 .model(name, derived.ring_bits, derived.frac_bits)
                 .map_err(stored)?;
+            same_network(name, model.about.as_ref(), job)?;
             (model.shares, Some(model.source))
         }
+        InitialState::Upload => (imported(job, &mut tables)?, None),
     };
     Ok(Prepared {
         derived,
         tables,
         initial,
         model,
+        attempt: Attempt::default(),
+        keeps_results: !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_)),
+        results: None,
+    })
+}
+
+/// A model is used with the network that it was made with, where the store knows that.
+fn same_network(
+    name: &str,
+    about: Option<&ModelAbout>,
+    job: &JobDescription,
+) -> Result<(), String> {
+    let (Some(about), Some(network)) = (about, job.network()) else {
+        return Ok(());
+    };
+    let parse = |toml: &str| Network::parse(toml).map_err(|err| err.to_string());
+    let (made, asked) = (parse(&about.network)?, parse(network)?);
+    match made == asked {
+        true => Ok(()),
+        false => Err(format!(
+            "model {name} was made as network {}, and the job brings another one, named {}: leave the network out",
+            made.name, asked.name
+        )),
+    }
+}
+
+/// This party's shares of weights that the requester has uploaded.
+fn imported(job: &JobDescription, tables: &mut Tables) -> Result<BTreeMap<String, Tensor>, String> {
+    let network = Network::parse(job.network().unwrap_or_default());
+    let network = network.map_err(|err| err.to_string())?;
+    let (_, rows) = tables
+        .size(UPLOAD_IMAGES)
+        .ok_or("there are no rows of the uploaded weights")?;
+    let rows: Vec<u32> = (0..rows as u32).collect();
+    let words = tables.gather(UPLOAD_IMAGES, &rows);
+    let words = words.map_err(|err| err.to_string())?;
+    let tensors = import_tensors(&network, &words);
+    tensors.ok_or_else(|| {
+        format!(
+            "the upload holds {} words, which are not the weights of network {}",
+            words.len(),
+            network.name
+        )
     })
 }
 

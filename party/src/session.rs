@@ -8,9 +8,10 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
 use trefoil_consortium::keys::{KeyTray, send_key};
 use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
-use trefoil_consortium::{JobId, NodeStats, SessionId, host, random_bytes};
+use trefoil_consortium::{Ending, JobId, Mark, NodeStats, SessionId, host, random_bytes};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
@@ -23,9 +24,12 @@ use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::members::on_files;
 use crate::prepare::Prepared;
-use crate::store::{NewModel, StagedModel};
+use crate::resume;
+use crate::serve::{self, Seat};
+use crate::store::{Checkpoint, Results, StagedModel, Stored};
 
 /// Links to the three other nodes.
+#[derive(Clone)]
 pub(crate) struct Links {
     parties: [(PartyId, Link); 2],
     dealer: Link,
@@ -64,32 +68,23 @@ pub(crate) struct Session {
     pub(crate) prepared: Prepared,
     pub(crate) links: Links,
     pub(crate) tray: KeyTray,
+    /// Hears of every checkpoint that is written.
+    pub(crate) written: UnboundedSender<Mark>,
 }
 
 /// A session that ran to its end here.
 pub(crate) struct Outcome {
     pub(crate) stats: NodeStats,
     pub(crate) model: Option<StagedModel>,
+    pub(crate) results: Option<Results>,
+    /// The state that the job leaves; none of a benchmark.
+    pub(crate) last: Option<Mark>,
 }
 
-/// Ends the running session, telling the peers.
-pub(crate) fn abort(party: &Party, reason: &str) {
-    let running = party
-        .running
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    if let Some((_, abort)) = running {
-        abort.abort(reason);
-    }
-}
-
-/// Ends the running session if it is this job's, telling the peers.
+/// Ends this job's session if it runs, telling the peers.
 pub(crate) fn abort_job(party: &Party, job: JobId, reason: &str) {
     let running = party.running.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((running, abort)) = &*running
-        && *running == job
-    {
+    for (_, abort) in running.iter().filter(|(running, _)| *running == job) {
         abort.abort(reason);
     }
 }
@@ -103,17 +98,18 @@ fn not_cancelled(job: &Job) -> Result<(), String> {
 /// protocol thread behind that waits for its peers.
 struct Guard<'a> {
     party: &'a Party,
+    job: JobId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .party
+        self.party
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(job, _)| *job != self.job);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort
@@ -123,38 +119,56 @@ impl Drop for Guard<'_> {
 }
 
 /// Runs a session to its end.
-pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome, String> {
+pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome, Ending> {
     let Session {
         id,
         job,
         prepared,
         links,
         mut tray,
+        written,
     } = session;
-    not_cancelled(&job)?;
-    consent::started(party, &job, id).await?;
+    let over = Ending::Over;
+    not_cancelled(&job).map_err(over)?;
+    let started = consent::started(party, &job, id, prepared.attempt).await;
+    started.map_err(over)?;
     let hello = prepared.derived.hello(id);
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
-    let keys = exchange_keys(party, id, &links, &mut tray).await?;
+    // Before the streams of the session, so that P0's word finds it.
+    let seat = serve::open(party, &job, id, prepared.model).map_err(over)?;
+    let keys = exchange_keys(party, id, &links, &mut tray).await;
+    let keys = keys.map_err(Ending::Interrupted)?;
     drop(tray);
+    let leading = seat.as_ref().map(|_| links.clone());
     let Links { parties, dealer } = links;
     let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
-    let (net, material, abort) = started.map_err(|err| err.to_string())?;
-    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((job.id, abort.clone()));
+    let (net, material, abort) = started.map_err(|err| Ending::of_start(&err))?;
+    party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((job.id, abort.clone()));
     let mut guard = Guard {
         party,
+        job: job.id,
         abort: abort.clone(),
         done: false,
     };
     if let Err(reason) = not_cancelled(&job) {
         abort.abort(&reason);
-        return Err(reason);
+        return Err(over(reason));
     }
+    let _serving = match (&seat, leading) {
+        (Some(seat), Some(links)) => Some(serve::lead(party, seat, links, abort.clone())),
+        _ => None,
+    };
     let steps = prepared.derived.schedule.steps.len() as u64;
     job.say(Event::Started {
         session: id,
         steps,
         ring_bits: prepared.derived.ring_bits,
+        attempt: prepared.attempt.number,
+        from: prepared.attempt.from(),
     });
 
     let (sender, receiver) = tokio::sync::oneshot::channel();
@@ -169,6 +183,8 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         net,
         material,
         abort: abort.clone(),
+        written,
+        seat,
     };
     let body = move || {
         let _span = span.entered();
@@ -178,17 +194,17 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
     let thread = std::thread::Builder::new()
         .name(format!("protocol-{me}"))
         .spawn(body);
-    thread.map_err(|err| format!("{me}: a thread cannot be started: {err}"))?;
+    thread.map_err(|err| over(format!("{me}: a thread cannot be started: {err}")))?;
     let outcome = match tokio::time::timeout(wall, receiver).await {
         Ok(Ok(outcome)) => outcome,
-        Ok(Err(_)) => Err(format!("{me}: the protocol thread failed")),
-        Err(_) => Err(format!(
+        Ok(Err(_)) => Err(over(format!("{me}: the protocol thread failed"))),
+        Err(_) => Err(over(format!(
             "{me}: the job's wall time of {} s is over",
             wall.as_secs()
-        )),
+        ))),
     };
-    if let Err(reason) = &outcome {
-        abort.abort(reason);
+    if let Err(ending) = &outcome {
+        abort.abort(ending.reason());
     }
     guard.done = outcome.is_ok();
     outcome
@@ -253,40 +269,104 @@ struct Work {
     net: SessionNet,
     material: MaterialReceiver,
     abort: AbortHandle,
+    written: UnboundedSender<Mark>,
+    /// Where a serving job's batches come from.
+    seat: Option<Seat>,
 }
 
 impl Work {
-    /// All steps, then the model's file.
-    fn execute(mut self) -> Result<Outcome, String> {
+    /// All steps, then the last checkpoint and the model's file.
+    fn execute(mut self) -> Result<Outcome, Ending> {
         let start = Instant::now();
         let me = self.party.me;
+        let resume = self.prepared.attempt.resume;
+        let abandoned = self.party.store.abandon_checkpoints(self.job.id, resume);
+        abandoned.map_err(|err| Ending::Over(format!("{me}: {err}")))?;
         let shares = std::mem::take(&mut self.prepared.initial);
         let mut state = State {
             shares,
             ..State::default()
         };
-        if let Err(reason) = self.steps(&mut state) {
+        let done = match self.steps(&mut state) {
+            Ok(()) => self.serve(&mut state),
+            failed => failed,
+        };
+        if let Err(ending) = done {
             // The others hear the first reason, whoever had it.
-            let reason = session_failure(me, self.abort.failure(), &reason);
-            self.abort.abort(&reason);
-            return Err(reason);
+            let ending = ending.map(|own| session_failure(me, self.abort.failure(), own));
+            self.abort.abort(ending.reason());
+            return Err(ending);
         }
-        let model = self
-            .stage(&mut state)
-            .map_err(|reason| format!("{me}: {reason}"))?;
         let counted = self.net.stats();
         let stats = NodeStats {
             seconds: start.elapsed().as_secs_f64(),
             rounds: counted.rounds,
-            steps: self.prepared.derived.schedule.steps.len() as u64,
+            steps: self.prepared.derived.schedule.steps.len() as u64 - self.prepared.attempt.from(),
             sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
             received_bytes: by_peer(|peer| counted.payload_received(peer)),
             peak_memory_bytes: host::peak_memory_bytes(),
         };
-        Ok(Outcome { stats, model })
+        let left = self
+            .leave(&mut state, &stats)
+            .map_err(|reason| Ending::Over(format!("{me}: {reason}")))?;
+        let (last, model) = left.unzip();
+        Ok(Outcome {
+            stats,
+            model: model.flatten(),
+            results: self.prepared.results.take(),
+            last,
+        })
     }
 
-    fn steps(&mut self, state: &mut State) -> Result<(), String> {
+    /// Batches until serving is over; nothing for other jobs.
+    fn serve(&mut self, state: &mut State) -> Result<(), Ending> {
+        let Some(seat) = self.seat.take() else {
+            return Ok(());
+        };
+        let mut run = |batch: u64, program: usize, inputs: &BTreeMap<String, Tensor>| {
+            let plan = self.prepared.derived.plans.get(program);
+            let plan = plan.ok_or("a batch names a program that does not exist")?;
+            let outputs = run_step(
+                plan,
+                self.party.me,
+                batch + 1,
+                &self.keys,
+                state,
+                inputs,
+                &mut self.net,
+                &mut self.material,
+            );
+            outputs.map_err(|err| err.to_string())
+        };
+        seat.batches(&mut run).map_err(Ending::Over)
+    }
+
+    fn steps(&mut self, state: &mut State) -> Result<(), Ending> {
+        let checkpoints = self
+            .prepared
+            .derived
+            .schedule
+            .checkpoints(self.job.description.checkpoint_every);
+        let from = usize::try_from(self.prepared.attempt.from()).unwrap_or(usize::MAX);
+        let count = self.prepared.derived.schedule.steps.len();
+        let mut before = self.net.stats();
+        for index in from..count {
+            if index > from && checkpoints.contains(&index) {
+                self.write_down(state, index);
+            }
+            before = self.step(state, index, &before)?;
+            self.job.stepped(index as u64 + 1);
+        }
+        Ok(())
+    }
+
+    /// One step, and what it reveals.
+    fn step(
+        &mut self,
+        state: &mut State,
+        index: usize,
+        before: &SessionStats,
+    ) -> Result<SessionStats, Ending> {
         let Work {
             party,
             job,
@@ -297,85 +377,139 @@ impl Work {
             ..
         } = self;
         let Prepared {
-            derived, tables, ..
+            derived,
+            tables,
+            results,
+            attempt,
+            ..
         } = prepared;
+        let over = |reason: String| Ending::Over(reason);
         let steps = &derived.schedule.steps;
-        let mut before = net.stats();
-        for (index, step) in steps.iter().enumerate() {
-            let start = Instant::now();
-            let _span = tracing::error_span!("step", step = index).entered();
-            let mut inputs = BTreeMap::new();
-            for input in &step.inputs {
-                let data = tables
-                    .gather(&input.table, &input.rows)
-                    .map_err(|err| err.to_string())?;
-                inputs.insert(input.name.clone(), Tensor::new(vec![data.len()], data));
-            }
-            let plan = derived
-                .plans
-                .get(step.program)
-                .ok_or("a step names a program that does not exist")?;
-            let outputs = run_step(
-                plan,
-                party.me,
-                index as u64,
-                keys,
-                state,
-                &inputs,
-                net,
-                material,
-            );
-            let outputs = outputs.map_err(|err| err.to_string())?;
-            note_outputs(party, job, index, step, &outputs)?;
-            for output in outputs {
+        let step = &steps[index];
+        party.serving.give_way();
+        let start = Instant::now();
+        let _span = tracing::error_span!("step", step = index).entered();
+        let mut inputs = BTreeMap::new();
+        for input in &step.inputs {
+            let data = tables
+                .gather(&input.table, &input.rows)
+                .map_err(|err| over(err.to_string()))?;
+            inputs.insert(input.name.clone(), Tensor::new(vec![data.len()], data));
+        }
+        let plan = derived
+            .plans
+            .get(step.program)
+            .ok_or_else(|| over("a step names a program that does not exist".into()))?;
+        let outputs = run_step(
+            plan,
+            party.me,
+            index as u64,
+            keys,
+            state,
+            &inputs,
+            net,
+            material,
+        );
+        let outputs = outputs.map_err(|err| Ending::of_step(&err))?;
+        note_outputs(party, job, index, step, &outputs).map_err(over)?;
+        let revealed: Vec<Stored> = outputs
+            .into_iter()
+            .map(|output| Stored::Output {
+                attempt: attempt.number,
+                step: index as u64,
+                share: output.into(),
+            })
+            .collect();
+        if let (Some(results), false) = (results, revealed.is_empty()) {
+            results
+                .append(&revealed)
+                .map_err(|err| over(format!("nothing is revealed: {err}")))?;
+        }
+        for stored in revealed {
+            if let Stored::Output {
+                attempt,
+                step,
+                share,
+            } = stored
+            {
                 job.say(Event::Output {
-                    step: index as u64,
-                    share: output.into(),
+                    step,
+                    attempt,
+                    share,
                 });
             }
-            let now = net.stats();
-            let seconds = start.elapsed().as_secs_f64();
-            tracing::debug!(seconds, "step done");
-            job.say(Event::Progress(progress(
-                step.phase,
-                index,
-                steps.len(),
-                seconds,
-                &before,
-                &now,
-            )));
-            before = now;
         }
-        Ok(())
+        let now = net.stats();
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::debug!(seconds, "step done");
+        job.say(Event::Progress(progress(
+            step.phase,
+            index,
+            steps.len(),
+            seconds,
+            before,
+            &now,
+        )));
+        Ok(now)
     }
 
-    /// Writes the model that the job keeps, beside its name.
-    fn stage(&self, state: &mut State) -> Result<Option<StagedModel>, String> {
-        let JobKind::Train { save_as, .. } = &self.job.description.kind else {
-            return Ok(None);
-        };
-        let mut shares = Vec::new();
-        for name in &self.prepared.derived.schedule.save {
-            let share = state.shares.remove(name);
-            shares.push((
-                name.clone(),
-                share.ok_or_else(|| format!("the job left no {name} to keep"))?,
-            ));
-        }
-        let model = NewModel {
-            name: save_as,
-            source: self.id,
+    /// A checkpoint of the state, of which `index` steps are done.
+    fn checkpoint(&self, state: &State, index: usize) -> Checkpoint {
+        Checkpoint {
             job: self.job.id,
-            owner: self.job.description.requester,
-            ring_bits: self.prepared.derived.ring_bits,
-            frac_bits: self.prepared.derived.frac_bits,
-            shares,
-        };
-        self.party
-            .store
-            .stage_model(model)
-            .map(Some)
-            .map_err(|err| err.to_string())
+            programs: resume::programs_hash(&self.prepared.derived),
+            mark: Mark::of(&self.id, index as u64),
+            results_bytes: self.prepared.results.as_ref().map_or(0, Results::bytes),
+            stats: None,
+            shares: state.shares.clone(),
+        }
+    }
+
+    /// Refreshes the carried state and writes it down. All three parties refresh at the same steps,
+    /// whether they can write or not.
+    fn write_down(&self, state: &mut State, index: usize) {
+        let ring_bits = self.prepared.derived.ring_bits;
+        state.refresh(self.party.me, index as u64 - 1, &self.keys, ring_bits);
+        let checkpoint = self.checkpoint(state, index);
+        if let Some(mark) = resume::write_down(&self.party, checkpoint) {
+            // An error means that nobody waits for it any more.
+            let _ = self.written.send(mark);
+        }
+    }
+
+    /// Writes down what the job leaves, so that not even the loss of this process loses it, and the
+    /// model that it keeps, beside its name.
+    fn leave(
+        &self,
+        state: &mut State,
+        stats: &NodeStats,
+    ) -> Result<Option<(Mark, Option<StagedModel>)>, String> {
+        let prepared = &self.prepared;
+        if !prepared.keeps_results {
+            return Ok(None);
+        }
+        let steps = prepared.derived.schedule.steps.len();
+        let save = &prepared.derived.schedule.save;
+        state.shares.retain(|name, _| save.contains(name));
+        let resumed = prepared.attempt.resume;
+        let mut last = self.checkpoint(state, steps);
+        last.stats = Some(stats.clone());
+        match resumed.filter(|mark| mark.step == steps as u64) {
+            // Nothing was left to do.
+            Some(mark) => last.mark = mark,
+            None => {
+                if let Some(index) = (steps as u64).checked_sub(1) {
+                    let ring_bits = prepared.derived.ring_bits;
+                    state.refresh(self.party.me, index, &self.keys, ring_bits);
+                    last.shares.clone_from(&state.shares);
+                }
+                let written = self.party.store.write_checkpoint(last.clone());
+                written.map_err(|err| err.to_string())?;
+            }
+        }
+        let description = &self.job.description;
+        let model = resume::stage(&self.party, description, &prepared.derived, &last)?;
+        Ok(Some((last.mark, model)))
     }
 }
 

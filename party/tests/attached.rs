@@ -43,6 +43,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
         consortium: "consortium.toml".into(),
         log: "info".into(),
         threads: 0,
+        resume_wait_s: 0,
         identity: IdentityFiles {
             certificate: "cert.der".into(),
             key: "key.der".into(),

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use trefoil_protocol::prg::{Domain, Pos, Prg};
 use trefoil_protocol::ring::kernel::{
-    Acc, BLOCK, ConvShape, Gate, GateOp, Isa, Netlist, PlaneBuffer, conv2d_grad_input_with,
-    conv2d_grad_weight_with, conv2d_with, gemm_with, plane_to_words_with, to_planes_with,
-    words_to_plane_with,
+    Acc, BLOCK, ConvShape, Gate, GateOp, Isa, Netlist, PEAK_TURN, PlaneBuffer,
+    conv2d_grad_input_with, conv2d_grad_weight_with, conv2d_with, gemm_with, peak_with,
+    plane_to_words_with, to_planes_with, words_to_plane_with,
 };
 
 /// Seconds of one call: the best of several batches that take some milliseconds each.
@@ -49,6 +49,9 @@ fn gemms(isa: Isa) {
         (128, 128, 784, false, true),
         (128, 128, 10, false, false),
         (128, 800, 500, false, false),
+        (256, 1024, 256, false, false),
+        (128, 500, 800, false, true),
+        (800, 128, 500, true, false),
         (1, 784, 128, false, false),
         (1, 1024, 1024, false, false),
         (1, 1024, 1024, false, true),
@@ -164,7 +167,11 @@ fn bits(isa: Isa) {
 
 fn main() {
     for isa in Isa::ALL.into_iter().filter(|&isa| isa <= Isa::best()) {
-        println!("{isa:?}");
+        let t = seconds(|| {
+            black_box(peak_with(isa, 4096, black_box(3), black_box(5)));
+        });
+        let peak = (4096 * PEAK_TURN) as f64 / t / 1e9;
+        println!("{isa:?}, on registers alone {peak:.2} G mac/s");
         gemms(isa);
         convs(isa);
         bits(isa);

@@ -1,4 +1,4 @@
-//! Pictures in folders (PNG, JPEG, BMP, TIFF), in one of three layouts:
+//! Pictures in folders (PNG, JPEG, BMP, TIFF, DICOM), in one of three layouts:
 //!
 //! 1. `labels.csv` in the folder: [`super::table`].
 //! 2. `train/<class>/*`, `test/<class>/*` and, where there is one,
@@ -6,30 +6,15 @@
 //! 3. `<class>/*`: divided 80 / 10 / 10 by the seed, class by class.
 //!
 //! Classes are the folders' names in alphabetical order, unless names are
-//! wanted: then there must be no other. A picture is turned grey or colour as
-//! the network's input asks, and then resized to it (triangle filter), whatever
-//! its proportions. One that does not decode stops everything: a picture left
-//! out silently would be a row nobody misses.
+//! wanted: then there must be no other. Here pictures are listed; `pictures.rs`
+//! reads them, `picture.rs` decodes one.
 
-use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
-use image::imageops::FilterType;
-use image::{ImageReader, Limits};
-use ndarray::Array4;
-
+use super::picture::check_ending;
+use super::pictures::{self, Entry, Pictures, Problems};
 use super::split::{Part, permutation};
-use super::{DataError, Dataset, Parts, Splits, Want, file_name, limits, table};
-
-/// The endings of files that are read as pictures.
-const ENDINGS: [&str; 6] = ["png", "jpg", "jpeg", "bmp", "tif", "tiff"];
-
-/// One picture of a list: where it is, its class, its part.
-pub(super) struct Entry {
-    pub path: PathBuf,
-    pub class: u8,
-    pub part: Part,
-}
+use super::{DataError, Dataset, Splits, Want, file_name, limits, table};
 
 /// Reads a folder of pictures.
 pub fn load(folder: &Path, want: &Want) -> Result<Splits, DataError> {
@@ -42,12 +27,12 @@ pub(super) fn load_with(
     labels: Option<&Path>,
     want: &Want,
 ) -> Result<Splits, DataError> {
-    let pictures = Pictures::list(folder, labels, want, None)?;
+    let pictures = list(folder, labels, want, None)?;
     let missing = |split| DataError::field(&pictures.name, split, "at least 1", 0);
-    let train = pictures.read(Part::Train)?;
+    let mut parts = pictures.load(&[Part::Train, Part::Validation, Part::Test])?;
+    let mut next = || (!parts.is_empty()).then(|| parts.remove(0)).flatten();
+    let (train, validation, test) = (next(), next(), next());
     let train = train.ok_or_else(|| missing("training pictures"))?;
-    let validation = pictures.read(Part::Validation)?;
-    let test = pictures.read(Part::Test)?;
     let test = test.ok_or_else(|| missing("test pictures"))?;
     let provenance = format!("pictures in {}", pictures.name);
     super::assemble(train, validation, test, &pictures.want, &provenance)
@@ -61,8 +46,8 @@ pub(super) fn load_part(
     want: &Want,
     part: Part,
 ) -> Result<Dataset, DataError> {
-    let pictures = Pictures::list(folder, labels, want, Some(part))?;
-    let parts = pictures.read(part)?;
+    let pictures = list(folder, labels, want, Some(part))?;
+    let parts = pictures.load(&[part])?.pop().flatten();
     let parts = parts.ok_or_else(|| {
         let field = format!("{} pictures", part.name());
         DataError::field(&pictures.name, &field, "at least 1", 0)
@@ -71,84 +56,37 @@ pub(super) fn load_part(
     super::assemble_one(parts, &pictures.want, &provenance, part)
 }
 
-/// A folder's pictures, listed and not read.
-struct Pictures {
-    name: String,
-    shape: [usize; 3],
-    entries: Vec<Entry>,
-    /// With the classes' names.
-    want: Want,
-}
-
-impl Pictures {
-    /// `undivided` is the part of pictures that nothing divides; without it the seed does.
-    fn list(
-        folder: &Path,
-        labels: Option<&Path>,
-        want: &Want,
-        undivided: Option<Part>,
-    ) -> Result<Pictures, DataError> {
-        let Some(shape) = want.shape else {
-            return Err(DataError::setting(
-                "image size",
-                "channels, height and width",
-                "none",
-            ));
-        };
-        let [channels, height, width] = shape;
-        if !matches!(channels, 1 | 3) {
-            return Err(DataError::setting(
-                "channels of pictures",
-                "1 or 3",
-                channels,
-            ));
-        }
-        limits::check("image size", &[1, height, width])?;
-        let (class_names, entries) = list(folder, labels, want, undivided)?;
-        Ok(Pictures {
-            name: folder.display().to_string(),
-            shape,
-            entries,
-            want: Want {
-                class_names,
-                ..want.clone()
-            },
-        })
-    }
-
-    fn read(&self, part: Part) -> Result<Option<Parts>, DataError> {
-        let chosen = self.entries.iter().filter(|entry| entry.part == part);
-        let chosen: Vec<&Entry> = chosen.collect();
-        if chosen.is_empty() {
-            return Ok(None);
-        }
-        let [channels, height, width] = self.shape;
-        limits::check(&self.name, &[chosen.len(), channels, height, width])?;
-        let mut pixels = Vec::new();
-        for entry in &chosen {
-            pixels.extend(decode(&entry.path, self.shape)?);
-        }
-        let images = Array4::from_shape_vec((chosen.len(), channels, height, width), pixels)
-            .map_err(|error| DataError::corrupt(&self.name, error))?;
-        let labels = chosen.iter().map(|entry| entry.class).collect();
-        Ok(Some(Parts {
-            images,
-            labels,
-            labels_name: self.name.clone(),
-        }))
-    }
-}
-
-fn list(
+/// Lists a folder's pictures without reading them. `undivided` is the part of pictures that nothing
+/// divides; without it the seed does.
+pub(super) fn list(
     folder: &Path,
     labels: Option<&Path>,
     want: &Want,
     undivided: Option<Part>,
-) -> Result<(Vec<String>, Vec<Entry>), DataError> {
+) -> Result<Pictures, DataError> {
+    // Before the folder is looked through.
+    pictures::shape(want)?;
+    let name = folder.display().to_string();
     let inside = folder.join(table::FILE_NAME);
-    if let Some(labels) = labels.or_else(|| inside.is_file().then_some(&inside)) {
-        return table::list(folder, labels, want, undivided);
-    }
+    let labels = labels.or_else(|| inside.is_file().then_some(&inside));
+    let mut problems = Problems::default();
+    let (class_names, entries) = match labels {
+        Some(labels) => table::list(folder, labels, want, undivided, &mut problems)?,
+        None => layout(folder, want, undivided)?,
+    };
+    let place = labels.map_or_else(|| name.clone(), |labels| labels.display().to_string());
+    let want = Want {
+        class_names,
+        ..want.clone()
+    };
+    Pictures::new(name, place, entries, want, problems)
+}
+
+fn layout(
+    folder: &Path,
+    want: &Want,
+    undivided: Option<Part>,
+) -> Result<(Vec<String>, Vec<Entry>), DataError> {
     if !folder.join("train").is_dir() {
         let classes = classes(folder, want)?;
         let mut entries = Vec::new();
@@ -166,7 +104,12 @@ fn list(
             }
             let class = class as u8; // `classes` gives at most 256
             let rows = pictures.into_iter().zip(parts);
-            entries.extend(rows.map(|(path, part)| Entry { path, class, part }));
+            entries.extend(rows.map(|(path, part)| Entry {
+                path,
+                class,
+                part,
+                line: 0,
+            }));
         }
         return Ok((classes, entries));
     }
@@ -195,7 +138,12 @@ fn list(
             };
             let class = class as u8; // `classes` gives at most 256
             let pictures = pictures(&above.join(name))?;
-            entries.extend(pictures.into_iter().map(|path| Entry { path, class, part }));
+            entries.extend(pictures.into_iter().map(|path| Entry {
+                path,
+                class,
+                part,
+                line: 0,
+            }));
         }
     }
     Ok((names, entries))
@@ -269,73 +217,10 @@ pub(super) fn pictures(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(paths)
 }
 
-pub(super) fn check_ending(path: &Path) -> Result<(), DataError> {
-    let ending = path
-        .extension()
-        .map(|ending| ending.to_string_lossy().to_lowercase());
-    if ending.is_some_and(|ending| ENDINGS.contains(&ending.as_str())) {
-        return Ok(());
-    }
-    let expected = format!("a picture ({})", ENDINGS.join(", "));
-    Err(DataError::field(
-        &path.display().to_string(),
-        "file",
-        expected,
-        file_name(path),
-    ))
-}
-
-/// Reads a picture's file, within the bounds.
-pub(super) fn read_picture(path: &Path) -> Result<Vec<u8>, DataError> {
-    let bytes = std::fs::metadata(path)
-        .map_err(|error| DataError::read(path, &error))?
-        .len();
-    if bytes > limits::MAX_PICTURE_FILE_BYTES {
-        let most = format!("at most {} bytes", limits::MAX_PICTURE_FILE_BYTES);
-        return Err(DataError::field(
-            &path.display().to_string(),
-            "size",
-            most,
-            bytes,
-        ));
-    }
-    std::fs::read(path).map_err(|error| DataError::read(path, &error))
-}
-
-/// Reads one picture as `channels x height x width` bytes, row-major. Also used
-/// for the pictures of a prediction.
-pub fn decode(path: &Path, [channels, height, width]: [usize; 3]) -> Result<Vec<u8>, DataError> {
-    let name = path.display().to_string();
-    let content = read_picture(path)?;
-    let mut bounds = Limits::default();
-    bounds.max_image_width = Some(limits::MAX_SIDE as u32);
-    bounds.max_image_height = Some(limits::MAX_SIDE as u32);
-    bounds.max_alloc = Some(limits::MAX_BYTES);
-    let reader = ImageReader::new(Cursor::new(content)).with_guessed_format();
-    let mut reader = reader.map_err(|error| DataError::corrupt(&name, error))?;
-    reader.limits(bounds);
-    let picture = reader
-        .decode()
-        .map_err(|error| DataError::corrupt(&name, error))?;
-    let (w, h) = (width as u32, height as u32); // at most MAX_SIDE
-    let resize = |picture: image::DynamicImage| {
-        if (picture.width(), picture.height()) == (w, h) {
-            picture
-        } else {
-            picture.resize_exact(w, h, FilterType::Triangle)
-        }
-    };
-    if channels == 1 {
-        return Ok(resize(picture.into_luma8().into()).into_luma8().into_raw());
-    }
-    let pixels = resize(picture.into_rgb8().into()).into_rgb8().into_raw();
-    Ok((0..3)
-        .flat_map(|channel| pixels.iter().skip(channel).step_by(3).copied())
-        .collect())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
     use image::{ImageFormat, Rgb, RgbImage};
 
     use super::super::testing::Scratch;
@@ -395,8 +280,12 @@ mod tests {
     #[test]
     fn colour_comes_channel_by_channel() {
         let scratch = Scratch::new();
-        for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png"] {
-            scratch.write(name, &png(2, 3, [7, 8, 9]));
+        for (name, last) in [
+            ("train/a/1.png", 9),
+            ("train/b/1.png", 10),
+            ("test/a/1.png", 11),
+        ] {
+            scratch.write(name, &png(2, 3, [7, 8, last]));
         }
         let want = Want {
             shape: Some([3, 3, 2]),
@@ -438,16 +327,29 @@ mod tests {
     }
 
     #[test]
-    fn a_corrupt_picture_is_named() {
+    fn every_picture_that_cannot_be_used_is_listed_with_its_reason() {
         let scratch = Scratch::new();
-        for name in ["train/a/1.png", "train/b/1.png", "test/a/1.png"] {
-            scratch.write(name, &png(5, 5, [1; 3]));
+        for (name, shade) in [
+            ("train/a/1.png", 1),
+            ("train/b/1.png", 2),
+            ("test/a/1.png", 3),
+        ] {
+            scratch.write(name, &png(5, 5, [shade; 3]));
         }
         let whole = png(64, 64, [3, 5, 7]);
-        for broken in [&whole[..whole.len() / 2], b"not a picture", b""] {
-            scratch.write("train/b/broken.png", broken);
-            let said = fault(&scratch, &want());
-            assert!(said.contains("broken.png: corrupt"), "{said}");
+        scratch.write("train/b/broken.png", &whole[..whole.len() / 2]);
+        scratch.write("train/b/words.png", b"not a picture");
+        scratch.write("test/b/empty.png", b"");
+        scratch.write("test/a/copy.png", &png(5, 5, [2; 3]));
+        let said = fault(&scratch, &want());
+        assert!(said.contains("4 problem(s)"), "{said}");
+        for part in [
+            "broken.png cannot be used: ",
+            "words.png cannot be used: ",
+            "empty.png cannot be used: ",
+            "copy.png is the same picture as ",
+        ] {
+            assert!(said.contains(part), "{part} is not in: {said}");
         }
     }
 
@@ -455,7 +357,7 @@ mod tests {
     fn a_picture_that_claims_to_be_enormous_is_refused() {
         let scratch = Scratch::new();
         scratch.write("train/a/1.png", &png(5, 5, [1; 3]));
-        scratch.write("test/a/1.png", &png(5, 5, [1; 3]));
+        scratch.write("test/a/1.png", &png(5, 5, [2; 3]));
         // An 8 GiB bitmap: the header only.
         let mut bmp = b"BM\0\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0".to_vec();
         bmp.extend(50_000u32.to_le_bytes());
@@ -463,7 +365,11 @@ mod tests {
         bmp.extend([1, 0, 24, 0]);
         bmp.extend([0; 24]);
         scratch.write("train/b/huge.bmp", &bmp);
-        assert!(fault(&scratch, &want()).contains("huge.bmp: corrupt"));
+        let said = fault(&scratch, &want());
+        assert!(
+            said.contains("1 problem") && said.contains("huge.bmp cannot be used"),
+            "{said}"
+        );
     }
 
     #[test]
@@ -471,9 +377,9 @@ mod tests {
         let scratch = Scratch::new();
         scratch.write("train/a/1.png", &png(5, 5, [1; 3]));
         assert!(fault(&scratch, &want()).contains("classes: expected 2 to 256"));
-        scratch.write("train/b/1.png", &png(5, 5, [1; 3]));
+        scratch.write("train/b/1.png", &png(5, 5, [2; 3]));
         assert!(fault(&scratch, &want()).contains("test pictures: expected at least 1"));
-        scratch.write("test/c/1.png", &png(5, 5, [1; 3]));
+        scratch.write("test/c/1.png", &png(5, 5, [3; 3]));
         assert!(fault(&scratch, &want()).contains("one of the classes a, b, found c"));
         std::fs::remove_dir_all(scratch.path().join("test/c")).unwrap();
         scratch.write("test/a/notes.txt", b"");

@@ -7,10 +7,13 @@ use super::DataError;
 pub const MAX_ROWS: usize = 1 << 24;
 /// Height and width of a stored image, in pixels.
 pub const MAX_SIDE: usize = 1 << 14;
-/// Bytes of one array, or of one decoded picture.
+/// Bytes of one array.
 pub const MAX_BYTES: u64 = 1 << 31;
 /// Bytes of one picture's file.
 pub const MAX_PICTURE_FILE_BYTES: u64 = 1 << 28;
+
+/// Pixels of one picture, before it is resized: a large mammogram has 23 million.
+pub const MAX_PICTURE_PIXELS: u64 = 1 << 26;
 
 /// Checks an array's dimensions (rows first) and returns its bytes.
 pub fn check(name: &str, dims: &[usize]) -> Result<u64, DataError> {

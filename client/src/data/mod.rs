@@ -2,7 +2,8 @@
 //! and how they are divided.
 //!
 //! * [`idx`]: MNIST's format; [`npz`]: MedMNIST's; [`folder`]: pictures in
-//!   folders, or listed in a table of labels.
+//!   folders, or listed in a table of labels, DICOM among them.
+//! * [`rows`]: what a hospital shares, read when its turn comes.
 //! * [`unlabelled`]: images to be classified.
 //! * [`known`]: where the data sets with a name are looked for.
 //! * [`split`]: among hospitals, and into training and test.
@@ -15,13 +16,17 @@ use std::path::{Path, PathBuf};
 
 use ndarray::{Array4, Axis};
 
+mod dicom;
 pub mod error;
 pub mod folder;
 pub mod idx;
 pub mod known;
 mod limits;
 pub mod npz;
+mod picture;
+mod pictures;
 pub mod preprocess;
+pub mod rows;
 pub mod split;
 mod table;
 #[cfg(test)]
@@ -31,6 +36,7 @@ mod zip;
 
 pub use error::DataError;
 pub use known::{Known, resolve};
+pub use picture::Crop;
 pub use preprocess::Preprocess;
 pub use split::{Part as Division, permutation, split_among, split_by_fractions};
 
@@ -151,6 +157,8 @@ pub struct Want {
     pub class_names: Vec<String>,
     /// Divides pictures that are not divided yet, 80 / 10 / 10.
     pub seed: u64,
+    /// How pictures are brought to the proportions of `shape` before they are resized.
+    pub crop: Crop,
 }
 
 /// A place, and what is wanted from it.
@@ -279,23 +287,7 @@ fn assemble(
     provenance: &str,
 ) -> Result<Splits, DataError> {
     let largest = train.labels.iter().copied().max().map_or(0, usize::from);
-    let classes = match (want.classes, want.class_names.len()) {
-        (Some(classes), 0) => classes,
-        (Some(classes), names) if names != classes => {
-            let expected = format!("{classes}, one for each class");
-            return Err(DataError::setting("number of class names", expected, names));
-        }
-        (_, 0) => (largest + 1).max(2),
-        (_, names) => names,
-    };
-    if !(2..=256).contains(&classes) {
-        return Err(DataError::setting("number of classes", "2 to 256", classes));
-    }
-    let class_names = if want.class_names.is_empty() {
-        (0..classes).map(|class| class.to_string()).collect()
-    } else {
-        want.class_names.clone()
-    };
+    let (classes, class_names) = classes_of(want, largest)?;
     let (_, channels, height, width) = train.images.dim();
     let shape = want.shape.unwrap_or([channels, height, width]);
     let finish = |parts: Parts, split: &str| -> Result<Dataset, DataError> {
@@ -338,6 +330,28 @@ fn assemble(
             .transpose()?,
         test: finish(test, "test")?,
     })
+}
+
+/// The number of classes and their names; `largest` is the largest label.
+fn classes_of(want: &Want, largest: usize) -> Result<(usize, Vec<String>), DataError> {
+    let classes = match (want.classes, want.class_names.len()) {
+        (Some(classes), 0) => classes,
+        (Some(classes), names) if names != classes => {
+            let expected = format!("{classes}, one for each class");
+            return Err(DataError::setting("number of class names", expected, names));
+        }
+        (_, 0) => (largest + 1).max(2),
+        (_, names) => names,
+    };
+    if !(2..=256).contains(&classes) {
+        return Err(DataError::setting("number of classes", "2 to 256", classes));
+    }
+    let class_names = if want.class_names.is_empty() {
+        (0..classes).map(|class| class.to_string()).collect()
+    } else {
+        want.class_names.clone()
+    };
+    Ok((classes, class_names))
 }
 
 /// As [`assemble`], of one part.

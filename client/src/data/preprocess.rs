@@ -66,7 +66,12 @@ impl Preprocess {
             sum += u64::from(pixel);
             squares += u64::from(pixel) * u64::from(pixel);
         }
-        let count = data.images.len() as f64;
+        Preprocess::of_sums(sum, squares, data.images.len() as u64)
+    }
+
+    /// The mean and standard deviation of `count` pixels with this sum and sum of squares.
+    pub(super) fn of_sums(sum: u64, squares: u64, count: u64) -> Result<Preprocess, DataError> {
+        let count = count as f64;
         // Integers below 2^53 are exact as f64: 2^31 pixels times 255^2 is 2^47.
         let mean = sum as f64 / count / 255.0;
         let variance = squares as f64 / count / (255.0 * 255.0) - mean * mean;

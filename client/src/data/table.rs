@@ -13,17 +13,15 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Component, Path};
 
-use sha2::{Digest, Sha256};
-
-use super::folder::{Entry, check_classes, check_ending, read_picture};
+use super::folder::check_classes;
+use super::picture::check_ending;
+use super::pictures::{Entry, Problems};
 use super::split::{Part, split_80_10_10};
 use super::{DataError, Want, limits};
 
 /// The table's name in the folder.
 pub const FILE_NAME: &str = "labels.csv";
 
-/// How many problems are reported; the rest is only counted.
-const MAX_REPORTED: usize = 20;
 const COLUMNS: [&str; 4] = ["file", "label", "group", "split"];
 
 struct Line {
@@ -34,46 +32,19 @@ struct Line {
     split: Option<Part>,
 }
 
-#[derive(Default)]
-struct Problems {
-    count: usize,
-    lines: Vec<String>,
-}
-
-impl Problems {
-    fn add(&mut self, line: u64, problem: impl AsRef<str>) {
-        self.count += 1;
-        if self.lines.len() < MAX_REPORTED {
-            self.lines
-                .push(format!("line {line}: {}", problem.as_ref()));
-        }
-    }
-
-    fn check(self, file: &Path) -> Result<(), DataError> {
-        if self.count == 0 {
-            return Ok(());
-        }
-        let file = file.display().to_string();
-        Err(DataError::Table {
-            file,
-            count: self.count,
-            lines: self.lines,
-        })
-    }
-}
-
-/// Reads the table; returns the classes' names and the pictures. Without a split column all are of
-/// the part `undivided`, or the seed divides them.
-pub fn list(
+/// Reads the table; returns the classes' names and the pictures, which are not read yet, and adds
+/// what is wrong to `problems`. Without a split column all are of the part `undivided`, or the seed
+/// divides them.
+pub(super) fn list(
     folder: &Path,
     table: &Path,
     want: &Want,
     undivided: Option<Part>,
+    problems: &mut Problems,
 ) -> Result<(Vec<String>, Vec<Entry>), DataError> {
-    let mut problems = Problems::default();
-    let lines = read(table, &mut problems)?;
+    let lines = read(table, problems)?;
     let place = table.display().to_string();
-    if lines.is_empty() && problems.count == 0 {
+    if lines.is_empty() && problems.is_empty() {
         return Err(DataError::field(
             &place,
             "lines",
@@ -94,17 +65,24 @@ pub fn list(
         .enumerate()
         .map(|(class, name)| (name.as_str(), class))
         .collect();
-    let parts = divide(&lines, want.seed, undivided, &mut problems);
-    let mut digests: HashMap<[u8; 32], u64> = HashMap::new();
+    let parts = divide(&lines, want.seed, undivided, problems);
     let mut entries = Vec::with_capacity(lines.len());
     for (line, part) in lines.iter().zip(parts) {
         let path = folder.join(&line.file);
-        check_picture(&path, line, &mut digests, &mut problems);
+        if let Err(problem) = check_place(&path, line) {
+            problems.add(line.number, problem);
+            continue;
+        }
         match class_of
             .get(line.label.as_str())
             .map(|class| u8::try_from(*class))
         {
-            Some(Ok(class)) => entries.push(Entry { path, class, part }),
+            Some(Ok(class)) => entries.push(Entry {
+                path,
+                class,
+                part,
+                line: line.number,
+            }),
             // More than 256 classes are refused below.
             Some(Err(_)) => {}
             None => problems.add(
@@ -117,47 +95,29 @@ pub fn list(
             ),
         }
     }
-    problems.check(table)?;
-    let names = check_classes(&place, class_names, want)?;
-    Ok((names, entries))
+    match check_classes(&place, class_names, want) {
+        Ok(names) => Ok((names, entries)),
+        Err(error) => {
+            problems.clone().check(&place)?;
+            Err(error)
+        }
+    }
 }
 
-/// Checks that the picture is there, is one, and is not a copy of another.
-fn check_picture(
-    path: &Path,
-    line: &Line,
-    digests: &mut HashMap<[u8; 32], u64>,
-    problems: &mut Problems,
-) {
+/// Checks that the file may be a picture of this folder.
+fn check_place(path: &Path, line: &Line) -> Result<(), String> {
     let inside = Path::new(&line.file)
         .components()
         .all(|part| matches!(part, Component::Normal(_)));
     if !inside || line.file.is_empty() {
-        problems.add(
-            line.number,
-            format!("{:?} is no path inside the folder", line.file),
-        );
-        return;
+        return Err(format!("{:?} is no path inside the folder", line.file));
     }
-    if check_ending(path).is_err() {
-        problems.add(
-            line.number,
-            format!("{:?} has no picture's ending", line.file),
-        );
-        return;
-    }
-    match read_picture(path) {
-        Err(error) => problems.add(line.number, format!("missing picture: {error}")),
-        Ok(content) => {
-            let digest = Sha256::digest(&content).into();
-            if let Some(first) = digests.insert(digest, line.number) {
-                let copy = format!(
-                    "{:?} is the same picture as that of line {first}",
-                    line.file
-                );
-                problems.add(line.number, copy);
-            }
+    match check_ending(path) {
+        Err(_) if path.extension().is_some() || path.exists() => {
+            Err(format!("{:?} has no picture's ending", line.file))
         }
+        // A missing one is found when all are read.
+        _ => Ok(()),
     }
 }
 
@@ -388,8 +348,8 @@ mod tests {
         assert!(said.contains("labels.csv: 7 problem(s)"), "{said}");
         for part in [
             "line 3: unknown label \"zebra\"; expected one of a, b",
-            "line 4: missing picture",
-            "line 5: \"copy.png\" is the same picture as that of line 2",
+            "absent.png: missing picture",
+            "copy.png is the same picture as line 2: ",
             "line 6: \"../p0.png\" is no path inside the folder",
             "line 7: split \"later\"",
             "line 8: group \"x\" is on two sides",
@@ -411,7 +371,7 @@ mod tests {
     #[test]
     fn a_long_list_of_problems_is_cut_but_counted() {
         let mut table = "file,label\n".to_owned();
-        (0..50).for_each(|number| table += &format!("q{number}.png,a\n"));
+        (0..50).for_each(|number| table += &format!("q{number}.png,{}\n", number % 2));
         let said = fault(&folder(0, &table), &want());
         assert!(
             said.contains("50 problem(s)") && said.lines().count() == 21,

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use ndarray::Array4;
 
-use super::{DataError, file_name, folder, idx, limits, npz};
+use super::picture::{self, Crop};
+use super::{DataError, file_name, folder, idx, limits, npz, rows};
 
 /// Images and what each is called in the answer.
 #[derive(Clone, Debug)]
@@ -18,19 +19,24 @@ pub struct Unlabelled {
 
 /// Reads images of shape `[channels, height, width]`. Pictures are resized to it; others must have
 /// it. `array` names the array of an `.npz`: by default `images`, else `test_images`.
-pub fn load(path: &Path, shape: [usize; 3], array: Option<&str>) -> Result<Unlabelled, DataError> {
+pub fn load(
+    path: &Path,
+    shape: [usize; 3],
+    crop: Crop,
+    array: Option<&str>,
+) -> Result<Unlabelled, DataError> {
     let place = path.display().to_string();
     let kind = std::fs::metadata(path).map_err(|error| DataError::read(path, &error))?;
     let name = file_name(path).to_lowercase();
     let unlabelled = if kind.is_dir() {
-        pictures(path, shape)?
+        pictures(path, shape, crop)?
     } else if name.ends_with(".npz") {
         numbered(npz::load_images(path, array)?)
     } else if name.contains("-idx3-") || name.contains(".idx3-") {
         numbered(idx::load_images(path)?)
     } else {
-        folder::check_ending(path)?;
-        decode(&[path.to_owned()], shape)?
+        picture::check_ending(path)?;
+        decode(&[path.to_owned()], shape, crop)?
     };
     let (rows, channels, height, width) = unlabelled.images.dim();
     if rows == 0 {
@@ -44,16 +50,20 @@ pub fn load(path: &Path, shape: [usize; 3], array: Option<&str>) -> Result<Unlab
     Ok(unlabelled)
 }
 
-fn pictures(folder: &Path, shape: [usize; 3]) -> Result<Unlabelled, DataError> {
+fn pictures(folder: &Path, shape: [usize; 3], crop: Crop) -> Result<Unlabelled, DataError> {
     let paths = folder::pictures(folder)?;
     if paths.is_empty() {
         let place = folder.display().to_string();
         return Err(DataError::field(&place, "pictures", "at least 1", 0));
     }
-    decode(&paths, shape)
+    decode(&paths, shape, crop)
 }
 
-fn decode(paths: &[std::path::PathBuf], shape: [usize; 3]) -> Result<Unlabelled, DataError> {
+fn decode(
+    paths: &[std::path::PathBuf],
+    shape: [usize; 3],
+    crop: Crop,
+) -> Result<Unlabelled, DataError> {
     let [channels, height, width] = shape;
     if !matches!(channels, 1 | 3) {
         let setting = "channels of pictures";
@@ -61,10 +71,11 @@ fn decode(paths: &[std::path::PathBuf], shape: [usize; 3]) -> Result<Unlabelled,
     }
     let dims = [paths.len(), channels, height, width];
     limits::check("pictures", &dims)?;
-    let mut pixels = Vec::new();
-    for path in paths {
-        pixels.extend(folder::decode(path, shape)?);
-    }
+    let pixels = rows::decode_all(paths, |path| {
+        let decoded = picture::decode(&picture::read(path)?, shape, crop);
+        let decoded = decoded.map_err(|why| DataError::corrupt(&path.display().to_string(), why));
+        Ok(decoded?.pixels)
+    })?;
     let images = Array4::from_shape_vec((dims[0], channels, height, width), pixels)
         .map_err(|error| DataError::corrupt("pictures", error))?;
     let names = paths.iter().map(|path| file_name(path)).collect();
@@ -92,19 +103,33 @@ mod tests {
                 .save(path)
                 .unwrap();
         }
-        let read = load(&scratch.path().join("pictures"), [1, 3, 3], None).unwrap();
+        let read = load(
+            &scratch.path().join("pictures"),
+            [1, 3, 3],
+            Crop::None,
+            None,
+        )
+        .unwrap();
         assert_eq!(read.names, ["a.png", "b.png"]);
         assert_eq!(read.images[[0, 0, 2, 2]], 9);
-        let one = load(&scratch.path().join("pictures/b.png"), [1, 3, 3], None).unwrap();
+        let one = load(
+            &scratch.path().join("pictures/b.png"),
+            [1, 3, 3],
+            Crop::None,
+            None,
+        )
+        .unwrap();
         assert_eq!(one.names, ["b.png"]);
 
         let rows = subset(&embedded_digits().unwrap().test, &[0, 1, 2]).unwrap();
         idx::write(scratch.path(), "t10k", &rows).unwrap();
         let file = scratch.path().join("t10k-images-idx3-ubyte");
-        let read = load(&file, [1, 28, 28], None).unwrap();
+        let read = load(&file, [1, 28, 28], Crop::None, None).unwrap();
         assert_eq!(read.images, rows.images);
         assert_eq!(read.names, ["0", "1", "2"]);
-        let said = load(&file, [1, 32, 32], None).unwrap_err().to_string();
+        let said = load(&file, [1, 32, 32], Crop::None, None)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("the network's input"), "{said}");
     }
 
@@ -115,8 +140,16 @@ mod tests {
         ndarray_npy::WriteNpyExt::write_npy(&array, &mut bytes).unwrap();
         let scratch = Scratch::new();
         let file = scratch.write("new.npz", &zip(&[("x.npy", bytes)], true));
-        let said = load(&file, [1, 4, 4], None).unwrap_err().to_string();
+        let said = load(&file, [1, 4, 4], Crop::None, None)
+            .unwrap_err()
+            .to_string();
         assert!(said.contains("images") && said.contains('x'), "{said}");
-        assert_eq!(load(&file, [1, 4, 4], Some("x")).unwrap().names.len(), 2);
+        assert_eq!(
+            load(&file, [1, 4, 4], Crop::None, Some("x"))
+                .unwrap()
+                .names
+                .len(),
+            2
+        );
     }
 }

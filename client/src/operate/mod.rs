@@ -7,11 +7,14 @@
 mod ask;
 mod consortium;
 mod doctor;
+mod import;
 mod init;
 mod look;
+mod models;
 mod npz;
 mod place;
 mod record;
+mod serve;
 mod share;
 mod status;
 mod train;
@@ -20,15 +23,17 @@ mod watch;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use trefoil_consortium::config::RESUME_WAIT_S;
 use trefoil_consortium::{
     ConsortiumFile, JobDescription, JobId, MemberConfig, MemberEntry, MemberRole, Role, identity,
     logging,
 };
 use trefoil_models::job::JobKind;
-use trefoil_models::schedule;
+use trefoil_models::{Schedule, schedule};
 use trefoil_transport::{Identity, TransportError};
 
 use crate::follow::{Finished, follow};
@@ -36,12 +41,18 @@ use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
 pub use doctor::{DoctorArgs, doctor};
+pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
+pub use serve::{ServeArgs, serve};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
 pub use status::{StatusArgs, status};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
 
+/// How long a party may be away while its job is watched: a little longer than the parties wait for
+/// each other (resume_wait_s).
+const WATCH_TIMEOUT: Duration = Duration::from_secs(RESUME_WAIT_S + 60);
 /// The variable that names a member's home.
 const HOME: &str = "TREFOIL_HOME";
 /// A member's configuration in its home.
@@ -153,9 +164,10 @@ impl Member {
 
     async fn connect(&self) -> Result<Remote> {
         let seen = self.config.seen_from_here(self.consortium.clone());
-        Remote::connect(&self.identity, &seen, None, &self.config.transport)
-            .await
-            .map_err(|err| advise(err, "cannot reach the parties"))
+        let remote = Remote::connect(&self.identity, &seen, None, &self.config.transport).await;
+        let mut remote = remote.map_err(|err| advise(err, "cannot reach the parties"))?;
+        remote.set_watch_timeout(WATCH_TIMEOUT);
+        Ok(remote)
     }
 
     /// A job of this member.
@@ -168,6 +180,20 @@ impl Member {
         Ok(job)
     }
 
+    /// Says the job in words, keeps a record of it, and submits it; returns its schedule.
+    async fn submit(&self, remote: &Remote, record: &record::Record) -> Result<Schedule> {
+        let plan = schedule(&record.job.kind)?;
+        eprint!("{}", record.job.describe(self.name()));
+        record.save(&self.home)?;
+        match remote.submit(record.job.clone()).await {
+            Ok(_) => Ok(plan),
+            Err(err) => {
+                record.forget(&self.home);
+                Err(advise(err, "the job was not accepted"))
+            }
+        }
+    }
+
     /// Says the job in words, keeps a record of it, submits it, and follows it unless it is
     /// detached: then there is no result yet.
     async fn run(
@@ -178,16 +204,8 @@ impl Member {
         detach: bool,
     ) -> Result<Option<Finished>> {
         let job = record.job.clone();
-        let plan = schedule(&job.kind)?;
-        eprint!("{}", job.describe(self.name()));
-        record.save(&self.home)?;
-        let id = match remote.submit(job.clone()).await {
-            Ok(id) => id,
-            Err(err) => {
-                record.forget(&self.home);
-                return Err(advise(err, "the job was not accepted"));
-            }
-        };
+        let plan = self.submit(remote, &record).await?;
+        let id = job.id();
         if detach {
             println!("{id}");
             eprintln!("submitted; its result: trefoil watch {}", short(&id));

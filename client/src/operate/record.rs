@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use trefoil_consortium::{JobDescription, hex};
 
 use super::{replace, write_new};
-use crate::remote::{Part, PendingUpload, Upload};
+use crate::data::Preprocess;
+use crate::remote::{Part, PendingUpload};
 
 /// Longest record that is read: a job and the names of many pictures.
 const RECORD_MAX_BYTES: u64 = 1 << 30;
@@ -138,29 +139,25 @@ pub struct UploadRecord {
     pub complete: bool,
 }
 
-/// Where an upload of these very rows is remembered. The name depends on the rows, on where they go
-/// and on the consortium.
-pub fn upload_path(home: &Path, core_hash: [u8; 32], upload: &Upload) -> PathBuf {
-    let mut hash = Sha256::new().chain_update(b"trefoil upload record v1\0");
+/// Where an upload of these very rows is remembered. The name depends on the rows, on how they are
+/// normalised, on where they go and on the consortium.
+pub fn upload_path(
+    home: &Path,
+    core_hash: [u8; 32],
+    (dataset, part): (&str, Part),
+    rows: [u8; 32],
+    (preprocess, frac_bits): (&Preprocess, u8),
+) -> PathBuf {
+    let mut hash = Sha256::new().chain_update(b"trefoil upload record v2\0");
     hash.update(core_hash);
-    hash.update((upload.dataset.len() as u64).to_le_bytes());
-    hash.update(&upload.dataset);
-    hash.update(upload.part.to_string());
-    let labels = upload.labels.as_ref();
-    for tensor in [Some(&upload.images), labels].into_iter().flatten() {
-        for side in tensor.shape() {
-            hash.update((*side as u64).to_le_bytes());
-        }
-        for words in tensor.data().chunks(4096) {
-            hash.update(trefoil_consortium::Words::to_bytes(words));
-        }
-    }
-    let name = format!(
-        "{}-{}-{}",
-        upload.dataset,
-        upload.part,
-        hex(&hash.finalize()[..8])
-    );
+    hash.update((dataset.len() as u64).to_le_bytes());
+    hash.update(dataset);
+    hash.update(part.to_string());
+    hash.update(rows);
+    hash.update(preprocess.mean.to_le_bytes());
+    hash.update(preprocess.std.to_le_bytes());
+    hash.update([frac_bits]);
+    let name = format!("{dataset}-{part}-{}", hex(&hash.finalize()[..8]));
     home.join("uploads").join(name)
 }
 
@@ -213,7 +210,6 @@ pub fn part_name(part: Part) -> &'static str {
 #[cfg(test)]
 mod tests {
     use trefoil_models::job::{DatasetRef, JobKind, TrainSpec};
-    use trefoil_protocol::Tensor;
     use trefoil_transport::Pin;
 
     use super::*;
@@ -265,14 +261,10 @@ mod tests {
     #[test]
     fn an_upload_is_remembered_by_its_rows() {
         let home = tempfile::tempdir().unwrap();
-        let upload = |word: u64, part| Upload {
-            dataset: "digits".into(),
-            part,
-            images: Tensor::new(vec![1, 2], vec![word, 2]),
-            labels: Some(Tensor::new(vec![1, 2], vec![0, 1])),
-            shape: vec![1, 1, 2],
+        let place = |word, part| {
+            let numbers = (&Preprocess::DIGITS, 16);
+            upload_path(home.path(), [3; 32], ("digits", part), [word; 32], numbers)
         };
-        let place = |word, part| upload_path(home.path(), [3; 32], &upload(word, part));
         let path = place(1, Part::Train);
         assert_ne!(path, place(2, Part::Train));
         assert_ne!(path, place(1, Part::Test));

@@ -8,18 +8,21 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use trefoil_consortium::receipt::Schema;
 use trefoil_consortium::{check_name, hex};
+use trefoil_protocol::party::PartyId;
 
 use super::record::{UploadRecord, part_name, upload_path};
 use super::{HomeArgs, Member, advise, block_on};
-use crate::data::{self, DataSource, Dataset, Division, Place, Preprocess, Want};
+use crate::data::rows::{Checked, Rows};
+use crate::data::{self, Crop, DataSource, Division, Place, Preprocess, Want};
 use crate::experiment::read_network;
 use crate::follow::bar;
-use crate::remote::{DatasetInfo, Part, Receipt, Remote, RemoteError, Upload};
+use crate::remote::{DatasetInfo, LazyUpload, Part, Receipt, Remote, RemoteError};
 use crate::rows;
 
 /// Arguments of `trefoil share`.
@@ -45,7 +48,7 @@ pub struct ShareArgs {
     part: Option<WhichPart>,
     /// Share these rows of the part alone: FROM..TO, from 0, without TO.
     #[arg(long, value_name = "FROM..TO", requires = "part")]
-    rows: Option<Rows>,
+    rows: Option<RowRange>,
     /// The network that will read the images: a shipped name or a network file. It decides shape
     /// and classes; without it the data set that is there already, or the source, does.
     #[arg(long, value_name = "NAME|FILE")]
@@ -63,6 +66,10 @@ pub struct ShareArgs {
     /// Divides a source that does not divide itself.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// How pictures are brought to the network's proportions before they are resized: the same at
+    /// every hospital and for predictions.
+    #[arg(long, value_enum, default_value_t)]
+    crop: Crop,
     /// Share the rows although this home remembers an upload of them.
     #[arg(long)]
     again: bool,
@@ -79,16 +86,16 @@ enum WhichPart {
 
 /// Some rows of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Rows(Range<usize>);
+struct RowRange(Range<usize>);
 
-impl FromStr for Rows {
+impl FromStr for RowRange {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Rows, String> {
+    fn from_str(text: &str) -> Result<RowRange, String> {
         let ends = text.split_once("..");
         let ends = ends.and_then(|(from, to)| Some((from.parse().ok()?, to.parse().ok()?)));
         match ends {
-            Some((from, to)) if from < to => Ok(Rows(from..to)),
+            Some((from, to)) if from < to => Ok(RowRange(from..to)),
             _ => Err("expected FROM..TO with FROM below TO, such as 0..4000".into()),
         }
     }
@@ -172,23 +179,33 @@ pub fn share(args: &ShareArgs) -> Result<()> {
         remote.close().await;
         info
     })?;
-    let parts = load(args, info.schema.as_ref())?;
+    let parts = find(args, info.schema.as_ref())?;
     for (_, rows) in &parts {
         fits(args, info.schema.as_ref(), rows)?;
     }
+    let checked = check(&parts)?;
     let Some(Normalise(preprocess)) = args.preprocess else {
-        bail!("{}", measured(&parts)?);
+        bail!("{}", measured(&parts, &checked)?);
     };
     let mut uploads = Vec::new();
-    for (part, data) in &parts {
-        let upload = rows::upload(&args.dataset, *part, data, &preprocess, args.frac_bits)?;
-        let path = upload_path(&member.home, member.consortium.core_hash(), &upload);
+    for ((part, rows), checked) in parts.into_iter().zip(&checked) {
+        let numbers = (&preprocess, args.frac_bits);
+        let place = (args.dataset.as_str(), part);
+        let core = member.consortium.core_hash();
+        let path = upload_path(&member.home, core, place, checked.digest, numbers);
         let known = match args.again {
             true => None,
             false => UploadRecord::load(&path)?,
         };
-        announce(&member, args, *part, data, known.as_ref());
-        uploads.push((*part, upload, path, known));
+        announce(&member, args, part, &rows, checked, known.as_ref());
+        let upload = rows::lazy_upload(
+            &args.dataset,
+            part,
+            Arc::new(rows),
+            &preprocess,
+            args.frac_bits,
+        )?;
+        uploads.push((part, upload, path, known));
     }
     let complete = |known: &Option<UploadRecord>| known.as_ref().is_some_and(|k| k.complete);
     if uploads.iter().all(|(.., known)| complete(known)) {
@@ -212,14 +229,31 @@ pub fn share(args: &ShareArgs) -> Result<()> {
                 member.name(),
                 hex(&receipt.digest)
             );
+            for (party, digest) in PartyId::ALL.into_iter().zip(&receipt.party_digests) {
+                println!(
+                    "  {party} holds {} rows, digest {}",
+                    receipt.rows,
+                    hex(digest)
+                );
+            }
         }
         remote.close().await;
         Ok(())
     })
 }
 
-/// Reads the parts that are to be shared.
-fn load(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Dataset)>> {
+/// Reads everything that is to be shared once, with a progress bar.
+fn check(parts: &[(Part, Rows)]) -> Result<Vec<Checked>> {
+    let parts: Vec<&Rows> = parts.iter().map(|(_, rows)| rows).collect();
+    let bar = bar(data::rows::steps(&parts) as u64, "pictures");
+    bar.set_message("checking what is to be shared");
+    let checked = data::rows::check(&parts, &mut |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    checked.context("the images cannot be shared: nothing has left this machine")
+}
+
+/// Finds the parts that are to be shared.
+fn find(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Rows)>> {
     let network = args.network.as_deref().map(read_network).transpose()?;
     let held = schema.and_then(|schema| {
         let sides: Vec<usize> = schema.shape.iter().map(|side| *side as usize).collect();
@@ -233,6 +267,7 @@ fn load(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Dataset)
         classes: wanted.map(|(_, classes)| classes),
         class_names: args.class_names.clone(),
         seed: args.seed,
+        crop: args.crop,
     };
     let place = match args.images.as_os_str() == "digits" && !args.images.exists() {
         true => Place::Digits,
@@ -255,43 +290,43 @@ fn load(args: &ShareArgs, schema: Option<&Schema>) -> Result<Vec<(Part, Dataset)
         }
         _ => "the images cannot be shared",
     };
-    let Some(which) = args.part else {
-        let splits = data::load_labelled(&source, labels).with_context(advice)?;
-        if let Some(validation) = &splits.validation {
-            eprintln!(
+    let division = args.part.map(|which| match which {
+        WhichPart::Train => Division::Train,
+        WhichPart::Test => Division::Test,
+    });
+    let found = data::rows::open(&source, labels, division).with_context(advice)?;
+    let mut parts = Vec::new();
+    for (division, mut rows) in found {
+        if let Some(RowRange(range)) = &args.rows {
+            if range.end > rows.len() {
+                bail!(
+                    "--rows: {}..{} are asked for, the {} part of {} has {}",
+                    range.start,
+                    range.end,
+                    division.name(),
+                    args.images.display(),
+                    rows.len()
+                );
+            }
+            rows.narrow(range.clone());
+        }
+        match division {
+            Division::Train => parts.push((Part::Train, rows)),
+            Division::Test => parts.push((Part::Test, rows)),
+            Division::Validation => eprintln!(
                 "note: {} validation rows stay here; --part shares the others alone",
-                validation.len()
-            );
+                rows.len()
+            ),
         }
-        return Ok(vec![(Part::Train, splits.train), (Part::Test, splits.test)]);
-    };
-    let (part, division) = match which {
-        WhichPart::Train => (Part::Train, Division::Train),
-        WhichPart::Test => (Part::Test, Division::Test),
-    };
-    let all = data::load_part(&source, labels, division).with_context(advice)?;
-    let rows = match &args.rows {
-        None => all,
-        Some(Rows(range)) if range.end <= all.len() => {
-            data::subset(&all, &range.clone().collect::<Vec<_>>())?
-        }
-        Some(Rows(range)) => bail!(
-            "--rows: {}..{} are asked for, the {} part of {} has {}",
-            range.start,
-            range.end,
-            division.name(),
-            args.images.display(),
-            all.len()
-        ),
-    };
-    Ok(vec![(part, rows)])
+    }
+    Ok(parts)
 }
 
 /// Checks rows against what the parties hold.
-fn fits(args: &ShareArgs, schema: Option<&Schema>, rows: &Dataset) -> Result<()> {
+fn fits(args: &ShareArgs, schema: Option<&Schema>, rows: &Rows) -> Result<()> {
     let ours = Schema {
         shape: rows.shape().map(|side| side as u32).into(),
-        classes: rows.classes as u32,
+        classes: rows.classes() as u32,
     };
     match schema {
         Some(schema) if *schema != ours => bail!(
@@ -313,11 +348,11 @@ fn shape(sides: &[u32]) -> String {
 }
 
 /// Why nothing is shared without agreed statistics of the pixels.
-fn measured(parts: &[(Part, Dataset)]) -> Result<String> {
-    let Some((_, rows)) = parts.first() else {
+fn measured(parts: &[(Part, Rows)], checked: &[Checked]) -> Result<String> {
+    let (Some((_, rows)), Some(checked)) = (parts.first(), checked.first()) else {
         bail!("there are no rows");
     };
-    let here = Preprocess::measure(rows)?;
+    let here = checked.measured()?;
     Ok(format!(
         "--preprocess mean=M,std=S: all hospitals have to use the same numbers, and models and \
          predictions depend on them; agree on one pair. The {} images here have mean={:.4},std={:.4}",
@@ -331,7 +366,8 @@ fn announce(
     member: &Member,
     args: &ShareArgs,
     part: Part,
-    rows: &Dataset,
+    rows: &Rows,
+    checked: &Checked,
     known: Option<&UploadRecord>,
 ) {
     let known = match known {
@@ -349,17 +385,24 @@ fn announce(
         args.dataset,
         rows.class_names.join(", ")
     );
+    if checked.stretched > 0 {
+        eprintln!(
+            "note: {} of these pictures have more than 8 bits and no window: the smallest value of each \
+             becomes black, the largest white (docs/data.md)",
+            checked.stretched
+        );
+    }
 }
 
 /// One upload, begun or gone on with, with a progress bar.
 async fn send(
     remote: &Remote,
     part: Part,
-    upload: Upload,
+    upload: LazyUpload,
     path: &Path,
     known: Option<UploadRecord>,
 ) -> Result<Receipt> {
-    let bar = bar(upload.images.shape()[0] as u64, "rows");
+    let bar = bar(upload.rows as u64, "rows");
     bar.set_message(format!("sharing {} rows", part_name(part)));
     let mut progress = |done: usize| bar.set_position(done as u64);
     let done = match known {
@@ -367,14 +410,14 @@ async fn send(
             let pending = known
                 .pending()
                 .with_context(|| path.display().to_string())?;
-            remote.resume(pending, upload, &mut progress).await
+            remote.resume_lazy(pending, upload, &mut progress).await
         }
         None => {
             let mut note = |pending: &_| {
                 let begun = UploadRecord::begun(pending).save(path);
                 begun.map_err(|err| format!("{err:#}"))
             };
-            remote.upload_noted(upload, &mut note, &mut progress).await
+            remote.upload_lazy(upload, &mut note, &mut progress).await
         }
     };
     bar.finish_and_clear();
@@ -415,9 +458,9 @@ mod tests {
 
     #[test]
     fn rows_and_statistics_are_read_and_mistakes_are_named() {
-        assert_eq!("3..10".parse(), Ok(Rows(3..10)));
+        assert_eq!("3..10".parse(), Ok(RowRange(3..10)));
         for wrong in ["", "3", "3..3", "9..3", "-1..3", "a..b"] {
-            assert!(wrong.parse::<Rows>().is_err(), "{wrong}");
+            assert!(wrong.parse::<RowRange>().is_err(), "{wrong}");
         }
         let digits = "mean=0.1307, std=0.3081".parse();
         assert_eq!(digits, Ok(Normalise(Preprocess::DIGITS)));

@@ -6,14 +6,21 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use trefoil_consortium::DatasetInfo;
 use trefoil_models::Network;
-use trefoil_models::job::{JobKind, LrSchedule, TrainSpec};
+use trefoil_models::cost::{self, Work};
+use trefoil_models::job::{JobKind, LrSchedule, Preparation, TrainSpec};
 use trefoil_protocol::program::Rounding;
 
 use super::record::{Record, Show};
-use super::share::held;
+use super::share::{Normalise, held};
 use super::watch::present;
 use super::{HomeArgs, JobArgs, Member, block_on, class_names};
 use crate::experiment::read_network;
+use crate::plan;
+
+/// Seconds of work between two checkpoints, where nobody says otherwise.
+const CHECKPOINT_S: f64 = 60.0;
+/// More steps between two are as many as all.
+const MAX_STEPS: f64 = 1e6;
 
 /// Arguments of `trefoil train`.
 #[derive(Debug, Args)]
@@ -53,9 +60,18 @@ pub struct TrainArgs {
     /// How training rounds: nearest, floor or stochastic.
     #[arg(long, default_value = "nearest", value_parser = parse_rounding)]
     rounding: Rounding,
+    /// The numbers that the rows were shared with: kept with the model, so that predictions apply
+    /// them.
+    #[arg(long, value_name = "mean=M,std=S")]
+    preprocess: Option<Normalise>,
     /// Fraction bits: those that the rows were shared with.
     #[arg(long, default_value_t = 16)]
     frac_bits: u8,
+    /// The parties write their shares of the weights down after so many steps of an epoch, and at its
+    /// end, so that a job that loses a machine goes on from there; 0: never. Without this, about once
+    /// a minute as far as the work can be estimated.
+    #[arg(long, value_name = "STEPS")]
+    checkpoint_every: Option<u64>,
     /// Reveal the confusion matrix on the test rows after every epoch, to this member.
     #[arg(long)]
     reveal_metrics: bool,
@@ -123,6 +139,17 @@ pub fn check_fit(network: &Network, dataset: &str, info: &DatasetInfo) -> Result
     Ok(())
 }
 
+/// Training steps in about a minute, by the estimate of `trefoil plan`.
+fn checkpoint_every(
+    network: &Network,
+    spec: &TrainSpec,
+    link: trefoil_cluster::Link,
+) -> Result<u64> {
+    let plan = cost::plan(network, spec, Work::Train, link.profile())?;
+    let step_s = plan::estimated_seconds(&plan.cost(), link);
+    Ok((CHECKPOINT_S / step_s.max(1e-6)).clamp(1.0, MAX_STEPS) as u64)
+}
+
 /// Trains a network.
 pub fn train(args: &TrainArgs) -> Result<()> {
     let network = read_network(&args.network)?;
@@ -146,6 +173,10 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         rounding: args.rounding,
         frac_bits: args.frac_bits,
         ring_bits: member.consortium.core.ring_bits,
+        preparation: args.preprocess.map(|Normalise(p)| Preparation {
+            mean: p.mean,
+            std: p.std,
+        }),
     };
     spec.check()?;
     block_on(async {
@@ -154,14 +185,19 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         check_fit(&network, &args.dataset, &info)?;
         let kind = JobKind::Train {
             network: network.to_toml(),
-            spec,
+            spec: spec.clone(),
             dataset: info.reference(&args.dataset),
             evaluate_each_epoch: args.reveal_metrics,
             save_as: args.save_as.clone(),
             reveal_weights: args.reveal_weights.is_some(),
         };
+        let mut job = member.describe("train", kind, &args.job)?;
+        job.checkpoint_every = match args.checkpoint_every {
+            Some(every) => every,
+            None => checkpoint_every(&network, &spec, args.job.link)?,
+        };
         let record = Record {
-            job: member.describe("train", kind, &args.job)?,
+            job,
             show: Show {
                 class_names: names,
                 images: Vec::new(),

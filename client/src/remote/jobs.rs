@@ -9,15 +9,18 @@ use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
 use trefoil_protocol::run::party::reconstruct;
 
-use trefoil_transport::MsgStream;
+use tokio::sync::mpsc;
+use trefoil_transport::TransportError;
 
 use super::{Remote, RemoteError, unexpected};
 
 /// Outputs that some but not all parties have sent, at most.
 const PENDING_OUTPUTS_MAX: usize = 100_000;
 
-/// How often a party is tried again whose link broke while a job waits for approval.
+/// How often a party is tried again whose link broke.
 const WATCH_AGAIN_EVERY: Duration = Duration::from_millis(500);
+/// Events of one party that wait for the others'.
+const EVENTS_AHEAD: usize = 16;
 
 /// What happens while a job is watched.
 #[derive(Debug)]
@@ -36,17 +39,28 @@ pub enum Event {
         /// Which, with its institution's name.
         at: String,
     },
+    /// A session was interrupted; the job goes on in another one. In P0's words: what it waits for.
+    Interrupted(String),
     /// All parties have started the session.
     Started {
         /// Its id.
         session: SessionId,
-        /// Its steps.
+        /// Steps of the job.
         steps: u64,
+        /// Its first step: the one before which an interrupted job is taken up.
+        from: u64,
     },
     /// P0 has done a step.
     Progress(Progress),
     /// A result was revealed.
     Output(Revealed),
+    /// What the job waits for, in a party's words.
+    Waits {
+        /// Which party.
+        party: PartyId,
+        /// For what.
+        reason: String,
+    },
 }
 
 /// A result, opened here and nowhere else.
@@ -86,7 +100,9 @@ impl Remote {
         for party in [PartyId::P1, PartyId::P2, PartyId::P0] {
             let job = jobs[party.index()].clone();
             let expected = job.id();
-            let asked = self.ask_one(party, &Ask::Submit(job), "the job").await;
+            let asked = self
+                .ask_one(party, &Ask::Submit(Box::new(job)), "the job")
+                .await;
             match asked {
                 Ok(Answer::Submitted(theirs)) if theirs == expected => {}
                 Ok(other) => return Err(unexpected(party, "the job", other)),
@@ -118,19 +134,6 @@ impl Remote {
         self.watch_each([job; 3], on_event).await
     }
 
-    /// Opens the report of a job anew; the party begins it from the start.
-    async fn watch_again(&self, party: PartyId, ask: &Ask) -> Result<MsgStream, RemoteError> {
-        let begun = Instant::now();
-        loop {
-            match self.open(party, ask).await {
-                Err(err) if err.may_pass() && begun.elapsed() < self.resume_timeout => {
-                    tokio::time::sleep(WATCH_AGAIN_EVERY).await;
-                }
-                opened => return opened,
-            }
-        }
-    }
-
     /// Takes a job back that has not started; at P0 first, so that none starts meanwhile.
     ///
     /// # Errors
@@ -158,42 +161,105 @@ impl Remote {
         on_event: &mut dyn FnMut(Event),
     ) -> Result<JobResult, RemoteError> {
         let asks = jobs.map(Ask::Watch);
-        let [a, b, c] = PartyId::ALL.map(|party| self.open(party, &asks[party.index()]));
-        let (a, b, c) = tokio::try_join!(a, b, c)?;
-        let mut streams = [a, b, c];
+        let (sender, mut heard) = mpsc::channel(EVENTS_AHEAD);
+        let feeding = async {
+            let [a, b, c] =
+                PartyId::ALL.map(|party| self.feed(party, &asks[party.index()], sender.clone()));
+            drop(sender);
+            tokio::join!(a, b, c);
+        };
         let mut gather = Gather::new(&self.consortium.core);
-        while !gather.complete() {
-            let [open_a, open_b, open_c] =
-                PartyId::ALL.map(|party| gather.stats[party.index()].is_none());
-            let [a, b, c] = &mut streams;
-            let (party, message) = tokio::select! {
-                message = a.recv::<Watched>(EVENT_MAX_BYTES), if open_a => (PartyId::P0, message),
-                message = b.recv::<Watched>(EVENT_MAX_BYTES), if open_b => (PartyId::P1, message),
-                message = c.recv::<Watched>(EVENT_MAX_BYTES), if open_c => (PartyId::P2, message),
-            };
-            let message = match message {
-                Ok(message) => message,
-                // Approval takes days: a link that breaks meanwhile ends nothing.
-                Err(_) if gather.waits_for_approval() => {
-                    let at = party.index();
-                    streams[at] = self.watch_again(party, &asks[at]).await?;
-                    continue;
-                }
-                Err(source) => return Err(RemoteError::Link { party, source }),
-            };
-            match message.unwrap_or(Watched::Failed(
-                "it ended the report without a result".into(),
-            )) {
-                Watched::Failed(reason) => return Err(RemoteError::Job { party, reason }),
-                event => gather.take(party, event, on_event)?,
+        let gathering = async {
+            while !gather.complete() {
+                let Some((party, event)) = heard.recv().await else {
+                    break;
+                };
+                gather.take(party, event?, on_event)?;
             }
-        }
+            Ok(())
+        };
+        let gathered = async {
+            tokio::pin!(gathering);
+            tokio::select! {
+                biased;
+                gathered = &mut gathering => gathered,
+                // What they have heard is still to be taken.
+                () = feeding => gathering.await,
+            }
+        };
+        gathered.await?;
         gather.finish()
+    }
+
+    /// Passes on what a party says of a job until it has said all, or is away for too long. A link
+    /// that breaks is made anew: the party begins its report from the start.
+    async fn feed(
+        &self,
+        party: PartyId,
+        ask: &Ask,
+        sender: mpsc::Sender<(PartyId, Result<Watched, RemoteError>)>,
+    ) {
+        let mut away: Option<Instant> = None;
+        loop {
+            let err = match self.open(party, ask).await {
+                Ok(mut stream) => loop {
+                    match stream.recv::<Watched>(EVENT_MAX_BYTES).await {
+                        Ok(Some(event)) => {
+                            away = None;
+                            let last = matches!(event, Watched::Done { .. } | Watched::Failed(_));
+                            // Nobody hears any more once the job is over.
+                            if sender.send((party, Ok(event))).await.is_err() || last {
+                                return;
+                            }
+                        }
+                        Ok(None) => {
+                            let addr = stream.link().remote_addr();
+                            let reason = "it ended the report without a result".into();
+                            let source = TransportError::Closed { addr, reason };
+                            break RemoteError::Link { party, source };
+                        }
+                        Err(source) => break RemoteError::Link { party, source },
+                    }
+                },
+                Err(err) => err,
+            };
+            let since = *away.get_or_insert_with(Instant::now);
+            if !err.may_pass() || since.elapsed() > self.watch_timeout {
+                // Nobody hears any more once the job is over.
+                let _ = sender.send((party, Err(err))).await;
+                return;
+            }
+            tokio::time::sleep(WATCH_AGAIN_EVERY).await;
+        }
     }
 }
 
 /// What a watched party sends: events, or at once a refusal.
 type Watched = wire::Event;
+
+/// One session of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Session {
+    attempt: u32,
+    from: u64,
+    id: SessionId,
+    steps: u64,
+}
+
+impl Session {
+    /// Whether what an attempt revealed at a step counts no more: this session reveals it anew.
+    fn replaces(&self, attempt: u32, step: u64) -> bool {
+        attempt < self.attempt && step >= self.from
+    }
+}
+
+/// An output of which some shares are missing. Shares of two attempts do not belong together.
+struct Pending {
+    attempt: u32,
+    step: u64,
+    name: String,
+    shares: [Option<OutputShare>; 3],
+}
 
 /// The three parties' reports on one job.
 struct Gather {
@@ -201,11 +267,11 @@ struct Gather {
     names: [String; 3],
     /// Where the job waits for approval.
     held: [bool; 3],
-    /// It has waited somewhere.
-    patient: bool,
-    /// The session that each party says it has started.
-    started: [Option<(SessionId, u64)>; 3],
-    pending: Vec<(u64, String, [Option<OutputShare>; 3])>,
+    /// The newest session that each party says it has started.
+    started: [Option<Session>; 3],
+    /// What P0 has last said that the job waits for.
+    waits: String,
+    pending: Vec<Pending>,
     outputs: Vec<Revealed>,
     stats: [Option<NodeStats>; 3],
     dealer: Option<NodeStats>,
@@ -218,7 +284,7 @@ impl Gather {
         Gather {
             names: core.parties.each_ref().map(|party| party.name.clone()),
             held: [false; 3],
-            patient: false,
+            waits: String::new(),
             started: [None; 3],
             pending: Vec::new(),
             outputs: Vec::new(),
@@ -226,11 +292,6 @@ impl Gather {
             dealer: None,
             ring_bits: core.ring_bits,
         }
-    }
-
-    /// Whether the job has waited for a person and has not started.
-    fn waits_for_approval(&self) -> bool {
-        self.patient && self.started.iter().all(Option::is_none)
     }
 
     fn complete(&self) -> bool {
@@ -247,7 +308,6 @@ impl Gather {
         match event {
             // A party that was started again says it again.
             wire::Event::Held => {
-                self.patient = true;
                 if !std::mem::replace(&mut self.held[party.index()], true) {
                     on_event(Event::Held { party, at: at() });
                 }
@@ -261,9 +321,18 @@ impl Gather {
                 session,
                 steps,
                 ring_bits,
+                attempt,
+                from,
             } => {
-                let known = self.started.iter().flatten().next().copied();
-                if ring_bits != self.ring_bits || known.is_some_and(|k| k != (session, steps)) {
+                let new = Session {
+                    attempt,
+                    from,
+                    id: session,
+                    steps,
+                };
+                let mut known = self.started.iter().flatten();
+                let differs = known.any(|known| known.attempt == attempt && *known != new);
+                if ring_bits != self.ring_bits || differs {
                     return Err(RemoteError::Disagree {
                         what: "the session".into(),
                         detail: format!(
@@ -272,20 +341,43 @@ impl Gather {
                         ),
                     });
                 }
-                self.started[party.index()] = Some((session, steps));
-                if self.started.iter().all(Option::is_some) {
-                    on_event(Event::Started { session, steps });
+                // A report that begins anew names all sessions again.
+                let own = &mut self.started[party.index()];
+                if own.is_some_and(|own| own.attempt >= attempt) {
+                    return Ok(());
+                }
+                *own = Some(new);
+                self.pending
+                    .retain(|pending| !new.replaces(pending.attempt, pending.step));
+                if self.started.iter().all(|other| *other == Some(new)) {
+                    self.waits.clear();
+                    on_event(Event::Started {
+                        session,
+                        steps,
+                        from,
+                    });
+                }
+            }
+            wire::Event::Interrupted(waits) => {
+                if party == PartyId::P0 && self.waits != waits {
+                    self.waits.clone_from(&waits);
+                    on_event(Event::Interrupted(waits));
                 }
             }
             wire::Event::Progress(progress) if party == PartyId::P0 => {
                 on_event(Event::Progress(progress))
             }
             wire::Event::Progress(_) => {}
-            wire::Event::Output { step, share } => self.output(party, step, share, on_event)?,
+            wire::Event::Output {
+                step,
+                attempt,
+                share,
+            } => self.output(party, (attempt, step), share, on_event)?,
             wire::Event::Done { stats, dealer } => {
                 self.stats[party.index()] = Some(stats);
                 self.dealer = self.dealer.take().or(dealer);
             }
+            wire::Event::Waits(reason) => on_event(Event::Waits { party, reason }),
             wire::Event::Failed(reason) => return Err(RemoteError::Job { party, reason }),
         }
         Ok(())
@@ -294,7 +386,7 @@ impl Gather {
     fn output(
         &mut self,
         party: PartyId,
-        step: u64,
+        (attempt, step): (u32, u64),
         share: wire::WireOutput,
         on_event: &mut dyn FnMut(Event),
     ) -> Result<(), RemoteError> {
@@ -304,10 +396,13 @@ impl Gather {
             detail,
         };
         let share = share.into_share().map_err(unexpected)?;
-        let known = self
-            .pending
-            .iter()
-            .position(|(at, name, _)| *at == step && *name == share.name);
+        let mut sessions = self.started.iter().flatten();
+        if sessions.any(|session| session.replaces(attempt, step)) {
+            return Ok(());
+        }
+        let known = self.pending.iter().position(|pending| {
+            (pending.attempt, pending.step) == (attempt, step) && pending.name == share.name
+        });
         let at = known.unwrap_or(self.pending.len());
         if known.is_none() {
             if self.pending.len() >= PENDING_OUTPUTS_MAX {
@@ -315,23 +410,38 @@ impl Gather {
                     "more than {PENDING_OUTPUTS_MAX} results that other parties lack"
                 )));
             }
-            self.pending
-                .push((step, share.name.clone(), [None, None, None]));
+            self.pending.push(Pending {
+                attempt,
+                step,
+                name: share.name.clone(),
+                shares: [None, None, None],
+            });
         }
-        self.pending[at].2[party.index()] = Some(share);
-        if self.pending[at].2.iter().any(Option::is_none) {
+        self.pending[at].shares[party.index()] = Some(share);
+        if self.pending[at].shares.iter().any(Option::is_none) {
             return Ok(());
         }
-        let (step, name, shares) = self.pending.swap_remove(at);
+        let Pending {
+            step, name, shares, ..
+        } = self.pending.swap_remove(at);
         let [Some(a), Some(b), Some(c)] = shares else {
             return Ok(());
         };
-        let tensor =
-            reconstruct(&[a, b, c], self.ring_bits).map_err(|detail| RemoteError::Disagree {
-                what: format!("result {name:?} of step {step}"),
-                detail,
-            })?;
+        let disagree = |detail| RemoteError::Disagree {
+            what: format!("result {name:?} of step {step}"),
+            detail,
+        };
+        let tensor = reconstruct(&[a, b, c], self.ring_bits).map_err(disagree)?;
         let step = usize::try_from(step).map_err(|err| unexpected(err.to_string()))?;
+        let mut known = self.outputs.iter();
+        if let Some(known) = known.find(|known| known.step == step && known.name == name) {
+            // Revealed again by a session that took the job up, or reported again.
+            if known.tensor != tensor {
+                let detail = "two sessions of the job revealed different values";
+                return Err(disagree(detail.into()));
+            }
+            return Ok(());
+        }
         let revealed = Revealed { step, name, tensor };
         on_event(Event::Output(revealed.clone()));
         self.outputs.push(revealed);
@@ -339,7 +449,18 @@ impl Gather {
     }
 
     fn finish(mut self) -> Result<JobResult, RemoteError> {
-        if let Some((step, name, shares)) = self.pending.first() {
+        // A report that began anew repeats what the three have sent.
+        let outputs = &self.outputs;
+        self.pending.retain(|pending| {
+            let known = |output: &Revealed| {
+                output.step as u64 == pending.step && output.name == pending.name
+            };
+            !outputs.iter().any(known)
+        });
+        if let Some(Pending {
+            step, name, shares, ..
+        }) = self.pending.first()
+        {
             let missing: Vec<String> = PartyId::ALL
                 .into_iter()
                 .filter(|party| shares[party.index()].is_none())

@@ -6,6 +6,7 @@
 //! messages are in `trefoil_consortium::wire`. Here: links, requests and errors; `jobs.rs`: jobs.
 
 mod jobs;
+mod served;
 mod upload;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,11 +21,15 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Identity, Link, MsgStream, Node, Settings, StreamKind, TransportError};
 
 pub use jobs::{Event, JobResult, Revealed};
-pub use upload::{PendingUpload, Receipt, Upload};
+pub use served::HeldModel;
+pub use upload::{LazyUpload, PendingUpload, ReadRows, Receipt, Upload};
 
 /// How long an upload that does not go forward is tried, unless [`Remote::set_resume_timeout`] says
 /// otherwise.
 pub const RESUME_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a party may be away while one of its jobs is watched, unless
+/// [`Remote::set_watch_timeout`] says otherwise.
+pub const WATCH_TIMEOUT: Duration = Duration::from_secs(60);
 /// A slower line than this is taken for a dead one, beyond the round's time-out.
 const SLOWEST_BYTES_PER_S: u64 = 50_000;
 
@@ -175,6 +180,7 @@ pub struct Remote {
     addresses: Option<[SocketAddr; 3]>,
     settings: Settings,
     resume_timeout: Duration,
+    watch_timeout: Duration,
     /// Upload numbers are taken one after the other.
     uploading: tokio::sync::Mutex<()>,
 }
@@ -212,6 +218,7 @@ impl Remote {
             addresses,
             settings: settings.clone(),
             resume_timeout: RESUME_TIMEOUT,
+            watch_timeout: WATCH_TIMEOUT,
             uploading: tokio::sync::Mutex::default(),
         })
     }
@@ -225,6 +232,11 @@ impl Remote {
     /// way then.
     pub fn set_resume_timeout(&mut self, timeout: Duration) {
         self.resume_timeout = timeout;
+    }
+
+    /// How long a party may be away while one of its jobs is watched.
+    pub fn set_watch_timeout(&mut self, timeout: Duration) {
+        self.watch_timeout = timeout;
     }
 
     /// The links as they are now, for their counters: P0, P1, P2.

@@ -5,8 +5,11 @@
 //! before: later chunks are shared anew at all of them, the commit is repeated. No seed is kept.
 
 use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sha2::{Digest, Sha256};
 use trefoil_consortium::receipt::{
     Schema, SignedReceipt, UploadId, check_receipts, chunk_rows, staged_alike,
 };
@@ -44,6 +47,38 @@ pub struct Upload {
     pub shape: Vec<usize>,
 }
 
+/// Images in fixed point and one-hot labels of some rows, each row-major; an error says what keeps
+/// them from being read.
+pub type ReadRows = dyn Fn(Range<usize>) -> Result<(Vec<u64>, Vec<u64>), String> + Send + Sync;
+
+/// Rows to share that are read when their turn comes, a chunk ahead: they need not fit into memory.
+#[derive(Clone)]
+pub struct LazyUpload {
+    /// The data set's name.
+    pub dataset: String,
+    /// Which rows.
+    pub part: Part,
+    /// Shape of one image: channels, height, width.
+    pub shape: [usize; 3],
+    /// Number of classes.
+    pub classes: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Reads some of them: the same ones each time.
+    pub read: Arc<ReadRows>,
+}
+
+impl fmt::Debug for LazyUpload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (rows, shape) = (self.rows, self.shape);
+        write!(
+            f,
+            "LazyUpload {{ {} {} {rows} x {shape:?} }}",
+            self.dataset, self.part
+        )
+    }
+}
+
 impl std::fmt::Debug for Upload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
@@ -67,6 +102,8 @@ pub struct Receipt {
     pub number: u64,
     /// Digest of what the three parties hold.
     pub digest: [u8; 32],
+    /// Digest of what each of P0, P1 and P2 holds.
+    pub party_digests: [[u8; 32]; 3],
 }
 
 /// An upload that has begun: with the same rows it can be resumed, from another process too, within
@@ -87,10 +124,13 @@ impl fmt::Display for PendingUpload {
 
 /// Rows that have been checked, and how they are cut.
 struct Plan {
-    upload: Upload,
+    /// Empty for images to predict.
+    dataset: String,
+    part: Part,
     schema: Schema,
     rows: usize,
     chunks: Vec<u32>,
+    read: Arc<ReadRows>,
 }
 
 /// How long it is tried.
@@ -130,34 +170,78 @@ impl Patience {
 impl Plan {
     fn new(upload: Upload) -> Result<Plan, RemoteError> {
         let (schema, rows) = check_upload(&upload)?;
+        let (images, labels) = (upload.images, upload.labels);
+        let read = move |range: Range<usize>| {
+            let cut = |tensor: &Tensor| {
+                let words = tensor.len() / rows;
+                tensor.data()[range.start * words..range.end * words].to_vec()
+            };
+            Ok((cut(&images), labels.as_ref().map(cut).unwrap_or_default()))
+        };
+        let dataset = match upload.part {
+            Part::Predict => String::new(),
+            _ => upload.dataset,
+        };
+        Plan::of(dataset, upload.part, schema, rows, Arc::new(read))
+    }
+
+    fn lazy(upload: LazyUpload) -> Result<Plan, RemoteError> {
+        let side = |side: usize| {
+            u32::try_from(side).map_err(|err| RemoteError::Input {
+                field: "shape",
+                detail: err.to_string(),
+            })
+        };
+        let schema = Schema {
+            shape: upload
+                .shape
+                .into_iter()
+                .map(side)
+                .collect::<Result<_, _>>()?,
+            classes: side(upload.classes)?,
+        };
+        Plan::of(
+            upload.dataset,
+            upload.part,
+            schema,
+            upload.rows,
+            upload.read,
+        )
+    }
+
+    fn of(
+        dataset: String,
+        part: Part,
+        schema: Schema,
+        rows: usize,
+        read: Arc<ReadRows>,
+    ) -> Result<Plan, RemoteError> {
         let chunks = chunk_rows(rows, &schema).ok_or_else(|| RemoteError::Input {
             field: "images",
             detail: format!(
                 "{rows} rows of shape {:?} are too few or too many for one upload",
-                upload.shape
+                schema.shape
             ),
         })?;
         Ok(Plan {
-            upload,
+            dataset,
+            part,
             schema,
             rows,
             chunks,
+            read,
         })
     }
 
-    /// The data set's name; empty for images to predict.
     fn dataset(&self) -> &str {
-        match self.upload.part {
-            Part::Predict => "",
-            _ => &self.upload.dataset,
-        }
+        &self.dataset
     }
 
     fn begin(&self, pending: &PendingUpload) -> UploadBegin {
         UploadBegin {
             upload: pending.upload,
             dataset: self.dataset().into(),
-            part: self.upload.part,
+            part: self.part,
             schema: self.schema.clone(),
             rows: self.rows as u64,
             number: pending.number,
@@ -175,23 +259,32 @@ impl Plan {
         self.bytes(self.rows) / (REREAD_BYTES_PER_S / SLOWEST_BYTES_PER_S)
     }
 
-    /// A fresh sharing of a chunk, for the three parties.
-    fn share(&self, chunk: usize, first: usize) -> Result<[Chunk; 3], RemoteError> {
+    /// A fresh sharing of a chunk, for the three parties: two seeds, and the full share for each
+    /// party in turn. Reading may take long, and links have to stay alive meanwhile.
+    async fn share(&self, chunk: usize, first: usize) -> Result<[Chunk; 3], RemoteError> {
         let range = first..first + self.chunks[chunk] as usize;
-        let sharing = random_bytes().map_err(RemoteError::Random)?;
-        let full_to = PartyId::ALL[chunk % 3];
-        let [a, b, c] = split(&self.upload.images, range.clone(), full_to)?;
-        let [label_a, label_b, label_c] = match &self.upload.labels {
-            Some(labels) => split(labels, range, full_to)?.map(Some),
-            None => [None, None, None],
+        let read = self.read.clone();
+        let image_words = range.len() * self.schema.image_words().unwrap_or(0);
+        let label_words = range.len() * self.schema.classes as usize;
+        let work = move || {
+            let failed = |detail| RemoteError::Input {
+                field: "rows",
+                detail,
+            };
+            let (images, labels) = read(range).map_err(failed)?;
+            if (images.len(), labels.len()) != (image_words, label_words) {
+                let (images, labels) = (images.len(), labels.len());
+                return Err(failed(format!(
+                    "{images} and {labels} words were read, expected {image_words} and {label_words}"
+                )));
+            }
+            split(chunk, &images, &labels)
         };
-        let shares = [(a, label_a), (b, label_b), (c, label_c)];
-        Ok(shares.map(|(images, labels)| Chunk {
-            chunk: chunk as u32,
-            sharing,
-            images,
-            labels,
-        }))
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|err| RemoteError::Input {
+            field: "rows",
+            detail: format!("reading them failed: {err}"),
+        })?
     }
 }
 
@@ -208,19 +301,29 @@ impl Remote {
         upload: Upload,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Receipt, RemoteError> {
-        self.upload_noted(upload, &mut |_| Ok(()), progress).await
+        let plan = Plan::new(upload)?;
+        self.upload_plan(plan, &mut |_| Ok(()), progress).await
     }
 
-    /// As [`Remote::upload`]. `note` hears what [`Remote::resume`] needs before anything is shared,
-    /// so that an upload outlives this process; where it fails, nothing is shared. It hears of
-    /// another one where the number was taken meanwhile: the last one counts.
-    pub async fn upload_noted(
+    /// As [`Remote::upload`], of rows that are read when their turn comes. `note` hears what
+    /// [`Remote::resume_lazy`] needs before anything is shared, so that an upload outlives this
+    /// process; where it fails, nothing is shared. It hears of another one where the number was
+    /// taken meanwhile: the last one counts.
+    pub async fn upload_lazy(
         &self,
-        upload: Upload,
+        upload: LazyUpload,
         note: &mut dyn FnMut(&PendingUpload) -> Result<(), String>,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Receipt, RemoteError> {
-        let plan = Plan::new(upload)?;
+        self.upload_plan(Plan::lazy(upload)?, note, progress).await
+    }
+
+    async fn upload_plan(
+        &self,
+        plan: Plan,
+        note: &mut dyn FnMut(&PendingUpload) -> Result<(), String>,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Receipt, RemoteError> {
         let _one_at_a_time = self.uploading.lock().await;
         let mut patience = Patience::new(self.resume_timeout);
         loop {
@@ -263,7 +366,27 @@ impl Remote {
         upload: Upload,
         progress: &mut dyn FnMut(usize),
     ) -> Result<Receipt, RemoteError> {
-        let plan = Plan::new(upload)?;
+        self.resume_plan(pending, Plan::new(upload)?, progress)
+            .await
+    }
+
+    /// As [`Remote::resume`], of rows that are read when their turn comes.
+    pub async fn resume_lazy(
+        &self,
+        pending: PendingUpload,
+        upload: LazyUpload,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Receipt, RemoteError> {
+        self.resume_plan(pending, Plan::lazy(upload)?, progress)
+            .await
+    }
+
+    async fn resume_plan(
+        &self,
+        pending: PendingUpload,
+        plan: Plan,
+        progress: &mut dyn FnMut(usize),
+    ) -> Result<Receipt, RemoteError> {
         let _one_at_a_time = self.uploading.lock().await;
         let mut patience = Patience::new(self.resume_timeout);
         self.complete(&plan, pending, &mut patience, progress).await
@@ -358,23 +481,38 @@ impl Remote {
         if staged > 0 {
             progress(done);
         }
-        for chunk in staged..plan.chunks.len() {
+        let mut following = match staged < plan.chunks.len() {
+            true => Some(plan.share(staged, done).await?),
+            false => None,
+        };
+        let mut chunk = staged;
+        while let Some(messages) = following.take() {
             let bytes = plan.bytes(plan.chunks[chunk] as usize);
-            let messages = plan.share(chunk, done)?;
-            self.send_all(&mut streams, &messages, "a chunk", bytes)
-                .await?;
-            let answers = self
-                .receive_all(&mut streams, "a chunk", CONTROL_MAX_BYTES, bytes)
-                .await?;
-            for (party, answer) in PartyId::ALL.into_iter().zip(answers) {
+            let after = done + plan.chunks[chunk] as usize;
+            let exchange = async {
+                self.send_all(&mut streams, &messages, "a chunk", bytes)
+                    .await?;
+                self.receive_all(&mut streams, "a chunk", CONTROL_MAX_BYTES, bytes)
+                    .await
+            };
+            // While this chunk is on its way the next one is read.
+            let next = async {
+                match chunk + 1 < plan.chunks.len() {
+                    true => plan.share(chunk + 1, after).await.map(Some),
+                    false => Ok(None),
+                }
+            };
+            let (answers, next) = tokio::join!(exchange, next);
+            for (party, answer) in PartyId::ALL.into_iter().zip(answers?) {
                 match answer {
                     Answer::Staged(receipt) => receipts[party.index()].push(receipt),
                     other => return Err(unexpected(party, "a chunk", other)),
                 }
             }
-            done += plan.chunks[chunk] as usize;
+            (done, chunk) = (after, chunk + 1);
             patience.renew();
             progress(done);
+            following = next?;
         }
         let [a, b, c] = streams;
         tokio::join!(self.leave(a), self.leave(b), self.leave(c));
@@ -433,6 +571,13 @@ impl Remote {
                 what: "the upload's receipts".into(),
                 detail,
             })?;
+        let party_digests = receipts.each_ref().map(|receipts| {
+            let mut hash = Sha256::new().chain_update(b"trefoil party receipt v1\0");
+            receipts
+                .iter()
+                .for_each(|signed| hash.update(signed.receipt.digest));
+            hash.finalize().into()
+        });
         let commit = Commit { receipts };
         // One party's trouble does not keep the others from committing.
         let [a, b, c] =
@@ -444,6 +589,7 @@ impl Remote {
             rows: plan.rows,
             number: begin.number,
             digest,
+            party_digests,
         })
     }
 
@@ -555,23 +701,67 @@ fn check_upload(upload: &Upload) -> Result<(Schema, usize), RemoteError> {
     }
 }
 
-fn split(
-    tensor: &Tensor,
-    rows: std::ops::Range<usize>,
-    full_to: PartyId,
-) -> Result<[Share; 3], RemoteError> {
-    let words = tensor.len() / tensor.shape()[0].max(1);
+/// Splits a chunk's rows; the receiver of the full share rotates with the chunks.
+fn split(chunk: usize, images: &[u64], labels: &[u64]) -> Result<[Chunk; 3], RemoteError> {
+    let sharing = random_bytes().map_err(RemoteError::Random)?;
+    let full_to = PartyId::ALL[chunk % 3];
+    let [a, b, c] = shares(images, full_to)?;
+    let [label_a, label_b, label_c] = match labels {
+        [] => [None, None, None],
+        labels => shares(labels, full_to)?.map(Some),
+    };
+    let all = [(a, label_a), (b, label_b), (c, label_c)];
+    Ok(all.map(|(images, labels)| Chunk {
+        chunk: chunk as u32,
+        sharing,
+        images,
+        labels,
+    }))
+}
+
+/// Splits words: two seeds and a full share.
+pub(super) fn shares(words: &[u64], full_to: PartyId) -> Result<[Share; 3], RemoteError> {
     let seeds = [
         random_bytes().map_err(RemoteError::Random)?,
         random_bytes().map_err(RemoteError::Random)?,
     ];
-    Ok(share(
-        &tensor.data()[rows.start * words..rows.end * words],
-        seeds,
-        full_to,
-    )
-    .map(Share::from))
+    Ok(share(words, seeds, full_to).map(Share::from))
 }
 
 // A chunk's bound at the parties covers what is sent here.
 const _: () = assert!(CHUNK_MAX_BYTES > trefoil_consortium::receipt::CHUNK_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use trefoil_protocol::share::{CompressedShare, reconstruct};
+
+    #[test]
+    fn the_full_share_goes_to_each_party_in_turn_and_each_sharing_is_fresh() {
+        let (images, labels) = ([5, u64::MAX, 7], [1, 0]);
+        let mut seen = std::collections::HashSet::new();
+        for chunk in 0..6 {
+            let messages = split(chunk, &images, &labels).unwrap();
+            for (party, message) in messages.iter().enumerate() {
+                assert_eq!(message.chunk, chunk as u32);
+                for share in [Some(&message.images), message.labels.as_ref()]
+                    .into_iter()
+                    .flatten()
+                {
+                    let full = matches!(share, Share::Full(_));
+                    assert_eq!(full, party == chunk % 3, "chunk {chunk} at P{party}");
+                    if let Share::Seed(seed) = share {
+                        assert!(seen.insert(*seed), "a seed was used twice");
+                    }
+                }
+            }
+            let words = |share: Share, len| CompressedShare::from(share).expand(len).unwrap();
+            let images_of = messages.clone().map(|message| words(message.images, 3));
+            let labels_of = messages.map(|message| words(message.labels.unwrap(), 2));
+            for (shares, secret) in [(images_of, &images[..]), (labels_of, &labels[..])] {
+                let shares = shares.map(|words| Tensor::new(vec![words.len()], words));
+                assert_eq!(reconstruct(shares.each_ref()).data(), secret);
+            }
+        }
+    }
+}

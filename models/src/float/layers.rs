@@ -1,77 +1,113 @@
-//! Forward and backward of every layer in `f32`: convolutions as matrix products of patches.
+//! Forward and backward of every layer in `f32`, along the network's graph.
 
-use ndarray::linalg::general_mat_mul;
-use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::Parameters;
+use super::conv::{conv, conv_backward};
 use crate::network::{Layer, LayerKind, Network, Window};
 
-/// What the backward pass of a layer needs.
+/// What a forward pass leaves. All values are `[rows, elements]`.
 #[derive(Debug)]
-pub(super) enum Kept {
-    /// The input.
-    Input(Array2<f32>),
-    /// For each output the index of the input that it is.
-    Winners(Vec<u32>),
-    /// Nothing.
-    Nothing,
+pub(super) struct Tape {
+    images: Array2<f32>,
+    outputs: Vec<Array2<f32>>,
+    /// For each max pool and output the index of the input that it is.
+    winners: Vec<Vec<u32>>,
 }
 
-/// Logits and what the backward pass needs, layer by layer. All values are `[rows, elements]`.
+impl Tape {
+    fn source(&self, source: Option<usize>) -> &Array2<f32> {
+        source.map_or(&self.images, |layer| &self.outputs[layer])
+    }
+
+    /// The last layer's outputs.
+    pub(super) fn logits(&self) -> &Array2<f32> {
+        self.outputs.last().unwrap_or(&self.images)
+    }
+}
+
+/// Computes all layers.
 pub(super) fn forward(
     network: &Network,
     parameters: &[Option<Parameters>],
     images: Array2<f32>,
-) -> (Array2<f32>, Vec<Kept>) {
-    let mut x = images;
-    let mut tape = Vec::new();
+) -> Tape {
+    let mut tape = Tape {
+        images,
+        outputs: Vec::new(),
+        winners: Vec::new(),
+    };
     for (layer, parameters) in network.layers.iter().zip(parameters) {
-        let (y, kept) = match (&layer.kind, parameters) {
-            (LayerKind::Conv { .. }, Some(p)) => (conv(layer, p, &x), Kept::Input(x)),
-            (LayerKind::Dense { .. }, Some(p)) => (x.dot(&p.weight) + &p.bias, Kept::Input(x)),
-            (LayerKind::Relu, _) => (x.mapv(|x| x.max(0.0)), Kept::Input(x)),
-            (LayerKind::Square, _) => (x.mapv(|x| x * x), Kept::Input(x)),
-            (LayerKind::Poly(c), _) => (x.mapv(|x| polynomial(c, x)), Kept::Input(x)),
+        let x = tape.source(layer.sources[0]);
+        let mut winners = Vec::new();
+        let y = match (&layer.kind, parameters) {
+            (LayerKind::Conv { .. }, Some(p)) => conv(layer, p, x),
+            (LayerKind::Dense { .. }, Some(p)) => x.dot(&p.weight) + &p.bias,
+            (LayerKind::Relu, _) => x.mapv(|x| x.max(0.0)),
+            (LayerKind::Square, _) => x.mapv(|x| x * x),
+            (LayerKind::Poly(c), _) => x.mapv(|x| polynomial(c, x)),
             (LayerKind::MaxPool(window), _) => {
-                let (y, winners) = max_pool(layer, *window, &x);
-                (y, Kept::Winners(winners))
+                let (y, at) = max_pool(layer, *window, x);
+                winners = at;
+                y
             }
-            (LayerKind::AvgPool(window), _) => (avg_pool(layer, *window, &x), Kept::Nothing),
-            _ => (x, Kept::Nothing),
+            (LayerKind::AvgPool(window), _) => avg_pool(layer, *window, x),
+            (LayerKind::Add, _) => {
+                let mut sum = x.clone();
+                layer.sources[1..]
+                    .iter()
+                    .for_each(|other| sum += tape.source(*other));
+                sum
+            }
+            (LayerKind::Concat, _) => {
+                let parts: Vec<ArrayView2<'_, f32>> = layer
+                    .sources
+                    .iter()
+                    .map(|part| tape.source(*part).view())
+                    .collect();
+                concatenate(Axis(1), &parts).expect("parts have the batch's rows")
+            }
+            _ => x.clone(),
         };
-        x = y;
-        tape.push(kept);
+        tape.outputs.push(y);
+        tape.winners.push(winners);
     }
-    (x, tape)
+    tape
 }
 
 /// Gradients of all parameters from the gradient of the logits.
 pub(super) fn backward(
     network: &Network,
     parameters: &[Option<Parameters>],
-    tape: &[Kept],
+    tape: &Tape,
     dz: Array2<f32>,
 ) -> Vec<Option<Parameters>> {
     let mut gradients = vec![None; network.layers.len()];
-    let first = parameters.iter().position(Option::is_some).unwrap_or(0);
-    let mut g = dz;
-    for (at, layer) in network.layers.iter().enumerate().skip(first).rev() {
-        g = match (&layer.kind, &parameters[at], &tape[at]) {
-            (LayerKind::Conv { .. }, Some(p), Kept::Input(x)) => {
-                let (gradient, dx) = conv_backward(layer, p, x, &g, at > first);
+    let trained = network.trained();
+    let mut arrived: Vec<Option<Array2<f32>>> = vec![None; network.layers.len()];
+    *arrived.last_mut().expect("a network has layers") = Some(dz);
+    for (at, layer) in network.layers.iter().enumerate().rev() {
+        let Some(g) = arrived[at].take() else {
+            continue;
+        };
+        let x = tape.source(layer.sources[0]);
+        let wanted = layer.sources[0].is_some_and(|source| trained[source]);
+        let dx = match (&layer.kind, &parameters[at]) {
+            (LayerKind::Conv { .. }, Some(p)) => {
+                let (gradient, dx) = conv_backward(layer, p, x, &g, wanted);
                 gradients[at] = Some(gradient);
                 dx
             }
-            (LayerKind::Dense { .. }, Some(p), Kept::Input(x)) => {
+            (LayerKind::Dense { .. }, Some(p)) => {
                 gradients[at] = Some(Parameters {
                     weight: x.t().dot(&g),
                     bias: g.sum_axis(Axis(0)),
                 });
-                if at > first { g.dot(&p.weight.t()) } else { g }
+                if wanted { g.dot(&p.weight.t()) } else { g }
             }
-            (LayerKind::Relu, _, Kept::Input(x)) => times(g, x, |x| f32::from(u8::from(x > 0.0))),
-            (LayerKind::Square, _, Kept::Input(x)) => times(g, x, |x| 2.0 * x),
-            (LayerKind::Poly(c), _, Kept::Input(x)) => {
+            (LayerKind::Relu, _) => times(g, x, |x| f32::from(u8::from(x > 0.0))),
+            (LayerKind::Square, _) => times(g, x, |x| 2.0 * x),
+            (LayerKind::Poly(c), _) => {
                 let slopes: Vec<f64> = c
                     .iter()
                     .enumerate()
@@ -80,14 +116,14 @@ pub(super) fn backward(
                     .collect();
                 times(g, x, |x| polynomial(&slopes, x))
             }
-            (LayerKind::MaxPool(_), _, Kept::Winners(winners)) => {
-                let mut dx = Array2::zeros((g.nrows(), layer.input.iter().product()));
+            (LayerKind::MaxPool(_), _) => {
+                let mut dx = Array2::zeros(x.dim());
                 let outputs = g.ncols().max(1);
                 for ((mut dx, g), winners) in dx
                     .rows_mut()
                     .into_iter()
                     .zip(g.rows())
-                    .zip(winners.chunks(outputs))
+                    .zip(tape.winners[at].chunks(outputs))
                 {
                     g.iter()
                         .zip(winners)
@@ -95,8 +131,8 @@ pub(super) fn backward(
                 }
                 dx
             }
-            (LayerKind::AvgPool(window), _, _) => {
-                let mut dx = Array2::zeros((g.nrows(), layer.input.iter().product()));
+            (LayerKind::AvgPool(window), _) => {
+                let mut dx = Array2::zeros(x.dim());
                 let n = (window.size[0] * window.size[1]) as f32;
                 for (mut dx, g) in dx.rows_mut().into_iter().zip(g.rows()) {
                     for_windows(layer, *window, |out, at| dx[at] += g[out] / n);
@@ -105,6 +141,23 @@ pub(super) fn backward(
             }
             _ => g,
         };
+        let mut start = 0;
+        for source in &layer.sources {
+            let part = if layer.kind == LayerKind::Concat {
+                let end = start + tape.source(*source).ncols();
+                let part = dx.slice(s![.., start..end]).to_owned();
+                start = end;
+                part
+            } else {
+                dx.clone()
+            };
+            if let Some(source) = source.filter(|source| trained[*source]) {
+                match &mut arrived[source] {
+                    Some(sum) => *sum += &part,
+                    none => *none = Some(part),
+                }
+            }
+        }
     }
     gradients
 }
@@ -136,7 +189,7 @@ fn for_windows(layer: &Layer, window: Window, mut each: impl FnMut(usize, usize)
     }
 }
 
-fn sizes(shape: &[usize]) -> [usize; 3] {
+pub(super) fn sizes(shape: &[usize]) -> [usize; 3] {
     match shape {
         [c, h, w] => [*c, *h, *w],
         _ => [shape.iter().product(), 1, 1],
@@ -170,162 +223,4 @@ fn avg_pool(layer: &Layer, window: Window, x: &Array2<f32>) -> Array2<f32> {
         for_windows(layer, window, |out, at| y[out] += x[at] / n);
     }
     y
-}
-
-/// The geometry of a convolution of one image.
-struct Patches {
-    input: [usize; 3],
-    out: [usize; 2],
-    kernel: [usize; 2],
-    stride: [usize; 2],
-    padding: [usize; 2],
-}
-
-impl Patches {
-    fn new(layer: &Layer) -> Patches {
-        let [_, oh, ow] = sizes(&layer.output);
-        let LayerKind::Conv {
-            kernel,
-            stride,
-            padding,
-            ..
-        } = layer.kind
-        else {
-            unreachable!("called for convolutions only");
-        };
-        Patches {
-            input: sizes(&layer.input),
-            out: [oh, ow],
-            kernel,
-            stride,
-            padding,
-        }
-    }
-
-    /// Rows (channels times kernel) and columns (positions) of the patch matrix.
-    fn dim(&self) -> (usize, usize) {
-        (
-            self.input[0] * self.kernel[0] * self.kernel[1],
-            self.out[0] * self.out[1],
-        )
-    }
-
-    /// Calls `each(row, first column, first input, length)` for every run of positions in a row of the
-    /// image; inputs of a run are `stride[1]` apart.
-    fn for_runs(&self, mut each: impl FnMut(usize, usize, usize, usize)) {
-        let [c, h, w] = self.input;
-        let mut row = 0;
-        for plane in 0..c {
-            for ky in 0..self.kernel[0] {
-                for kx in 0..self.kernel[1] {
-                    let from = self.padding[1].saturating_sub(kx).div_ceil(self.stride[1]);
-                    let until = (w + self.padding[1])
-                        .saturating_sub(kx)
-                        .div_ceil(self.stride[1])
-                        .min(self.out[1]);
-                    for oy in 0..self.out[0] {
-                        let y = oy * self.stride[0] + ky;
-                        if y < self.padding[0] || y - self.padding[0] >= h || from >= until {
-                            continue;
-                        }
-                        let x = from * self.stride[1] + kx - self.padding[1];
-                        let at = (plane * h + y - self.padding[0]) * w + x;
-                        each(row, oy * self.out[1] + from, at, until - from);
-                    }
-                    row += 1;
-                }
-            }
-        }
-    }
-
-    fn gather(&self, image: &[f32], patches: &mut [f32]) {
-        patches.fill(0.0);
-        let cols = self.dim().1;
-        self.for_runs(|row, col, at, len| {
-            let out = &mut patches[row * cols + col..][..len];
-            if self.stride[1] == 1 {
-                out.copy_from_slice(&image[at..at + len]);
-            } else {
-                out.iter_mut()
-                    .zip(image[at..].iter().step_by(self.stride[1]))
-                    .for_each(|(o, x)| *o = *x);
-            }
-        });
-    }
-
-    fn scatter(&self, patches: &[f32], image: &mut [f32]) {
-        let cols = self.dim().1;
-        self.for_runs(|row, col, at, len| {
-            let values = &patches[row * cols + col..][..len];
-            values
-                .iter()
-                .zip(image[at..].iter_mut().step_by(self.stride[1]))
-                .for_each(|(v, o)| *o += *v);
-        });
-    }
-}
-
-fn matrix(data: &[f32], dim: (usize, usize)) -> ArrayView2<'_, f32> {
-    ArrayView2::from_shape(dim, data).expect("a row of a batch has the layer's size")
-}
-
-fn matrix_mut(data: &mut [f32], dim: (usize, usize)) -> ArrayViewMut2<'_, f32> {
-    ArrayViewMut2::from_shape(dim, data).expect("a row of a batch has the layer's size")
-}
-
-fn conv(layer: &Layer, p: &Parameters, x: &Array2<f32>) -> Array2<f32> {
-    let patches = Patches::new(layer);
-    let (rows, cols) = patches.dim();
-    let x = x.as_standard_layout();
-    let mut y = Array2::zeros((x.nrows(), layer.output.iter().product()));
-    let mut buffer = vec![0.0; rows * cols];
-    for (x, mut y) in x.rows().into_iter().zip(y.rows_mut()) {
-        patches.gather(x.as_slice().unwrap_or_default(), &mut buffer);
-        let y = y.as_slice_mut().unwrap_or_default();
-        y.chunks_mut(cols)
-            .zip(&p.bias)
-            .for_each(|(plane, bias)| plane.fill(*bias));
-        let mut y = matrix_mut(y, (p.bias.len(), cols));
-        general_mat_mul(1.0, &p.weight, &matrix(&buffer, (rows, cols)), 1.0, &mut y);
-    }
-    y
-}
-
-fn conv_backward(
-    layer: &Layer,
-    p: &Parameters,
-    x: &Array2<f32>,
-    g: &Array2<f32>,
-    needs_input: bool,
-) -> (Parameters, Array2<f32>) {
-    let patches = Patches::new(layer);
-    let (rows, cols) = patches.dim();
-    let (x, g) = (x.as_standard_layout(), g.as_standard_layout());
-    let mut weight = Array2::zeros(p.weight.dim());
-    let mut bias = Array1::zeros(p.bias.dim());
-    let mut dx = Array2::zeros(if needs_input { x.dim() } else { (0, 0) });
-    let mut buffer = vec![0.0; rows * cols];
-    for (at, (x, g)) in x.rows().into_iter().zip(g.rows()).enumerate() {
-        patches.gather(x.as_slice().unwrap_or_default(), &mut buffer);
-        let g = matrix(g.to_slice().unwrap_or_default(), (p.bias.len(), cols));
-        general_mat_mul(
-            1.0,
-            &g,
-            &matrix(&buffer, (rows, cols)).t(),
-            1.0,
-            &mut weight,
-        );
-        bias += &g.sum_axis(Axis(1));
-        if needs_input {
-            general_mat_mul(
-                1.0,
-                &p.weight.t(),
-                &g,
-                0.0,
-                &mut matrix_mut(&mut buffer, (rows, cols)),
-            );
-            patches.scatter(&buffer, dx.row_mut(at).as_slice_mut().unwrap_or_default());
-        }
-    }
-    (Parameters { weight, bias }, dx)
 }

@@ -4,6 +4,7 @@
 //! learning rate and the momentum are the real numbers, not the ratios that the Programs apply. The
 //! layers are in `float/layers.rs`.
 
+mod conv;
 mod layers;
 
 use std::collections::BTreeMap;
@@ -175,9 +176,9 @@ impl Model {
                     for (chunk, mut out) in
                         chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS))
                     {
-                        out.assign(
-                            &layers::forward(&self.network, &self.parameters, chunk.to_owned()).0,
-                        );
+                        let tape =
+                            layers::forward(&self.network, &self.parameters, chunk.to_owned());
+                        out.assign(tape.logits());
                     }
                 });
             }
@@ -228,8 +229,8 @@ impl Model {
 
     /// What some rows of a batch of `rows` contribute to its mean.
     fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
-        let (logits, tape) = layers::forward(&self.network, &self.parameters, images.to_owned());
-        let (loss, dz) = cross_entropy(&logits, labels, rows);
+        let tape = layers::forward(&self.network, &self.parameters, images.to_owned());
+        let (loss, dz) = cross_entropy(tape.logits(), labels, rows);
         Gradients {
             loss,
             layers: layers::backward(&self.network, &self.parameters, &tape, dz),

@@ -1,23 +1,27 @@
 //! A network: its layers, the shapes between them, and its TOML form.
 //!
 //! Parsing checks everything that can be checked without data: unknown keys, sizes, and that each
-//! layer fits what the layer before gives. ReLU before a max pool is moved behind it: the result is
-//! the same, because ReLU is monotone, and there are fewer values to compare. How a layer is
-//! computed is in [`crate::programs`].
+//! layer fits what it reads: the layer before, or those that its `from` names. ReLU before a max pool
+//! is moved behind it: the result is the same, because ReLU is monotone, and there are fewer values to
+//! compare. How a layer is computed is in [`crate::programs`].
 
+mod graph;
+mod layer;
 mod spec;
 
 use serde::{Deserialize, Serialize};
 
+pub use graph::{From, LayerEntry};
+pub use layer::{Layer, LayerKind, Window};
 pub use spec::{Extent, LayerSpec, Padding, PaddingName};
-use spec::{MAX_ELEMENTS, elements, resolve};
+use spec::{MAX_ELEMENTS, elements};
 
 use crate::ModelError;
 
 /// Bytes of a network's text, at most.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 /// Layers, at most.
-const MAX_LAYERS: usize = 128;
+const MAX_LAYERS: usize = 256;
 /// Classes, at most: the limit of the protocol's argmax.
 const MAX_CLASSES: usize = 100;
 
@@ -47,105 +51,6 @@ const SHIPPED: [(&str, &str); 7] = [
     ("xray", include_str!("../../../configs/networks/xray.toml")),
 ];
 
-/// What a layer does, every parameter resolved.
-#[derive(Clone, Debug, PartialEq)]
-pub enum LayerKind {
-    /// Convolution with bias: weights `[filters, channels, kernel]`.
-    Conv {
-        /// Output channels.
-        filters: usize,
-        /// Window, height first.
-        kernel: [usize; 2],
-        /// Steps between windows.
-        stride: [usize; 2],
-        /// Zeros on each side.
-        padding: [usize; 2],
-    },
-    /// Fully connected with bias: weights `[inputs, units]`.
-    Dense {
-        /// Outputs.
-        units: usize,
-    },
-    /// `max(0, x)`
-    Relu,
-    /// `x * x`
-    Square,
-    /// A polynomial, from the constant upward.
-    Poly(Vec<f64>),
-    /// Maxima over windows.
-    MaxPool(Window),
-    /// Averages over windows.
-    AvgPool(Window),
-    /// One axis.
-    Flatten,
-}
-
-/// A pooling window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
-    /// Height and width.
-    pub size: [usize; 2],
-    /// Steps between windows.
-    pub stride: [usize; 2],
-}
-
-/// A layer between two known shapes (of one image, without the batch).
-#[derive(Clone, Debug, PartialEq)]
-pub struct Layer {
-    /// `conv1`, `relu2`, ..: kind and a number that counts the layers of this kind.
-    pub name: String,
-    /// What it does.
-    pub kind: LayerKind,
-    /// Shape of its input.
-    pub input: Vec<usize>,
-    /// Shape of its output.
-    pub output: Vec<usize>,
-}
-
-impl Layer {
-    /// Shape of the weights, if the layer has any.
-    pub fn weight_shape(&self) -> Option<Vec<usize>> {
-        match self.kind {
-            LayerKind::Conv {
-                filters,
-                kernel: [kh, kw],
-                ..
-            } => Some(vec![filters, self.input[0], kh, kw]),
-            LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
-            _ => None,
-        }
-    }
-
-    /// Length of the bias, if the layer has one.
-    pub fn bias_len(&self) -> Option<usize> {
-        match self.kind {
-            LayerKind::Conv { filters, .. } => Some(filters),
-            LayerKind::Dense { units } => Some(units),
-            _ => None,
-        }
-    }
-
-    /// Inputs that meet in one output.
-    pub fn fan_in(&self) -> usize {
-        match self.kind {
-            LayerKind::Conv {
-                kernel: [kh, kw], ..
-            } => self.input[0] * kh * kw,
-            _ => self.input.iter().product(),
-        }
-    }
-
-    /// The name of its weights among the carried state.
-    pub fn weight_name(&self) -> String {
-        format!("{}.weight", self.name)
-    }
-
-    /// The name of its bias among the carried state.
-    pub fn bias_name(&self) -> String {
-        format!("{}.bias", self.name)
-    }
-}
-
 /// A checked network.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Network {
@@ -155,9 +60,9 @@ pub struct Network {
     pub input: [usize; 3],
     /// Number of classes, which is the number of outputs.
     pub classes: usize,
-    /// Layers in the order in which they are computed.
+    /// Layers in the order in which they are computed; the last one gives the logits.
     pub layers: Vec<Layer>,
-    specs: Vec<LayerSpec>,
+    entries: Vec<LayerEntry>,
 }
 
 #[derive(Deserialize)]
@@ -174,7 +79,7 @@ struct Canonical<'a> {
     name: &'a str,
     input: [usize; 3],
     classes: usize,
-    layer: &'a [LayerSpec],
+    layer: &'a [LayerEntry],
 }
 
 impl Network {
@@ -211,7 +116,7 @@ impl Network {
         }
         let parsed: Text =
             toml::from_str(text).map_err(|error| ModelError::Text(error.to_string()))?;
-        let mut specs = Vec::new();
+        let mut entries = Vec::new();
         for (index, spanned) in parsed.layer.into_iter().enumerate() {
             let before = text.as_bytes().iter().take(spanned.span().start);
             let line = 1 + before.filter(|byte| **byte == b'\n').count();
@@ -221,14 +126,14 @@ impl Network {
                 .and_then(|kind| kind.as_str())
                 .unwrap_or("no kind")
                 .to_string();
-            let spec = table.try_into().map_err(|error| ModelError::Layer {
+            let entry = LayerEntry::parse(table).map_err(|problem| ModelError::Layer {
                 network: parsed.name.clone(),
                 layer: format!("{} ({kind}), line {line}", index + 1),
-                problem: error.to_string().trim_end().to_string(),
+                problem,
             })?;
-            specs.push(spec);
+            entries.push(entry);
         }
-        Network::new(parsed.name, parsed.input, parsed.classes, specs)
+        Network::new(parsed.name, parsed.input, parsed.classes, entries)
     }
 
     /// A network from its layers.
@@ -236,7 +141,7 @@ impl Network {
         name: String,
         input: [usize; 3],
         classes: usize,
-        specs: Vec<LayerSpec>,
+        entries: Vec<LayerEntry>,
     ) -> Result<Network, ModelError> {
         let text = |problem: String| Err(ModelError::Text(problem));
         if name.is_empty() || name.len() > 64 || name.chars().any(char::is_control) {
@@ -249,10 +154,10 @@ impl Network {
                 "classes = {classes}; 2 to {MAX_CLASSES} are possible"
             ));
         }
-        if specs.is_empty() || specs.len() > MAX_LAYERS {
+        if entries.is_empty() || entries.len() > MAX_LAYERS {
             return text(format!(
                 "{} layers; 1 to {MAX_LAYERS} are possible",
-                specs.len()
+                entries.len()
             ));
         }
         if elements(&input).is_none_or(|n| n == 0) {
@@ -265,9 +170,9 @@ impl Network {
             input,
             classes,
             layers: Vec::new(),
-            specs,
+            entries,
         };
-        network.layers = network.infer()?;
+        network.layers = graph::layers(&network)?;
         let last = &network.layers[network.layers.len() - 1];
         if last.output.iter().product::<usize>() != classes {
             return Err(ModelError::Layer {
@@ -288,7 +193,7 @@ impl Network {
 
     /// The same network for another number of classes (where the last layer leaves its units open).
     pub fn with_classes(&self, classes: usize) -> Result<Network, ModelError> {
-        Network::new(self.name.clone(), self.input, classes, self.specs.clone())
+        Network::new(self.name.clone(), self.input, classes, self.entries.clone())
     }
 
     /// The canonical TOML text: what a job carries and the nodes hash.
@@ -297,7 +202,7 @@ impl Network {
             name: &self.name,
             input: self.input,
             classes: self.classes,
-            layer: &self.specs,
+            layer: &self.entries,
         };
         toml::to_string(&canonical).expect("names, integers and finite numbers have a TOML form")
     }
@@ -326,45 +231,23 @@ impl Network {
         self.input.iter().product()
     }
 
-    fn infer(&self) -> Result<Vec<Layer>, ModelError> {
-        let mut order: Vec<(usize, &LayerSpec)> = self.specs.iter().enumerate().collect();
-        // Pool before ReLU, through chains of both.
-        let mut at = 0;
-        while at + 1 < order.len() {
-            if matches!(
-                (order[at].1, order[at + 1].1),
-                (LayerSpec::Relu {}, LayerSpec::MaxPool { .. })
-            ) {
-                order.swap(at, at + 1);
-                at = at.saturating_sub(1);
-            } else {
-                at += 1;
-            }
-        }
-        let mut shape = self.input.to_vec();
-        let mut layers: Vec<Layer> = Vec::new();
-        for (index, spec) in order {
-            let kind = spec.kind();
-            let (resolved, output) =
-                resolve(spec, &shape, self.classes).map_err(|problem| ModelError::Layer {
-                    network: self.name.clone(),
-                    layer: format!("{} ({kind})", index + 1),
-                    problem,
-                })?;
-            let stem = kind.replace('_', "");
-            let number = 1 + layers
+    /// How many layers read the output of a layer.
+    pub fn readers(&self, layer: usize) -> usize {
+        let read = |other: &Layer| other.sources.iter().filter(|s| **s == Some(layer)).count();
+        self.layers.iter().map(read).sum()
+    }
+
+    /// For each layer whether weights depend on it: whether it has some or reads a layer that does.
+    pub fn trained(&self) -> Vec<bool> {
+        let mut trained: Vec<bool> = Vec::new();
+        for layer in &self.layers {
+            let above = layer
+                .sources
                 .iter()
-                .filter(|layer| layer.name.trim_end_matches(char::is_numeric) == stem)
-                .count();
-            let name = format!("{stem}{number}");
-            layers.push(Layer {
-                name,
-                kind: resolved,
-                input: shape,
-                output: output.clone(),
-            });
-            shape = output;
+                .flatten()
+                .any(|source| trained[*source]);
+            trained.push(above || layer.weight_shape().is_some());
         }
-        Ok(layers)
+        trained
     }
 }

@@ -40,7 +40,7 @@ pub enum Padding {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PaddingName {
-    /// `(kernel - 1) / 2` on each side.
+    /// `(kernel - 1) / 2` on each side, times the dilation.
     Same,
     /// None.
     Valid,
@@ -62,6 +62,13 @@ pub enum LayerSpec {
         /// Zeros around the image; none unless given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         padding: Option<Padding>,
+        /// Steps between the weights of a window; 1 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        dilation: Option<Extent>,
+        /// Groups of channels, each convolved for itself; 1 unless given. As many as there are channels:
+        /// depthwise.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        groups: Option<usize>,
     },
     /// Fully connected, with bias; flattens its input.
     Dense {
@@ -98,6 +105,10 @@ pub enum LayerSpec {
     GlobalAvgPool {},
     /// One axis instead of three; done before `dense` in any case.
     Flatten {},
+    /// The sum of the layers that `from` lists, of equal shapes.
+    Add {},
+    /// The channels of the layers that `from` lists, one after the other.
+    Concat {},
 }
 
 impl LayerSpec {
@@ -112,6 +123,8 @@ impl LayerSpec {
             LayerSpec::AvgPool { .. } => "avg_pool",
             LayerSpec::GlobalAvgPool {} => "global_avg_pool",
             LayerSpec::Flatten {} => "flatten",
+            LayerSpec::Add {} => "add",
+            LayerSpec::Concat {} => "concat",
         }
     }
 }
@@ -127,9 +140,10 @@ pub(super) fn elements(shape: &[usize]) -> Option<usize> {
 /// The resolved layer and its output's shape.
 pub(super) fn resolve(
     spec: &LayerSpec,
-    shape: &[usize],
+    inputs: &[Vec<usize>],
     classes: usize,
 ) -> Result<(LayerKind, Vec<usize>), String> {
+    let shape = &inputs[0][..];
     let image = || match shape {
         [c, h, w] => Ok([*c, *h, *w]),
         _ => Err(format!("needs [channels, height, width], has {shape:?}")),
@@ -158,18 +172,33 @@ pub(super) fn resolve(
             kernel,
             stride,
             padding,
+            dilation,
+            groups,
         } => {
             let [c, h, w] = image()?;
             let kernel = positive("kernel", kernel.pair())?;
             let stride = positive("stride", stride.unwrap_or(Extent::Both(1)).pair())?;
+            let dilation = positive("dilation", dilation.unwrap_or(Extent::Both(1)).pair())?;
             if *filters == 0 {
                 return Err("filters = 0; at least 1".into());
             }
+            let groups = groups.unwrap_or(1);
+            if groups == 0 || c % groups != 0 || filters % groups != 0 {
+                return Err(format!(
+                    "groups = {groups} does not divide {c} channels and {filters} filters"
+                ));
+            }
+            let span = |i: usize| {
+                (kernel[i] - 1)
+                    .saturating_mul(dilation[i])
+                    .saturating_add(1)
+            };
+            let window = [span(0), span(1)];
             let padding = match padding {
                 None | Some(Padding::Named(PaddingName::Valid)) => [0, 0],
                 Some(Padding::Zeros(zeros)) => zeros.pair(),
                 Some(Padding::Named(PaddingName::Same)) if kernel.iter().all(|k| k % 2 == 1) => {
-                    kernel.map(|k| (k - 1) / 2)
+                    [(window[0] - 1) / 2, (window[1] - 1) / 2]
                 }
                 Some(Padding::Named(PaddingName::Same)) => {
                     return Err(format!(
@@ -177,29 +206,31 @@ pub(super) fn resolve(
                     ));
                 }
             };
-            if padding[0] >= kernel[0] || padding[1] >= kernel[1] {
+            if padding[0] >= window[0] || padding[1] >= window[1] {
                 return Err(format!(
-                    "padding {padding:?} is not smaller than the kernel {kernel:?}"
+                    "padding {padding:?} is not smaller than the kernel {window:?}"
                 ));
             }
-            if kernel[0] > h + 2 * padding[0] || kernel[1] > w + 2 * padding[1] {
+            if window[0] > h + 2 * padding[0] || window[1] > w + 2 * padding[1] {
                 return Err(format!(
-                    "kernel {kernel:?} does not fit into {shape:?} with padding {padding:?}"
+                    "kernel {window:?} does not fit into {shape:?} with padding {padding:?}"
                 ));
             }
-            if elements(&[*filters, c, kernel[0], kernel[1]]).is_none() {
+            if elements(&[*filters, c / groups, kernel[0], kernel[1]]).is_none() {
                 return Err(format!(
                     "{filters} filters of {c}x{kernel:?}: more than {MAX_ELEMENTS} weights"
                 ));
             }
             let out =
-                |i: usize, length: usize| (length + 2 * padding[i] - kernel[i]) / stride[i] + 1;
+                |i: usize, length: usize| (length + 2 * padding[i] - window[i]) / stride[i] + 1;
             (
                 LayerKind::Conv {
                     filters: *filters,
                     kernel,
                     stride,
                     padding,
+                    dilation,
+                    groups,
                 },
                 vec![*filters, out(0, h), out(1, w)],
             )
@@ -255,6 +286,18 @@ pub(super) fn resolve(
             )
         }
         LayerSpec::Flatten {} => (LayerKind::Flatten, vec![shape.iter().product()]),
+        LayerSpec::Add {} => match inputs.iter().find(|other| other[..] != *shape) {
+            Some(other) => return Err(format!("cannot add {other:?} to {shape:?}")),
+            None => (LayerKind::Add, shape.to_vec()),
+        },
+        LayerSpec::Concat {} => {
+            let mut output = shape.to_vec();
+            output[0] = inputs.iter().map(|input| input[0]).sum();
+            match inputs.iter().find(|other| other[1..] != shape[1..]) {
+                Some(other) => return Err(format!("cannot put {other:?} behind {shape:?}")),
+                None => (LayerKind::Concat, output),
+            }
+        }
     };
     if elements(&output).is_none() {
         return Err(format!(

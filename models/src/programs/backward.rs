@@ -6,7 +6,7 @@
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
 
-use super::forward::{Recorded, What, conv_spec, divide, pool_spec};
+use super::forward::{Recorded, What, aligned, conv_spec, divide, pool_spec};
 use super::{Format, at_most, exactly};
 use crate::network::{LayerKind, Network};
 
@@ -23,7 +23,8 @@ pub(crate) struct Gradient {
     pub sum: Val,
 }
 
-/// Walks the tape backward from `g`, the gradient of the logits.
+/// Walks the tape backward from `g`, the gradient of the logits. A layer that several read gets the sum
+/// of their gradients.
 pub(crate) fn backward(
     b: &mut Builder,
     network: &Network,
@@ -33,28 +34,32 @@ pub(crate) fn backward(
     g: Val,
 ) -> Result<Vec<Gradient>, BuildError> {
     let f = format.frac_bits;
-    let first = tape
-        .iter()
-        .position(|entry| matches!(entry.what, What::Linear { .. }))
-        .unwrap_or(0);
+    let trained = network.trained();
     let mut gradients = Vec::new();
-    let mut g = g;
-    let mut at = tape.len();
-    while at > first {
-        at -= 1;
+    let mut arrived: Vec<Option<Val>> = vec![None; tape.len()];
+    arrived[tape.len() - 1] = Some(g);
+    for at in (0..tape.len()).rev() {
+        // Nothing arrives where no weights are, nor at a pool that its ReLU has passed on.
+        let Some(g) = arrived[at].take() else {
+            continue;
+        };
         let entry = &tape[at];
-        let layer = &network.layers[entry.layer];
+        let layer = &network.layers[at];
         b.scope(&layer.name);
         let rows = b.shape(g)[0];
         let out_shape = [&[rows], &layer.output[..]].concat();
-        g = b.reshape(g, &out_shape)?;
+        let g = b.reshape(g, &out_shape)?;
+        // The sources, with what arrives at each.
+        let mut passed: Vec<(Option<usize>, Val)> = Vec::new();
+        let first = layer.sources[0];
+        let wanted = first.is_some_and(|source| trained[source]);
         match &entry.what {
             What::Linear { x, w, bias } => {
-                g = at_most(b, g, f, rounding)?;
+                let g = at_most(b, g, f, rounding)?;
                 let trailing = out_shape.len() - 2;
                 let db = b.sum(g, 1, trailing)?;
                 gradients.push(Gradient {
-                    layer: entry.layer,
+                    layer: at,
                     name: layer.bias_name(),
                     value: *bias,
                     sum: db,
@@ -67,77 +72,91 @@ pub(crate) fn backward(
                     b.matmul(x, g, true, false)?
                 };
                 gradients.push(Gradient {
-                    layer: entry.layer,
+                    layer: at,
                     name: layer.weight_name(),
                     value: *w,
                     sum: dw,
                 });
-                if at > first {
-                    g = if let LayerKind::Conv { .. } = layer.kind {
+                if wanted {
+                    let dx = if let LayerKind::Conv { .. } = layer.kind {
                         b.conv2d_grad_input(g, *w, &entry.x_shape, conv_spec(&layer.kind))?
                     } else {
                         b.matmul(g, *w, false, true)?
                     };
+                    passed.push((first, dx));
                 }
             }
             What::Relu { bit } => {
-                let pooled = at.checked_sub(1).map(|before| &tape[before]);
-                if let Some(Recorded {
-                    layer: pool,
-                    x_shape,
-                    what: What::MaxPool { bits },
-                }) = pooled
-                    && at > first
-                {
-                    at -= 1;
-                    g = pool_grad(
-                        b,
-                        network,
-                        *pool,
-                        *bits,
-                        Some(*bit),
-                        g,
+                let pool = first.filter(|pool| wanted && network.readers(*pool) == 1);
+                let pool = pool.map(|pool| (pool, &tape[pool]));
+                if let Some((
+                    pool,
+                    Recorded {
                         x_shape,
-                        f,
-                        rounding,
-                    )?;
+                        what: What::MaxPool { bits },
+                    },
+                )) = pool
+                {
+                    let relu = Some(*bit);
+                    let dx = pool_grad(b, network, pool, *bits, relu, g, x_shape, f, rounding)?;
+                    passed.push((network.layers[pool].sources[0], dx));
                 } else {
-                    g = match b.ty(g).frac_bits.checked_sub(f) {
+                    let dx = match b.ty(g).frac_bits.checked_sub(f) {
                         None | Some(0) => b.bit_mul(*bit, g)?[0],
                         Some(shift) => b.bit_trunc(*bit, g, shift, rounding)?[0],
                     };
+                    passed.push((first, dx));
                 }
             }
             What::MaxPool { bits } => {
-                g = pool_grad(
-                    b,
-                    network,
-                    entry.layer,
-                    *bits,
-                    None,
-                    g,
-                    &entry.x_shape,
-                    f,
-                    rounding,
-                )?;
+                let x_shape = &entry.x_shape;
+                let dx = pool_grad(b, network, at, *bits, None, g, x_shape, f, rounding)?;
+                passed.push((first, dx));
             }
             What::AvgPool { factor } => {
                 let LayerKind::AvgPool(window) = layer.kind else {
                     return Err(b.error("avg_pool", "the tape does not fit the network"));
                 };
                 let spread = b.sum_pool_grad(g, &entry.x_shape, pool_spec(window))?;
-                g = divide(b, spread, *factor, f, rounding)?;
+                passed.push((first, divide(b, spread, *factor, f, rounding)?));
             }
             What::Derivative { value, log2_factor } => {
                 let at_f = at_most(b, g, f, rounding)?;
                 let product = b.mul(*value, at_f)?;
                 let frac = b.ty(product).frac_bits - log2_factor;
-                g = b.rescale(product, frac)?;
+                passed.push((first, b.rescale(product, frac)?));
             }
-            What::Reshape => {}
+            What::Reshape => passed.push((first, g)),
+            What::Join => {
+                let mut start = 0;
+                for source in &layer.sources {
+                    let part = if layer.kind == LayerKind::Concat {
+                        let take = source.map_or(network.input[0], |s| network.layers[s].output[0]);
+                        let part = b.slice(g, 1, start, take)?;
+                        start += take;
+                        part
+                    } else {
+                        g
+                    };
+                    passed.push((*source, part));
+                }
+            }
         }
-        if at > first {
-            g = b.reshape(g, &tape[at].x_shape)?;
+        for (source, dx) in passed {
+            let Some(source) = source.filter(|source| trained[*source]) else {
+                continue;
+            };
+            let shape = [&[rows], &network.layers[source].output[..]].concat();
+            let dx = b.reshape(dx, &shape)?;
+            arrived[source] = Some(match arrived[source] {
+                None => dx,
+                Some(sum) => {
+                    let [sum, dx] = aligned(b, &[sum, dx], rounding)?[..] else {
+                        return Err(b.error("add", "two gradients became others"));
+                    };
+                    b.add(sum, dx)?
+                }
+            });
         }
     }
     Ok(gradients)

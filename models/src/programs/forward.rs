@@ -18,9 +18,7 @@ pub(crate) enum Masking {
 /// One layer as the backward pass sees it.
 #[derive(Debug)]
 pub(crate) struct Recorded {
-    /// Index of the layer in the network.
-    pub layer: usize,
-    /// Shape of its input, batch first.
+    /// Shape of its (first) input, batch first.
     pub x_shape: Vec<usize>,
     /// What it did.
     pub what: What,
@@ -41,6 +39,8 @@ pub(crate) enum What {
     AvgPool { factor: Ratio },
     /// Another shape for the same elements.
     Reshape,
+    /// A sum, or inputs put one after the other.
+    Join,
 }
 
 /// The forward pass.
@@ -62,10 +62,16 @@ pub(crate) fn pool_spec(window: Window) -> PoolSpec {
 pub(crate) fn conv_spec(kind: &LayerKind) -> ConvSpec {
     match kind {
         LayerKind::Conv {
-            stride, padding, ..
+            stride,
+            padding,
+            dilation,
+            groups,
+            ..
         } => ConvSpec {
             stride: *stride,
             pad: *padding,
+            dilation: *dilation,
+            groups: *groups,
         },
         _ => ConvSpec::default(),
     }
@@ -83,10 +89,13 @@ pub(crate) fn forward(
 ) -> Result<Pass, BuildError> {
     let f = format.frac_bits;
     let rows = b.shape(images)[0];
-    let mut x = images;
+    let mut outputs: Vec<Val> = Vec::new();
     let mut tape = Vec::new();
-    for (index, layer) in network.layers.iter().enumerate() {
+    for layer in &network.layers {
         b.scope(&layer.name);
+        let source = |source: &Option<usize>| source.map_or(images, |layer| outputs[layer]);
+        let sources: Vec<Val> = layer.sources.iter().map(source).collect();
+        let mut x = sources[0];
         let x_shape = b.shape(x);
         let what = match &layer.kind {
             LayerKind::Conv { .. } | LayerKind::Dense { .. } => {
@@ -138,13 +147,24 @@ pub(crate) fn forward(
                 x = b.reshape(x, &[rows, layer.output.iter().product()])?;
                 What::Reshape
             }
+            LayerKind::Add => {
+                let aligned = aligned(b, &sources, rounding)?;
+                x = aligned[0];
+                for other in &aligned[1..] {
+                    x = b.add(x, *other)?;
+                }
+                What::Join
+            }
+            LayerKind::Concat => {
+                let aligned = aligned(b, &sources, rounding)?;
+                x = b.concat(&aligned, 1)?;
+                What::Join
+            }
         };
-        tape.push(Recorded {
-            layer: index,
-            x_shape,
-            what,
-        });
+        outputs.push(x);
+        tape.push(Recorded { x_shape, what });
     }
+    let x = *outputs.last().unwrap_or(&images);
     b.scope("logits");
     let logits = b.reshape(x, &[rows, network.classes])?;
     let logits = exactly(b, logits, 2 * f, rounding)?;
@@ -196,6 +216,23 @@ fn linear(
         )
     };
     b.add(y, bias)
+}
+
+/// The values with the fraction bits of the one that has most: exact.
+pub(crate) fn aligned(
+    b: &mut Builder,
+    values: &[Val],
+    rounding: Rounding,
+) -> Result<Vec<Val>, BuildError> {
+    let frac = values
+        .iter()
+        .map(|val| b.ty(*val).frac_bits)
+        .max()
+        .unwrap_or(0);
+    values
+        .iter()
+        .map(|val| exactly(b, *val, frac, rounding))
+        .collect()
 }
 
 /// `factor * x`, truncated before only if the fraction would leave fewer than 8 integer bits.

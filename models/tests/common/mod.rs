@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 
+use ndarray::ArrayView2;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use trefoil_models::float::{Data, Model};
 use trefoil_models::job::TrainSpec;
 use trefoil_models::plain_run::{self, PlainRun, Table, Tables};
 use trefoil_models::schedule::{self, Schedule};
-use trefoil_models::{DatasetRef, JobKind, Network};
+use trefoil_models::{DatasetRef, JobKind, Network, outcome};
 use trefoil_protocol::Tensor;
-use trefoil_protocol::fixed::encode;
+use trefoil_protocol::fixed::{decode, encode};
 use trefoil_protocol::plan::Plan;
 use trefoil_protocol::run::memory::{self, MemoryRun, MemoryStep};
 
@@ -189,4 +191,83 @@ pub fn assert_secure_equals_plain(
         );
     }
     plain
+}
+
+/// Two epochs with an evaluation after each, by three parties and in the clear.
+pub fn secure_equals_plain(network: &Network, spec: &TrainSpec) {
+    let seed = seed();
+    let train = synthetic(network, 2 * spec.batch + 1, 0.5, seed);
+    let test = synthetic(network, 5, 0.5, seed + 1);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    test.tables("test", spec.frac_bits, &mut tables);
+    let schedule =
+        schedule::schedule(&train_job(network, spec, train.rows(), test.rows())).expect("valid");
+    let run = assert_secure_equals_plain(&schedule, &tables, None, seed);
+    let counted = outcome::confusion(&run.outputs[schedule.steps.len() - 1]).expect("revealed");
+    assert_eq!(counted.sum(), test.rows() as u64);
+}
+
+/// One step from the same weights on the same batch: the difference of the weights is the gradient
+/// times the learning rate.
+pub fn gradients_agree(network: &Network, frac_bits: u8, tolerance: f64) {
+    let seed = seed();
+    let spec = TrainSpec {
+        batch: 16,
+        learning_rate: 1.0,
+        frac_bits,
+        ..TrainSpec::default()
+    };
+    let train = synthetic(network, spec.batch, 0.5, seed);
+    let mut tables = Tables::new();
+    train.tables("train", frac_bits, &mut tables);
+    let schedule = schedule::schedule(&train_job(network, &spec, spec.batch, 0)).expect("valid");
+    let fixed = plain(&schedule, &tables, None, seed);
+    let model = Model::initial(network, &spec).expect("valid");
+    let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
+    let gradients = model
+        .gradients(Data {
+            images,
+            labels: &train.labels,
+        })
+        .expect("valid");
+    for (at, layer) in network.layers.iter().enumerate() {
+        let (Some(before), Some(gradient)) = (&model.parameters[at], &gradients.layers[at]) else {
+            continue;
+        };
+        let pairs = [
+            (
+                layer.weight_name(),
+                before
+                    .weight
+                    .iter()
+                    .zip(&gradient.weight)
+                    .collect::<Vec<_>>(),
+            ),
+            (
+                layer.bias_name(),
+                before.bias.iter().zip(&gradient.bias).collect(),
+            ),
+        ];
+        for (name, pairs) in pairs {
+            let after = fixed.state[&name].data();
+            let (mut error, mut norm) = (0.0, 0.0);
+            for (word, (before, gradient)) in after.iter().zip(pairs) {
+                let step = f64::from(*before) - decode(*word, u32::from(frac_bits));
+                error += (step - f64::from(*gradient)).powi(2);
+                norm += f64::from(*gradient).powi(2);
+            }
+            println!(
+                "{}: {name}: relative error {:.5}",
+                network.name,
+                (error / norm).sqrt()
+            );
+            // And a unit of the last place for each element, and what the softmax may err (below 2^-10).
+            let unit = (after.len() as f64).sqrt() * (-f64::from(frac_bits)).exp2() + 1.0 / 2048.0;
+            assert!(
+                error.sqrt() <= tolerance * norm.sqrt() + unit,
+                "{name}: {error} beside {norm}"
+            );
+        }
+    }
 }

@@ -7,13 +7,17 @@
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
 //! home/models/NAME.model                 shares of weights
+//! home/checkpoints/JOB/STEP.state        shares of a running job's state
+//! home/results/JOB.log                   output shares of a job, for its requester
 //! home/store.key                         the store key, unless the service manager has it
 //! ```
 //! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
-//! `table.rs` reading rows, `model.rs` models.
+//! `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives a session.
 
+mod checkpoint;
 mod file;
 mod model;
+mod results;
 mod staging;
 mod table;
 mod upload;
@@ -32,7 +36,9 @@ use trefoil_consortium::wire::{Contribution, UploadBegin};
 use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
 use trefoil_transport::Pin;
 
+pub(crate) use checkpoint::{Checkpoint, Checkpoints};
 pub(crate) use model::{NewModel, StagedModel};
+pub(crate) use results::{Results, Stored};
 pub(crate) use staging::{Found, Staging};
 pub(crate) use table::Tables;
 pub(crate) use vault::Vault;
@@ -106,6 +112,7 @@ pub(crate) struct Store {
     catalog: Arc<Mutex<Catalog>>,
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
+    checkpoints: Checkpoints,
 }
 
 #[derive(Debug, Default)]
@@ -128,8 +135,16 @@ impl Store {
             vault: Arc::new(Vault::open(home)?),
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
+            checkpoints: Checkpoints::default(),
         };
-        for folder in ["staging", "datasets", "uploads", "models"] {
+        for folder in [
+            "staging",
+            "datasets",
+            "uploads",
+            "models",
+            "checkpoints",
+            "results",
+        ] {
             file::make_folder(&home.join(folder))?;
         }
         let mut catalog = Catalog {

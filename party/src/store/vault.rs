@@ -69,9 +69,12 @@ impl Vault {
             .filter(|path| path.exists());
         let path = credential.unwrap_or_else(|| home.join(KEY_FILE));
         if !path.exists() {
-            if let Some(holds) = ["datasets", "models"].into_iter().find(|folder| {
-                fs::read_dir(home.join(folder)).is_ok_and(|mut files| files.next().is_some())
-            }) {
+            if let Some(holds) = ["datasets", "models", "checkpoints"]
+                .into_iter()
+                .find(|folder| {
+                    fs::read_dir(home.join(folder)).is_ok_and(|mut files| files.next().is_some())
+                })
+            {
                 return Err(damaged(
                     &path,
                     format!(
@@ -123,6 +126,44 @@ impl Vault {
         let key = hmac::sign(&self.key, header);
         let key = UnboundKey::new(&AES_256_GCM, key.as_ref());
         LessSafeKey::new(key.expect("HMAC-SHA256 is as long as a key of AES-256"))
+    }
+
+    fn record_key(&self, log: &[u8; 32]) -> LessSafeKey {
+        let mut about = hmac::Context::with_key(&self.key);
+        about.update(b"trefoil records v1\0");
+        about.update(log);
+        let key = UnboundKey::new(&AES_256_GCM, about.sign().as_ref());
+        LessSafeKey::new(key.expect("HMAC-SHA256 is as long as a key of AES-256"))
+    }
+
+    /// Seals one record of a log that grows; the nonce is random and comes first.
+    pub(crate) fn seal_record(
+        &self,
+        log: &[u8; 32],
+        record: Vec<u8>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let failed = |_| StoreError::Refused("a record cannot be sealed".into());
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(failed)?;
+        let mut sealed = record;
+        let unique = Nonce::assume_unique_for_key(nonce);
+        self.record_key(log)
+            .seal_in_place_append_tag(unique, Aad::empty(), &mut sealed)
+            .map_err(failed)?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// Opens one record; `None` where it was changed or sealed under another key.
+    pub(crate) fn open_record(&self, log: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
+        let mut record = sealed.to_vec();
+        let nonce = Nonce::assume_unique_for_key(*nonce);
+        let opened = self
+            .record_key(log)
+            .open_in_place(nonce, Aad::empty(), &mut record);
+        let length = opened.ok()?.len();
+        record.truncate(length);
+        Some(record)
     }
 
     /// Writes a file whole: temporary name, flush, rename. Mode 0600.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use trefoil_client::remote::{Part, Remote, RemoteError, Upload};
+use trefoil_client::remote::{Event, JobResult, Part, Remote, RemoteError, Upload};
 use trefoil_consortium::config::{IdentityFiles, Policy, Rule, Verdict};
 use trefoil_consortium::receipt::Schema;
 use trefoil_consortium::wire::{Answer, Ask, CONTROL_VERSION, Request, UploadBegin};
@@ -17,7 +17,7 @@ use trefoil_consortium::{
     PartyConfig, identity,
 };
 use trefoil_models::{JobKind, TrainSpec, plain_run};
-use trefoil_protocol::party::PartyId;
+use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::memory::test_key;
 use trefoil_transport::{Identity, MsgStream, Pin, Settings, StreamKind};
@@ -116,6 +116,9 @@ pub fn settings() -> Settings {
     Settings {
         keep_alive_ms: 500,
         idle_timeout_ms: 3_000,
+        // Otherwise the dealer is done with a small job when its first step is.
+        look_ahead_bytes: 64 << 10,
+        window_bytes: 64 << 10,
         ..Settings::default()
     }
 }
@@ -127,6 +130,8 @@ pub struct World {
     pub parties: [Option<trefoil_party::Daemon>; 3],
     pub dealer: Option<trefoil_dealer::Daemon>,
     policies: [Policy; 3],
+    /// Takes effect when a party is started again.
+    pub resume_wait_s: u64,
     runtime: Arc<tokio::runtime::Runtime>,
 }
 
@@ -208,6 +213,7 @@ impl World {
             parties: [None, None, None],
             dealer: None,
             policies,
+            resume_wait_s: 0,
             runtime: Arc::new(runtime),
         };
         world.restart();
@@ -218,7 +224,23 @@ impl World {
     pub fn restart(&mut self) {
         self.parties = [None, None, None];
         self.dealer = None;
-        let listen: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let any: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        self.start_dealer(any);
+        PartyId::ALL
+            .into_iter()
+            .for_each(|party| self.start_party(party, any));
+        let addresses = self.addresses();
+        let parties = self.parties.iter().flatten();
+        parties.for_each(|party| party.set_addresses(addresses.clone()));
+    }
+
+    fn addresses(&self) -> Addresses {
+        let parties = self.parties.each_ref();
+        let parties = parties.map(|party| party.as_ref().expect("it runs").local_addr());
+        Addresses::of(parties, self.dealer.as_ref().expect("it runs").local_addr())
+    }
+
+    fn start_dealer(&mut self, listen: SocketAddr) {
         let dealer = DealerConfig {
             listen,
             dial_out_only: false,
@@ -230,33 +252,96 @@ impl World {
             transport: settings(),
             simulation_coin_seed: None,
         };
-        let dealer = trefoil_dealer::Daemon::start(&dealer, true).unwrap();
-        let parties = PartyId::ALL.map(|party| {
-            let home = self.folder.path().join(format!("p{}", party.index()));
-            let config = PartyConfig {
-                listen,
-                dial_out_only: false,
-                home: home.join("home"),
-                consortium: self.consortium_path(),
-                log: "info".into(),
-                threads: 0,
-                identity: files(&home),
-                peers: Addresses::default(),
-                policy: self.policies[party.index()].clone(),
-                transport: settings(),
-            };
-            std::fs::write(self.config(party), config.to_toml()).unwrap();
-            trefoil_party::Daemon::start(&config, true).unwrap()
+        self.dealer = Some(trefoil_dealer::Daemon::start(&dealer, true).unwrap());
+    }
+
+    fn start_party(&mut self, party: PartyId, listen: SocketAddr) {
+        let home = self.folder.path().join(format!("p{}", party.index()));
+        let config = PartyConfig {
+            listen,
+            dial_out_only: false,
+            home: home.join("home"),
+            consortium: self.consortium_path(),
+            log: "info".into(),
+            threads: 0,
+            resume_wait_s: self.resume_wait_s,
+            identity: files(&home),
+            peers: Addresses::default(),
+            policy: self.policies[party.index()].clone(),
+            transport: settings(),
+        };
+        std::fs::write(self.config(party), config.to_toml()).unwrap();
+        let daemon = trefoil_party::Daemon::start(&config, true).unwrap();
+        self.parties[party.index()] = Some(daemon);
+    }
+
+    /// Ends one node as if its process were killed, does something, and starts it again where it
+    /// was.
+    pub fn kill_and_restart(&mut self, peer: Peer, meanwhile: impl FnOnce(&World)) {
+        let addresses = self.addresses();
+        match peer {
+            Peer::Dealer => {
+                let dealer = self.dealer.take().expect("it runs");
+                let listen = dealer.local_addr();
+                dealer.vanish();
+                meanwhile(self);
+                self.start_dealer(listen);
+            }
+            Peer::Party(party) => {
+                let daemon = self.parties[party.index()].take().expect("it runs");
+                let listen = daemon.local_addr();
+                daemon.vanish();
+                self.await_end(party);
+                meanwhile(self);
+                self.start_party(party, listen);
+                let daemon = self.parties[party.index()].as_ref().expect("it runs");
+                daemon.set_addresses(addresses);
+            }
+        }
+    }
+
+    /// Waits until nothing of a party that has vanished runs any more: unlike a process it has
+    /// threads that work on with what they have. The last of them lets go of the audit log.
+    pub fn await_end(&self, party: PartyId) {
+        let log = std::fs::File::open(self.home(party).join("audit.log")).unwrap();
+        let begun = std::time::Instant::now();
+        while log.try_lock().is_err() {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{party} lives");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Follows a job on a thread of its own; events come as they happen.
+    pub fn watch(
+        &self,
+        name: &str,
+        job: trefoil_consortium::JobId,
+    ) -> (
+        std::thread::JoinHandle<Result<JobResult, RemoteError>>,
+        std::sync::mpsc::Receiver<Event>,
+    ) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let (identity, consortium) = (self.member(name).0.clone(), self.consortium.clone());
+        let parties = self.parties.each_ref();
+        let parties = parties.map(|party| party.as_ref().expect("it runs").local_addr());
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(async {
+                let remote =
+                    Remote::connect(&identity, &consortium, Some(parties), &settings()).await?;
+                // An error means that the test has seen enough.
+                let mut tell = |event| drop(sender.send(event));
+                let watched = remote.watch(job, &mut tell);
+                let limit = Duration::from_secs(120);
+                tokio::time::timeout(limit, watched)
+                    .await
+                    .expect("the job hangs")
+            })
         });
-        let addresses = Addresses::of(
-            parties.each_ref().map(|party| party.local_addr()),
-            dealer.local_addr(),
-        );
-        parties
-            .iter()
-            .for_each(|party| party.set_addresses(addresses.clone()));
-        self.parties = parties.map(Some);
-        self.dealer = Some(dealer);
+        (thread, receiver)
     }
 
     /// The home of a party.

@@ -1,4 +1,5 @@
-//! Bilinear maps of two secrets: matrix product, convolution and its two adjoints, element-wise.
+//! Bilinear maps of two secrets: matrix product, convolution and its two adjoints (in groups too),
+//! along channels, element-wise.
 //!
 //! Protocol (Beaver 1991, in the form of `docs/protocol.md`, section Product):
 //! 1. `X = x + a`, `Y = y + b` are open, each under the one mask of its value.
@@ -8,6 +9,8 @@
 //! Rounds 0 beyond the masks; dealer 8 bytes for each element of the result; scale adds up. No
 //! party learns anything: X and Y are uniform. Exact in the ring for all inputs.
 
+use super::channel::{ChannelPass, ChannelShape};
+use super::grouped::{GroupShape, Pass};
 use crate::plan::{Kernel, Lowering, Repr};
 use crate::program::{Node, Type};
 use crate::ring::kernel::{Acc, ConvShape, conv2d, conv2d_grad_input, conv2d_grad_weight, gemm};
@@ -39,6 +42,10 @@ pub enum Product {
         /// Number of elements.
         len: usize,
     },
+    /// Convolution in groups or dilated, or one of its gradients.
+    Grouped(Pass, GroupShape),
+    /// Products along the channels.
+    Channel(ChannelPass, ChannelShape),
 }
 
 impl Product {
@@ -50,6 +57,16 @@ impl Product {
             Product::ConvGradInput(s) => (out_len(s), weight_len(s), in_len(s)),
             Product::ConvGradWeight(s) => (in_len(s), out_len(s), weight_len(s)),
             Product::Mul { len } => (*len, *len, *len),
+            Product::Grouped(pass, s) => {
+                let [x, w, y] = s.lens();
+                match pass {
+                    Pass::Forward => (x, w, y),
+                    Pass::Input => (y, w, x),
+                    Pass::Weight => (x, y, w),
+                }
+            }
+            Product::Channel(ChannelPass::Scale, s) => (s.elements(), s.channels, s.elements()),
+            Product::Channel(ChannelPass::Dot, s) => (s.elements(), s.elements(), s.channels),
         }
     }
 
@@ -62,6 +79,8 @@ impl Product {
                 product(&[s.n, s.c_out, s.out_h(), s.out_w(), s.c_in, s.kh, s.kw])
             }
             Product::Mul { len } => *len as u64,
+            Product::Grouped(_, s) => s.multiply_adds(),
+            Product::Channel(_, s) => s.elements() as u64,
         }
     }
 
@@ -72,7 +91,9 @@ impl Product {
             Product::Conv(s) => s.c_in * s.kh * s.kw,
             Product::ConvGradInput(s) => s.c_out * s.kh * s.kw,
             Product::ConvGradWeight(s) => s.n * s.out_h() * s.out_w(),
-            Product::Mul { .. } => 1,
+            Product::Mul { .. } | Product::Channel(ChannelPass::Scale, _) => 1,
+            Product::Grouped(pass, s) => s.terms(*pass),
+            Product::Channel(ChannelPass::Dot, s) => s.outer * s.inner,
         }
     }
 
@@ -83,6 +104,8 @@ impl Product {
             Product::Conv(s) => conv2d(acc, s, x, y, out),
             Product::ConvGradInput(s) => conv2d_grad_input(acc, s, x, y, out),
             Product::ConvGradWeight(s) => conv2d_grad_weight(acc, s, x, y, out),
+            Product::Grouped(pass, s) => s.apply(*pass, acc, x, y, out),
+            Product::Channel(pass, s) => s.apply(*pass, acc, x, y, out),
             Product::Mul { .. } => {
                 for ((o, a), b) in out.iter_mut().zip(x).zip(y) {
                     let p = a.wrapping_mul(*b);

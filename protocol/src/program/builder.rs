@@ -1,34 +1,17 @@
 //! Builds a [`Program`] with shape, scale and bound checks at every operation.
 //!
 //! Methods take and give [`Val`]s; a mismatch is a [`BuildError`] that names layer, operation and
-//! both sides. The composites (softmax, polynomials, ..) are in [`crate::op::composite`].
+//! both sides. Convolutions and products along channels are in
+//! `bilinear.rs`, the composites (softmax, polynomials, ..) in [`crate::op::composite`].
 
 use std::sync::Arc;
 
 use super::{
-    BuildError, ConvShape, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding,
-    Sink, Table, Type, Val,
+    BuildError, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding, Sink, Table,
+    Type, Val,
 };
 use crate::op;
 use crate::ring::{Tensor, elements};
-
-/// Stride and symmetric zero padding of a convolution, height first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ConvSpec {
-    /// Steps between windows.
-    pub stride: [usize; 2],
-    /// Zeros added on each side.
-    pub pad: [usize; 2],
-}
-
-impl Default for ConvSpec {
-    fn default() -> ConvSpec {
-        ConvSpec {
-            stride: [1, 1],
-            pad: [0, 0],
-        }
-    }
-}
 
 /// Window and stride of a pooling, height first; no padding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +29,7 @@ pub struct Builder {
     scope: u16,
 }
 
-type Built<T = Val> = Result<T, BuildError>;
+pub(super) type Built<T = Val> = Result<T, BuildError>;
 
 impl Builder {
     /// An empty program over `Z_2^ring_bits` (64 or 48).
@@ -367,7 +350,7 @@ impl Builder {
         self.one(Op::Linear(map), xs, hint)
     }
 
-    fn product(&mut self, product: Product, x: Val, y: Val, shape: &[usize]) -> Built {
+    pub(super) fn product(&mut self, product: Product, x: Val, y: Val, shape: &[usize]) -> Built {
         let hint = self.with_shape(x, shape);
         self.one(Op::Product(product), &[x, y], hint)
     }
@@ -411,78 +394,6 @@ impl Builder {
         )
     }
 
-    /// The geometry of a convolution of `[n, c, h, w]` with `[o, c, kh, kw]`.
-    pub fn conv_shape(&self, x: &[usize], w: &[usize], spec: ConvSpec) -> Built<ConvShape> {
-        let ([n, c_in, h, width], [c_out, c, kh, kw]) = (x, w) else {
-            return Err(self.error(
-                "conv2d",
-                format!("needs [n,c,h,w] and [o,c,kh,kw], has {x:?} and {w:?}"),
-            ));
-        };
-        if c_in != c {
-            return Err(self.error(
-                "conv2d",
-                format!("input has {c_in} channels, weights have {c}"),
-            ));
-        }
-        let [sh, sw] = spec.stride;
-        if sh == 0 || sw == 0 || h + 2 * spec.pad[0] < *kh || width + 2 * spec.pad[1] < *kw {
-            return Err(self.error(
-                "conv2d",
-                format!(
-                    "window {kh}x{kw}, stride {sh}x{sw}, padding {:?} does not fit {h}x{width}",
-                    spec.pad
-                ),
-            ));
-        }
-        Ok(ConvShape {
-            n: *n,
-            c_in: *c_in,
-            h: *h,
-            w: *width,
-            c_out: *c_out,
-            kh: *kh,
-            kw: *kw,
-            stride: spec.stride,
-            pad: spec.pad,
-        })
-    }
-
-    /// Convolution of images `[n,c,h,w]` with weights `[o,c,kh,kw]`.
-    pub fn conv2d(&mut self, x: Val, w: Val, spec: ConvSpec) -> Built {
-        let s = self.conv_shape(&self.shape(x), &self.shape(w), spec)?;
-        self.product(
-            Product::Conv(s),
-            x,
-            w,
-            &[s.n, s.c_out, s.out_h(), s.out_w()],
-        )
-    }
-
-    /// Gradient of a convolution's input: `dy` is the output's gradient, `x_shape` the input's shape.
-    pub fn conv2d_grad_input(
-        &mut self,
-        dy: Val,
-        w: Val,
-        x_shape: &[usize],
-        spec: ConvSpec,
-    ) -> Built {
-        let s = self.conv_shape(x_shape, &self.shape(w), spec)?;
-        self.product(Product::ConvGradInput(s), dy, w, x_shape)
-    }
-
-    /// Gradient of a convolution's weights: `w_shape` is their shape.
-    pub fn conv2d_grad_weight(
-        &mut self,
-        x: Val,
-        dy: Val,
-        w_shape: &[usize],
-        spec: ConvSpec,
-    ) -> Built {
-        let s = self.conv_shape(&self.shape(x), w_shape, spec)?;
-        self.product(Product::ConvGradWeight(s), x, dy, w_shape)
-    }
-
     /// `x^2 .. x^degree`; scale `j f`.
     pub fn powers(&mut self, x: Val, degree: u8) -> Built<Vec<Val>> {
         self.push(Op::Powers { degree }, &[x], None)
@@ -513,6 +424,12 @@ impl Builder {
     /// The bit `[x >= 0]`.
     pub fn non_negative(&mut self, x: Val) -> Built {
         self.one(Op::NonNegative, &[x], None)
+    }
+
+    /// The bit `[x >= c]` for a public integer at the scale of x: all thresholds of one value share
+    /// its opening.
+    pub fn at_least(&mut self, x: Val, c: i64) -> Built {
+        self.one(Op::AtLeast(c), &[x], None)
     }
 
     /// The bit `[x >= y]`.

@@ -5,6 +5,7 @@
 //! is executed. Its meaning is [`crate::run::plain`]; its secure execution is the
 //! [`crate::plan::Plan`] that [`crate::op::lower`] makes of it. Build one with [`Builder`].
 
+mod bilinear;
 mod builder;
 mod text;
 
@@ -13,11 +14,14 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+pub use crate::op::channel::{ChannelPass, ChannelShape};
+pub use crate::op::grouped::{GroupShape, Pass};
 pub use crate::op::linear::{Linear, PoolShape};
 pub use crate::op::lookup::Table;
 pub use crate::op::product::Product;
 pub use crate::ring::kernel::ConvShape;
-pub use builder::{Builder, ConvSpec, PoolSpec};
+pub use bilinear::ConvSpec;
+pub use builder::{Builder, PoolSpec};
 
 use crate::ring::{Tensor, elements};
 
@@ -132,6 +136,8 @@ pub enum Op {
     },
     /// The bit `[x >= 0]`.
     NonNegative,
+    /// The bit `[x >= c]` for a public integer.
+    AtLeast(i64),
     /// `b * x` for every plane of a bit value.
     BitMul,
     /// Sum over planes of `b_p * x[.., p]`: with a one-hot, the selected element.

@@ -7,6 +7,7 @@ mod kernels;
 pub mod memory;
 pub mod party;
 pub mod plain;
+mod refresh;
 mod value;
 
 use thiserror::Error;

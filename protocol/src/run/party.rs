@@ -13,7 +13,7 @@ use super::{StepError, frame};
 use crate::op::product::Product;
 use crate::party::PartyId;
 use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, Round, VId};
-use crate::prg::{Domain, Pos, Prg};
+use crate::prg::Prg;
 use crate::program::Sink;
 use crate::ring::Tensor;
 use crate::ring::kernel::{Acc, BLOCK, Plane};
@@ -519,20 +519,8 @@ impl<'a> Step<'a> {
                 true,
             ),
         };
-        let pos = Pos {
-            step: self.step,
-            id: index,
-            domain: Domain::Zero,
-        };
-        for peer in self.me.others() {
-            if let Some(key) = &self.keys.pairwise[peer.index()] {
-                match (xor, self.me < peer) {
-                    (true, _) => key.xor(pos, 0, &mut words),
-                    (false, true) => key.add(pos, 0, &mut words),
-                    (false, false) => key.sub(pos, 0, &mut words),
-                }
-            }
-        }
+        self.keys
+            .add_zero(self.me, self.step, index, xor, &mut words);
         if let Rep::Ring { width } = slot.rep {
             // Words are sums of three only modulo the ring: carries above it say more.
             let mask = frame::low_mask(width);

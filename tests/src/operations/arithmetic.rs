@@ -11,6 +11,7 @@ pub(super) fn add(cases: &mut Cases) -> Done {
     linear(cases)?;
     products(cases)?;
     convolutions(cases)?;
+    grouped(cases)?;
     powers(cases)?;
     truncations(cases)?;
     carried(cases)
@@ -104,7 +105,11 @@ fn products(cases: &mut Cases) -> Done {
 fn convolutions(cases: &mut Cases) -> Done {
     for (stride, pad) in [([1, 1], [0, 0]), ([2, 2], [2, 2]), ([2, 1], [0, 1])] {
         cases.add("convolution and its two gradients", |d| {
-            let spec = ConvSpec { stride, pad };
+            let spec = ConvSpec {
+                stride,
+                pad,
+                ..ConvSpec::default()
+            };
             let (xs, ws) = ([2, 3, 6, 5], [4, 3, 3, 2]);
             let bits = (d.ring - 10) / 2;
             let x = d.input_bits(&xs, 8, bits)?;
@@ -115,6 +120,53 @@ fn convolutions(cases: &mut Cases) -> Done {
             let dx = d.b.conv2d_grad_input(dy, w, &xs, spec)?;
             let dw = d.b.conv2d_grad_weight(x, dy, &ws, spec)?;
             d.reveal(&[y, dx, dw])
+        })?;
+    }
+    Ok(())
+}
+
+fn grouped(cases: &mut Cases) -> Done {
+    // Groups with several filters each, depthwise with a stride, dilation alone, all of them.
+    for (filters, groups, stride, dilation, pad) in [
+        (6, 2, [1, 1], [1, 1], [1, 1]),
+        (4, 4, [2, 1], [1, 1], [1, 0]),
+        (3, 1, [1, 1], [2, 3], [2, 1]),
+        (8, 4, [2, 2], [2, 1], [2, 1]),
+    ] {
+        cases.add("convolution in groups and its two gradients", |d| {
+            let spec = ConvSpec {
+                stride,
+                pad,
+                dilation,
+                groups,
+            };
+            let (xs, ws) = ([2, 4, 7, 6], [filters, 4 / groups, 3, 2]);
+            let bits = (d.ring - 10) / 2;
+            let x = d.input_bits(&xs, 8, bits)?;
+            let w = d.input_bits(&ws, 8, bits)?;
+            let y = d.b.conv2d(x, w, spec)?;
+            let ys = d.b.shape(y);
+            let dy = d.input_bits(&ys, 8, bits)?;
+            let dx = d.b.conv2d_grad_input(dy, w, &xs, spec)?;
+            let dw = d.b.conv2d_grad_weight(x, dy, &ws, spec)?;
+            d.reveal(&[y, dx, dw])
+        })?;
+    }
+    for (shape, axis) in [
+        (&[3, 5, 2, 3][..], 1),
+        (&[7, 3], 1),
+        (&[1, 4], 0),
+        (&[9], 0),
+    ] {
+        cases.add("products along channels", |d| {
+            let bits = (d.ring - 10) / 2;
+            let x = d.input_bits(shape, 8, bits)?;
+            let y = d.input_bits(shape, 8, bits)?;
+            let factors = d.input_bits(&[shape[axis]], 8, bits)?;
+            let scaled = d.b.scale_channels(x, factors, axis)?;
+            let dot = d.b.channel_dot(x, y, axis)?;
+            let square = d.b.channel_dot(x, x, axis)?;
+            d.reveal(&[scaled, dot, square])
         })?;
     }
     Ok(())

@@ -2,14 +2,18 @@
 
 mod bench;
 mod common;
+mod deployment;
 mod doctor;
 mod end_to_end;
 mod errors;
 mod faults;
 mod guide;
+mod hospital;
 mod members;
 mod operate;
 mod operations;
+mod serve;
+mod survival;
 mod tcp;
 mod uploads;
 mod world;

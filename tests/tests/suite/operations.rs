@@ -190,10 +190,10 @@ macro_rules! variants {
 
 variants!(OPS, op_name, Op:
     Input Carried CarriedMasked Const Linear AddConst Rescale Reshape Product Powers Trunc ReluTrunc
-    BitTrunc NonNegative BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
+    BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
 variants!(LINEAR, linear_name, Linear:
     Add Sub Scale Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
-variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul);
+variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul Grouped Channel);
 variants!(SINKS, sink_name, Sink: Carry CarryMasked Reveal RevealIndex);
 variants!(ROUNDINGS, rounding_name, Rounding: Floor Nearest Stochastic);
 
@@ -255,7 +255,9 @@ fn no_operation_rounding_or_sink_is_left_out() {
 fn no_method_of_the_builder_is_left_out() {
     let builder = [
         include_str!("../../../protocol/src/program/builder.rs"),
+        include_str!("../../../protocol/src/program/bilinear.rs"),
         include_str!("../../../protocol/src/op/composite.rs"),
+        include_str!("../../../protocol/src/op/inverse_sqrt.rs"),
     ];
     let cases = [
         include_str!("../../src/operations.rs"),

@@ -2,6 +2,7 @@
 //! `vpaddq`; dot products; and transpositions of words and bits, which the compiler would do with slow gathers.
 #![allow(unsafe_code)]
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::Acc;
@@ -53,6 +54,116 @@ pub(super) static TILES: TileTable = &[
     ],
 ];
 
+/// Adds the products of two rows' words with a depth's vectors to the sums of both rows.
+///
+/// The order matters and is fixed here. Two products, then their two sums: on Zen 4 a sum that follows each product
+/// takes the multiplier's pipe so often that a third of the rate is lost. And the compiler, left to itself, fetches
+/// the words of all eight rows first, which with 24 sums are more registers than there are.
+macro_rules! two_rows {
+    ($name:ident, $vecs:literal, [$($b:ident $x:ident $y:ident $v:literal),*], [$($code:literal),*]) => {
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+        unsafe fn $name(
+            [first, second]: [*const u64; 2],
+            col: usize,
+            b: &[__m512i; $vecs],
+            [x, y]: [&mut [__m512i; $vecs]; 2],
+        ) {
+            let (_a, _c, _t, _u): (__m512i, __m512i, __m512i, __m512i);
+            // SAFETY: reads the words `col` after both pointers, which the caller answers for.
+            unsafe {
+                asm!(
+                    "vpbroadcastq {a}, qword ptr [{p} + {col}*8]",
+                    "vpbroadcastq {c}, qword ptr [{q} + {col}*8]",
+                    $($code),*,
+                    p = in(reg) first,
+                    q = in(reg) second,
+                    col = in(reg) col,
+                    a = out(zmm_reg) _a,
+                    c = out(zmm_reg) _c,
+                    t = out(zmm_reg) _t,
+                    u = out(zmm_reg) _u,
+                    $(
+                        $b = in(zmm_reg) b[$v],
+                        $x = inout(zmm_reg) x[$v],
+                        $y = inout(zmm_reg) y[$v],
+                    )*
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+
+two_rows!(
+    two_rows_1,
+    1,
+    [b0 x0 y0 0],
+    [
+        "vpmullq {t}, {a}, {b0}",
+        "vpmullq {u}, {c}, {b0}",
+        "vpaddq {x0}, {x0}, {t}",
+        "vpaddq {y0}, {y0}, {u}"
+    ]
+);
+two_rows!(
+    two_rows_2,
+    2,
+    [b0 x0 y0 0, b1 x1 y1 1],
+    [
+        "vpmullq {t}, {a}, {b0}",
+        "vpmullq {u}, {a}, {b1}",
+        "vpaddq {x0}, {x0}, {t}",
+        "vpaddq {x1}, {x1}, {u}",
+        "vpmullq {t}, {c}, {b0}",
+        "vpmullq {u}, {c}, {b1}",
+        "vpaddq {y0}, {y0}, {t}",
+        "vpaddq {y1}, {y1}, {u}"
+    ]
+);
+two_rows!(
+    two_rows_3,
+    3,
+    [b0 x0 y0 0, b1 x1 y1 1, b2 x2 y2 2],
+    [
+        "vpmullq {t}, {a}, {b0}",
+        "vpmullq {u}, {a}, {b1}",
+        "vpaddq {x0}, {x0}, {t}",
+        "vpaddq {x1}, {x1}, {u}",
+        "vpmullq {t}, {a}, {b2}",
+        "vpmullq {u}, {c}, {b0}",
+        "vpaddq {x2}, {x2}, {t}",
+        "vpaddq {y0}, {y0}, {u}",
+        "vpmullq {t}, {c}, {b1}",
+        "vpmullq {u}, {c}, {b2}",
+        "vpaddq {y1}, {y1}, {t}",
+        "vpaddq {y2}, {y2}, {u}"
+    ]
+);
+
+/// The same for vectors of a number that is only known by its type.
+///
+/// # Safety
+/// There are words `col` after both pointers, and `VECS` is 1, 2 or 3.
+#[inline]
+#[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
+unsafe fn two_rows<const VECS: usize>(
+    words: [*const u64; 2],
+    col: usize,
+    b: &[__m512i; VECS],
+    [x, y]: &mut [[__m512i; VECS]; 2],
+) {
+    // SAFETY: the caller's promise; the pointers are to arrays of the length that they are cast to.
+    unsafe {
+        let (b, x, y) = (b.as_ptr(), x.as_mut_ptr(), y.as_mut_ptr());
+        match VECS {
+            1 => two_rows_1(words, col, &*b.cast(), [&mut *x.cast(), &mut *y.cast()]),
+            2 => two_rows_2(words, col, &*b.cast(), [&mut *x.cast(), &mut *y.cast()]),
+            _ => two_rows_3(words, col, &*b.cast(), [&mut *x.cast(), &mut *y.cast()]),
+        }
+    }
+}
+
 /// # Safety
 /// See [`super::contract::TileFn`]; the tile has `ROWS` rows and `VECS` groups of up to 8 lanes.
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
@@ -83,10 +194,25 @@ unsafe fn avx512_tile_u64<const ROWS: usize, const VECS: usize>(t: &Tile) {
             for v in 0..VECS {
                 b[v] = _mm512_maskz_loadu_epi64(masks[v], places[v].wrapping_add(row).cast());
             }
-            for i in 0..ROWS {
-                let a = _mm512_set1_epi64(*lhs[i].wrapping_add(col) as i64);
+            // Written out: sums that a loop indexes would live in memory.
+            macro_rules! pair {
+                ($at:literal) => {
+                    if let Some(pair) = sums.get_mut($at..$at + 2)
+                        && let Ok(pair) = pair.try_into()
+                    {
+                        two_rows([lhs[$at], lhs[$at + 1]], col, &b, pair);
+                    }
+                };
+            }
+            pair!(0);
+            pair!(2);
+            pair!(4);
+            pair!(6);
+            if ROWS % 2 == 1 {
+                let a = _mm512_set1_epi64(*lhs[ROWS - 1].wrapping_add(col) as i64);
                 for v in 0..VECS {
-                    sums[i][v] = _mm512_add_epi64(sums[i][v], _mm512_mullo_epi64(a, b[v]));
+                    let sum = &mut sums[ROWS - 1][v];
+                    *sum = _mm512_add_epi64(*sum, _mm512_mullo_epi64(a, b[v]));
                 }
             }
         }
@@ -121,21 +247,12 @@ unsafe fn avx512_tile_u64<const ROWS: usize, const VECS: usize>(t: &Tile) {
     }
 }
 
-/// `out[8 * k + l] = data[from + l * stride + k]` for `l` below `lanes`, and 0 for the others.
+/// Row `l`'s word `k` becomes `out[8 * k + l]`.
+#[inline]
 #[target_feature(enable = "avx512f,avx512dq,avx512bw,avx512vl")]
-pub(super) fn avx512_pack_8x8(
-    data: &[u64],
-    from: usize,
-    stride: usize,
-    lanes: usize,
-    out: &mut [u64; 64],
-) {
-    let mut columns = [_mm512_setzero_si512(); 8];
-    for (l, column) in columns.iter_mut().enumerate().take(lanes) {
-        let words = &data[from + l * stride..][..8];
-        // SAFETY: eight words.
-        *column = unsafe { _mm512_loadu_epi64(words.as_ptr().cast()) };
-    }
+pub(super) fn avx512_turn_8x8(rows: [&[u64; 8]; 8], out: &mut [u64; 64]) {
+    // SAFETY: eight words a row.
+    let columns = rows.map(|row| unsafe { _mm512_loadu_epi64(row.as_ptr().cast()) });
     for (out, row) in out.chunks_exact_mut(8).zip(transpose_words(columns)) {
         // SAFETY: eight words.
         unsafe { _mm512_storeu_epi64(out.as_mut_ptr().cast(), row) };

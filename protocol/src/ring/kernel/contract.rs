@@ -95,6 +95,8 @@ impl Geometry {
 const ROW_BLOCK: usize = 96;
 /// Tiles of the right operand packed at once: 24 * 24 lanes * 256 words are 1.1 MiB.
 const TILE_BLOCK: usize = 24;
+/// Rows of the right operand that are packed for all groups before the next ones.
+const PACK_ROWS: usize = 8;
 /// The most rows of any tile.
 const MAX_ROWS: usize = 8;
 const IDENTITY: [usize; MAX_ROWS] = [0, 1, 2, 3, 4, 5, 6, 7];
@@ -234,7 +236,7 @@ pub(super) fn contract(
             for r0 in (0..m).step_by(ROW_BLOCK) {
                 let rc = ROW_BLOCK.min(m - r0);
                 if pack_lhs {
-                    pack_rows(lhs, r0, rc, k0, kc, lanes, &mut scratch.lhs);
+                    pack_rows(isa, lhs, r0, rc, k0, kc, lanes, &mut scratch.lhs);
                 }
                 for tile_groups in rhs_groups.chunks(nv) {
                     let mut i = 0;
@@ -278,7 +280,9 @@ pub(super) fn contract(
 }
 
 /// Copies rows `r0..r0+rc` to panels of `lanes` rows, depth by depth: `out[(panel * kc + k) * lanes + row]`.
+#[allow(clippy::too_many_arguments)] // the block's place and the scratch it goes to
 fn pack_rows(
+    isa: Isa,
     lhs: &Lhs,
     r0: usize,
     rc: usize,
@@ -296,11 +300,7 @@ fn pack_rows(
         .chunks_exact_mut(lanes * kc)
         .zip(lhs.rows[r0..r0 + rc].chunks(lanes))
     {
-        for (i, &row) in rows.iter().enumerate() {
-            for (slot, &col) in panel[i..].iter_mut().step_by(lanes).zip(cols) {
-                *slot = lhs.data[row + col];
-            }
-        }
+        pack_panel(isa, lhs.data, rows, cols, panel);
     }
 }
 
@@ -321,49 +321,105 @@ fn pack_groups(
     grow(out, groups.len() * size);
     moved.clear();
     let rows = &rhs.rows[k0..k0 + kc];
-    for (index, group) in groups.iter().enumerate() {
-        let vectors = &mut out[index * size..(index + 1) * size];
-        let stride = rhs.lane_stride;
-        // A square of words is transposed at once where its rows follow each other and the machine can.
-        for (vectors, rows) in vectors.chunks_mut(lanes * lanes).zip(rows.chunks(lanes)) {
-            let square = stride != 1 && rows.iter().zip(rows[0]..).all(|(&row, next)| row == next);
-            if square && transpose_square(isa, rhs, rows[0] + group.rhs, group.lanes, vectors) {
-                continue;
+    moved.extend(groups.iter().enumerate().map(|(index, group)| Group {
+        rhs: index * size,
+        ..*group
+    }));
+    // A few rows of all groups at a time: neighbouring groups lie in the same lines and pages.
+    for (at, rows) in rows.chunks(PACK_ROWS).enumerate() {
+        let panels = out[at * PACK_ROWS * lanes..].chunks_mut(size);
+        for (group, panel) in groups.iter().zip(panels) {
+            let mut places = [0; MAX_ROWS];
+            for (l, place) in places.iter_mut().enumerate().take(group.lanes) {
+                *place = group.rhs + l * rhs.lane_stride;
             }
-            for (vector, &row) in vectors.chunks_exact_mut(lanes).zip(rows) {
-                let from = row + group.rhs;
-                let (used, absent) = vector.split_at_mut(group.lanes);
-                if stride == 1 {
-                    used.copy_from_slice(&rhs.data[from..from + group.lanes]);
-                } else {
-                    for (l, slot) in used.iter_mut().enumerate() {
-                        *slot = rhs.data[from + l * stride];
-                    }
-                }
-                absent.fill(0);
-            }
+            let vectors = &mut panel[..rows.len() * lanes];
+            pack_panel(isa, rhs.data, &places[..group.lanes], rows, vectors);
         }
-        moved.push(Group {
-            rhs: index * size,
-            ..*group
-        });
     }
 }
 
-/// Copies a whole square of words, its lanes from `from` on, to consecutive vectors; says whether it could.
-#[cfg(target_arch = "x86_64")]
-fn transpose_square(isa: Isa, rhs: &Rhs, from: usize, lanes: usize, out: &mut [u64]) -> bool {
-    match (isa.usable(), <&mut [u64; 64]>::try_from(out)) {
-        (Isa::Avx512, Ok(out)) => {
-            // SAFETY: `usable` has shown that the machine has AVX-512.
-            unsafe { super::avx512::avx512_pack_8x8(rhs.data, from, rhs.lane_stride, lanes, out) };
-            true
+/// `out[k * lanes + l] = data[places[l] + depths[k]]`, zero for lanes without a place. `out` holds whole vectors.
+fn pack_panel(isa: Isa, data: &[u64], places: &[usize], depths: &[usize], out: &mut [u64]) {
+    let neighbours = places.iter().zip(places[0]..).all(|(&p, next)| p == next);
+    match (isa.usable(), neighbours) {
+        (Isa::Avx512, true) => copy_panel::<8>(data, places, depths, out),
+        (_, true) => copy_panel::<4>(data, places, depths, out),
+        (isa @ Isa::Avx512, false) => {
+            turn_panel::<8>(data, places, depths, out, |rows, out| {
+                turn_8x8(isa, rows, out)
+            });
         }
-        _ => false,
+        (_, false) => turn_panel::<4>(data, places, depths, out, turn),
     }
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-fn transpose_square(_: Isa, _: &Rhs, _: usize, _: usize, _: &mut [u64]) -> bool {
-    false
+/// [`pack_panel`] where the lanes are neighbours already.
+fn copy_panel<const LANES: usize>(
+    data: &[u64],
+    places: &[usize],
+    depths: &[usize],
+    out: &mut [u64],
+) {
+    for (vector, &depth) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(depths) {
+        let from = &data[places[0] + depth..][..places.len()];
+        // A length that the compiler knows is no call.
+        match <&[u64; LANES]>::try_from(from) {
+            Ok(whole) => *vector = *whole,
+            Err(_) => {
+                *vector = [0; LANES];
+                vector[..from.len()].copy_from_slice(from);
+            }
+        }
+    }
+}
+
+/// [`pack_panel`] in squares of words where the depths are neighbours.
+fn turn_panel<const LANES: usize>(
+    data: &[u64],
+    places: &[usize],
+    depths: &[usize],
+    out: &mut [u64],
+    turn: impl Fn([&[u64; LANES]; LANES], &mut [u64]),
+) {
+    for (vectors, depths) in out.chunks_mut(LANES * LANES).zip(depths.chunks(LANES)) {
+        if depths.len() == LANES && depths.iter().zip(depths[0]..).all(|(&d, next)| d == next) {
+            let mut rows = [&[0; LANES]; LANES];
+            for (row, place) in rows.iter_mut().zip(places) {
+                *row = data[place + depths[0]..]
+                    .first_chunk()
+                    .expect("places and depths lie in the data");
+            }
+            turn(rows, vectors);
+            continue;
+        }
+        for (vector, depth) in vectors.chunks_exact_mut(LANES).zip(depths) {
+            let (used, absent) = vector.split_at_mut(places.len());
+            for (slot, place) in used.iter_mut().zip(places) {
+                *slot = data[place + depth];
+            }
+            absent.fill(0);
+        }
+    }
+}
+
+/// Row `l`'s word `k` becomes `out[k * LANES + l]`.
+#[inline(always)]
+fn turn<const LANES: usize>(rows: [&[u64; LANES]; LANES], out: &mut [u64]) {
+    for (k, vector) in out.chunks_exact_mut(LANES).enumerate() {
+        for (slot, row) in vector.iter_mut().zip(rows) {
+            *slot = row[k];
+        }
+    }
+}
+
+/// [`turn`] with an instruction set that the machine has.
+#[inline(always)]
+fn turn_8x8(isa: Isa, rows: [&[u64; 8]; 8], out: &mut [u64]) {
+    match (isa, <&mut [u64; 64]>::try_from(&mut *out)) {
+        // SAFETY: `pack_panel` has shown that the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        (Isa::Avx512, Ok(out)) => unsafe { super::avx512::avx512_turn_8x8(rows, out) },
+        _ => turn(rows, out),
+    }
 }

@@ -22,6 +22,7 @@ mod correlate;
 mod ctr;
 mod gates;
 mod gemm;
+mod peak;
 mod planes;
 mod portable;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use conv::{
 pub use ctr::{CtrKeys, Join};
 pub use gates::{Gate, GateOp, Netlist, PlaneBuffer, run_gates, run_gates_with};
 pub use gemm::{gemm, gemm_with};
+pub use peak::{PEAK_TURN, peak, peak_with};
 pub use planes::{
     BLOCK, Plane, plane_to_words, plane_to_words_with, to_planes, to_planes_with, words_to_plane,
     words_to_plane_with,

@@ -310,6 +310,19 @@ fn the_three_convolutions_are_adjoint() {
 }
 
 #[test]
+fn the_peak_loops_sum_what_they_say() {
+    let mut rng = rng();
+    for turns in [0, 1, 2, 1000] {
+        let (a, b) = (rng.next_u64(), rng.next_u64());
+        let products = u64::from(turns) * PEAK_TURN as u64;
+        let want = products.wrapping_mul(a).wrapping_mul(b);
+        for isa in Isa::ALL {
+            assert_eq!(peak_with(isa, turns, a, b), want, "{isa:?} {turns}");
+        }
+    }
+}
+
+#[test]
 fn planes_hold_the_bits_of_the_words() {
     let mut rng = rng();
     for len in [0, 1, 63, 64, 65, 200, 511, 512] {

@@ -1,0 +1,113 @@
+//! A layer with every parameter resolved, and what it carries between steps.
+
+/// What a layer does, every parameter resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum LayerKind {
+    /// Convolution with bias: weights `[filters, channels / groups, kernel]`.
+    Conv {
+        /// Output channels.
+        filters: usize,
+        /// Window, height first.
+        kernel: [usize; 2],
+        /// Steps between windows.
+        stride: [usize; 2],
+        /// Zeros on each side.
+        padding: [usize; 2],
+        /// Steps between the weights of a window.
+        dilation: [usize; 2],
+        /// Groups of channels.
+        groups: usize,
+    },
+    /// Fully connected with bias: weights `[inputs, units]`.
+    Dense {
+        /// Outputs.
+        units: usize,
+    },
+    /// `max(0, x)`
+    Relu,
+    /// `x * x`
+    Square,
+    /// A polynomial, from the constant upward.
+    Poly(Vec<f64>),
+    /// Maxima over windows.
+    MaxPool(Window),
+    /// Averages over windows.
+    AvgPool(Window),
+    /// One axis.
+    Flatten,
+    /// The sum of its inputs.
+    Add,
+    /// Its inputs' channels one after the other.
+    Concat,
+}
+
+/// A pooling window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Height and width.
+    pub size: [usize; 2],
+    /// Steps between windows.
+    pub stride: [usize; 2],
+}
+
+/// A layer between two known shapes (of one image, without the batch).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Layer {
+    /// As given; else `conv1`, `relu2`, ..: kind and a number that counts the layers of this kind.
+    pub name: String,
+    /// What it does.
+    pub kind: LayerKind,
+    /// Layers that it reads, by index; `None` are the images.
+    pub sources: Vec<Option<usize>>,
+    /// Shape of its (first) input.
+    pub input: Vec<usize>,
+    /// Shape of its output.
+    pub output: Vec<usize>,
+}
+
+impl Layer {
+    /// Shape of the weights, if the layer has any.
+    pub fn weight_shape(&self) -> Option<Vec<usize>> {
+        match self.kind {
+            LayerKind::Conv {
+                filters,
+                kernel: [kh, kw],
+                groups,
+                ..
+            } => Some(vec![filters, self.input[0] / groups, kh, kw]),
+            LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
+            _ => None,
+        }
+    }
+
+    /// Length of the bias, if the layer has one.
+    pub fn bias_len(&self) -> Option<usize> {
+        match self.kind {
+            LayerKind::Conv { filters, .. } => Some(filters),
+            LayerKind::Dense { units } => Some(units),
+            _ => None,
+        }
+    }
+
+    /// Inputs that meet in one output.
+    pub fn fan_in(&self) -> usize {
+        match self.kind {
+            LayerKind::Conv {
+                kernel: [kh, kw],
+                groups,
+                ..
+            } => self.input[0] / groups * kh * kw,
+            _ => self.input.iter().product(),
+        }
+    }
+
+    /// The name of its weights among the carried state.
+    pub fn weight_name(&self) -> String {
+        format!("{}.weight", self.name)
+    }
+
+    /// The name of its bias among the carried state.
+    pub fn bias_name(&self) -> String {
+        format!("{}.bias", self.name)
+    }
+}
