@@ -226,7 +226,7 @@ impl World {
         let before = std::fs::read_to_string(&log).unwrap_or_default().len();
         writeln!(
             self.commands,
-            "(cd {} && exec nsenter --net=/run/netns/{host} bash -c 'exec {command}' >>log 2>&1 </dev/null) &",
+            "(cd {} && exec nsenter --net=/run/netns/{host} bash -c 'echo $$ >pid; exec {command}' >>log 2>&1 </dev/null) &",
             folder.display()
         )
         .expect("the shell reads");
