@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
+use trefoil_transport::Protocol;
 
 use crate::{bench, consent, operate, plan, simulate};
 
@@ -60,6 +61,14 @@ enum Command {
     Evaluate(operate::EvaluateArgs),
     /// Share images and open their classes, as a CSV table.
     Predict(operate::PredictArgs),
+    /// Keep a session open in which members have images classified at once.
+    Serve(operate::ServeArgs),
+    /// List the models that the parties keep, or remove one.
+    Models(operate::ModelsArgs),
+    /// Open a kept model's WEIGHTS to this member.
+    RevealModel(operate::RevealArgs),
+    /// Share weights with the parties, who keep them as a model that none of them sees.
+    ImportModel(operate::ImportArgs),
     /// Follow a job that this member submitted, and show its result.
     Watch(operate::WatchArgs),
 }
@@ -79,6 +88,9 @@ pub struct SimulateArgs {
     /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
     #[arg(long, default_value = "lan", value_name = "LINK")]
     pub link: Link,
+    /// What the links run over: quic, or tcp, as where a network lets no UDP through.
+    #[arg(long, default_value = "quic", value_name = "quic|tcp")]
+    pub transport: Protocol,
     /// Write what was printed as one JSON object.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -148,6 +160,9 @@ pub struct BenchArgs {
     /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
     #[arg(long, default_value = "lan", value_name = "LINK")]
     pub link: Link,
+    /// What the links run over: quic or tcp.
+    #[arg(long, default_value = "quic", value_name = "quic|tcp")]
+    pub transport: Protocol,
     /// Largest UDP payload: 1200 to 6400. 4000 on loopback, 1452 on a link, where nothing is said.
     #[arg(long, value_name = "BYTES")]
     pub datagram_bytes: Option<u16>,
@@ -190,6 +205,10 @@ fn run(command: Command) -> Result<()> {
         Command::Train(args) => operate::train(&args),
         Command::Evaluate(args) => operate::evaluate(&args),
         Command::Predict(args) => operate::predict(&args),
+        Command::Serve(args) => operate::serve(&args),
+        Command::Models(args) => operate::models(&args),
+        Command::RevealModel(args) => operate::reveal_model(&args),
+        Command::ImportModel(args) => operate::import_model(&args),
         Command::Watch(args) => operate::watch(&args),
         Command::Approve(args) => consent::approve(&args),
         Command::Jobs(args) => consent::jobs(&args),

@@ -10,7 +10,6 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use trefoil_consortium::PartyConfig;
-use trefoil_models::JobKind;
 use trefoil_party::audit::{self, AUDIT_FILE};
 use trefoil_party::desk::{self, Choice, Decision, JobRecord, JobState};
 use trefoil_party::{now_s, time_text};
@@ -113,13 +112,7 @@ pub fn approve(args: &ApproveArgs) -> Result<()> {
         record.pin,
         time_text(record.submitted_s)
     );
-    if let (
-        true,
-        JobKind::Train { network, .. }
-        | JobKind::Evaluate { network, .. }
-        | JobKind::Predict { network, .. },
-    ) = (args.network, &description.kind)
-    {
+    if let (true, Some(network)) = (args.network, description.network()) {
         eprintln!("  network:\n{}", printable(network));
     }
     ensure!(

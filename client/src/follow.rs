@@ -102,12 +102,23 @@ pub async fn follow(
                 notice(&bar, &waits);
                 bar.set_message(format!("{message}: interrupted"));
             }
+            Event::Waits { reason, .. } => notice(&bar, &reason),
             Event::Started { from, .. } => {
                 if from > 0 {
                     notice(&bar, &format!("goes on from step {from} in a new session"));
                 }
+                if let JobKind::Serve(spec) = &kind {
+                    let say = format!("serving {} for {} s", spec.model, spec.duration_s);
+                    notice(&bar, &say);
+                }
                 bar.set_position(from);
                 bar.set_message(message.to_string());
+            }
+            Event::Progress(progress) if progress.phase == "serve" => {
+                bar.set_message(format!("{message}: {} images", progress.batches));
+                // The last one tells of all.
+                steps.clear();
+                steps.push(progress);
             }
             Event::Progress(progress) => {
                 bar.set_position(progress.step + 1);
@@ -208,23 +219,33 @@ impl Finished {
             bail!("only a prediction job reveals predictions");
         };
         let steps: Vec<_> = self.revealed.values().cloned().collect();
-        let (name, frac_bits) = match output {
-            PredictOutput::Class => {
-                return Ok(Predictions {
-                    classes: outcome::classes(&steps, rows)?,
-                    scores: None,
-                });
-            }
-            PredictOutput::Logits => ("logits", 2 * u32::from(frac_bits)),
-            PredictOutput::Probabilities => ("probabilities", 16),
-        };
-        let scores = outcome::rows(&steps, name, rows, frac_bits)?;
-        let best = |row: ndarray::ArrayView1<'_, f64>| {
-            (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
-        };
-        Ok(Predictions {
-            classes: scores.rows().into_iter().map(best).collect(),
-            scores: Some(scores),
-        })
+        predictions(&steps, rows, output, frac_bits)
     }
+}
+
+/// What batches of predictions say of `rows` images; `frac_bits` are the model's.
+pub fn predictions(
+    steps: &[BTreeMap<String, Tensor>],
+    rows: usize,
+    output: PredictOutput,
+    frac_bits: u8,
+) -> Result<Predictions> {
+    let (name, frac_bits) = match output {
+        PredictOutput::Class => {
+            return Ok(Predictions {
+                classes: outcome::classes(steps, rows)?,
+                scores: None,
+            });
+        }
+        PredictOutput::Logits => ("logits", 2 * u32::from(frac_bits)),
+        PredictOutput::Probabilities => ("probabilities", 16),
+    };
+    let scores = outcome::rows(steps, name, rows, frac_bits)?;
+    let best = |row: ndarray::ArrayView1<'_, f64>| {
+        (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+    };
+    Ok(Predictions {
+        classes: scores.rows().into_iter().map(best).collect(),
+        scores: Some(scores),
+    })
 }

@@ -2,13 +2,16 @@
 
 use anyhow::{Context, Result};
 use trefoil_cluster::{Cluster, Link};
-use trefoil_transport::Settings;
+use trefoil_transport::{Protocol, Settings};
 
 use crate::remote::Remote;
 
 /// The links' settings: loopback carries larger datagrams than a wide-area link.
-pub fn settings(link: Link) -> Settings {
-    let mut settings = Settings::default();
+pub fn settings(link: Link, protocol: Protocol) -> Settings {
+    let mut settings = Settings {
+        protocol,
+        ..Settings::default()
+    };
     if link == Link::Loopback {
         settings.datagram_bytes = 4000;
     }

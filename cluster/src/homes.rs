@@ -18,7 +18,7 @@ use trefoil_consortium::{
     Addresses, ConsortiumFile, Core, DealerConfig, Member, MemberEntry, MemberRole, PartyConfig,
     identity,
 };
-use trefoil_transport::{Identity, Pin};
+use trefoil_transport::{Identity, Pin, Protocol};
 
 use crate::{ClusterError, ClusterSpec, NodeName};
 
@@ -58,10 +58,18 @@ impl Homes {
             let folder = make_folder(root.join(name.as_str()))?;
             let (identity, pin) = make_identity(&folder, name.as_str())?;
             identities.push(identity);
+            let over_tcp = spec.over_tcp.contains(&name);
             nodes.push(Member {
                 name: name.to_string(),
                 pin,
-                address: LISTEN.to_string(),
+                address: match spec.dials_out_only == Some(name) {
+                    true => String::new(),
+                    false => LISTEN.to_string(),
+                },
+                transport: match over_tcp {
+                    true => Protocol::Tcp,
+                    false => spec.settings.protocol,
+                },
             });
         }
         let Ok([p0, p1, p2, dealer]) = <[Member; 4]>::try_from(nodes) else {
@@ -92,7 +100,7 @@ impl Homes {
         write(&homes.consortium_path(), &homes.consortium.to_toml())?;
         for name in NodeName::PARTIES {
             make_folder(homes.folder(name).join("store"))?;
-            write(&homes.config(name), &homes.party(spec).to_toml())?;
+            write(&homes.config(name), &homes.party(name, spec).to_toml())?;
         }
         write(
             &homes.config(NodeName::Dealer),
@@ -128,9 +136,10 @@ impl Homes {
         self.folder(node).join("log")
     }
 
-    fn party(&self, spec: &ClusterSpec) -> PartyConfig {
+    fn party(&self, name: NodeName, spec: &ClusterSpec) -> PartyConfig {
         PartyConfig {
             listen: LISTEN,
+            dial_out_only: spec.dials_out_only == Some(name),
             home: "store".into(),
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
@@ -151,6 +160,8 @@ impl Homes {
     fn dealer(&self, spec: &ClusterSpec) -> DealerConfig {
         DealerConfig {
             listen: LISTEN,
+            dial_out_only: spec.dials_out_only == Some(NodeName::Dealer),
+            peers: Addresses::default(),
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
             threads: 0,

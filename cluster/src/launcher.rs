@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tracing::{debug, info, warn};
 use trefoil_consortium::ConsortiumFile;
-use trefoil_transport::Settings;
+use trefoil_transport::{Protocol, Settings};
 
 use crate::error::LogTail;
 use crate::homes::{ClusterMember, Homes};
@@ -39,8 +39,13 @@ pub struct ClusterSpec {
     pub home: Home,
     /// What lies between every two nodes, and between members and parties.
     pub link: Link,
-    /// The transport's settings at every node.
+    /// The transport's settings at every node; their protocol is in all entries of the consortium
+    /// file.
     pub settings: Settings,
+    /// Nodes that use TCP where the settings say QUIC.
+    pub over_tcp: Vec<NodeName>,
+    /// A node that listens nowhere and dials all others.
+    pub dials_out_only: Option<NodeName>,
     /// Names of the hospitals.
     pub hospitals: Vec<String>,
     /// Name of the analyst.
@@ -79,6 +84,8 @@ impl ClusterSpec {
             home: Home::Temporary,
             link: Link::Loopback,
             settings: Settings::default(),
+            over_tcp: Vec::new(),
+            dials_out_only: None,
             hospitals: (1..=3).map(|n| format!("hospital-{n}")).collect(),
             analyst: "analyst".into(),
             log: "info".into(),
@@ -125,6 +132,14 @@ impl Cluster {
     /// Writes the homes, starts the nodes and the links, and introduces the nodes
     /// to each other. On an error nothing is left running.
     pub fn start(spec: &ClusterSpec) -> Result<Cluster, ClusterError> {
+        let tcp = spec.settings.protocol == Protocol::Tcp || !spec.over_tcp.is_empty();
+        if tcp && spec.link != Link::Loopback {
+            return Err(ClusterError::Setup {
+                what: format!("the link {}", spec.link),
+                detail: "the emulated network carries UDP alone; over TCP only lan is possible"
+                    .into(),
+            });
+        }
         let (folder, temporary) = open_home(&spec.home)?;
         let homes = Homes::write(&folder, spec)?;
         let deadline = Instant::now() + spec.start_timeout;

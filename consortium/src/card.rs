@@ -12,7 +12,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use trefoil_transport::Pin;
+use trefoil_transport::{Pin, Protocol};
 
 use crate::{check_name, line};
 
@@ -91,8 +91,11 @@ pub struct Card {
     pub title: String,
     /// Its public key's pin.
     pub pin: Pin,
-    /// Where others reach it, `host:port`; parties and the dealer only.
+    /// Where others reach it, `host:port`; parties and the dealer only, and not where these only
+    /// dial out.
     pub address: Option<String>,
+    /// What its links use; parties and the dealer only.
+    pub transport: Protocol,
 }
 
 /// Why a text holds no usable card.
@@ -168,8 +171,7 @@ impl Card {
         }
         match (&self.address, self.role.listens()) {
             (Some(address), true) => check_address(address),
-            (None, false) => Ok(()),
-            (None, true) => Err(format!("a {} needs an address", self.role)),
+            (None, _) => Ok(()),
             (Some(_), false) => Err(format!(
                 "a {} has no address: nobody connects to it",
                 self.role
@@ -199,11 +201,18 @@ impl Card {
             title,
             pin,
             address,
+            transport,
         } = self;
         let address = address
             .as_ref()
             .map_or(String::new(), |address| format!(" address={address}"));
-        format!("{MARK} {VERSION} role={role} id={id} name=\"{title}\" pin={pin}{address}")
+        let transport = match transport {
+            Protocol::Quic => String::new(),
+            other => format!(" transport={other}"),
+        };
+        format!(
+            "{MARK} {VERSION} role={role} id={id} name=\"{title}\" pin={pin}{address}{transport}"
+        )
     }
 
     fn check_sum(&self) -> String {
@@ -219,8 +228,8 @@ impl fmt::Display for Card {
 
 /// Parses what follows the mark, up to the check.
 fn parse(body: &str) -> Result<Card, String> {
-    let keys = ["role", "id", "name", "pin", "address", "check"];
-    let [role, id, title, pin, address, check] = line::fields(body, VERSION, &keys)?;
+    let keys = ["role", "id", "name", "pin", "address", "transport", "check"];
+    let [role, id, title, pin, address, transport, check] = line::fields(body, VERSION, &keys)?;
     let card = Card {
         role: line::given(role, "role")?.parse()?,
         id: line::given(id, "id")?,
@@ -229,6 +238,12 @@ fn parse(body: &str) -> Result<Card, String> {
             .parse()
             .map_err(|err| format!("pin: {err}"))?,
         address,
+        transport: match transport {
+            Some(transport) => transport
+                .parse()
+                .map_err(|err| format!("transport: {err}"))?,
+            None => Protocol::Quic,
+        },
     };
     line::check(check, &card.check_sum())?;
     card.check()?;
@@ -246,6 +261,7 @@ mod tests {
             title: "North Clinic".into(),
             pin: Pin::from_bytes([0xab; 32]),
             address: Some("north.example.org:7100".into()),
+            transport: Protocol::Quic,
         }
     }
 
@@ -256,6 +272,7 @@ mod tests {
             title: "St. Anna".into(),
             pin: Pin::from_bytes([1; 32]),
             address: None,
+            transport: Protocol::Quic,
         }
     }
 
@@ -280,6 +297,14 @@ mod tests {
         let mailed = mailed.replace("“St.\n> Anna”", "“St.\nAnna”");
         assert_eq!(Card::parse_all(&mailed), Ok(vec![hospital()]));
         assert_eq!(Card::parse_all("no cards here"), Ok(vec![]));
+
+        let quiet = Card {
+            address: None,
+            transport: Protocol::Tcp,
+            ..party()
+        };
+        assert!(quiet.to_string().contains(" transport=tcp "));
+        assert_eq!(Card::parse_all(&quiet.to_string()), Ok(vec![quiet]));
     }
 
     #[test]
@@ -305,7 +330,6 @@ mod tests {
             fault(&card.to_string())
         };
         assert!(wrong(|card| card.id = "../keys".into()).contains("no name"));
-        assert!(wrong(|card| card.address = None).contains("needs an address"));
         assert!(wrong(|card| card.address = Some("0.0.0.0:7100".into())).contains("interface"));
         assert!(wrong(|card| card.role = CardRole::Analyst).contains("nobody connects"));
     }

@@ -237,6 +237,12 @@ pub enum Kind {
     Predict,
     /// Work on zeros, to be timed.
     Benchmark,
+    /// Opening a kept model's weights.
+    Reveal,
+    /// Keeping weights that their owner has shared.
+    Import,
+    /// Predictions in a session that stays open.
+    Serve,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -314,8 +320,13 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                if rule.kinds.as_deref() != Some(&[Kind::Predict]) {
-                    let detail = "rows are counted for predictions: add kinds = [\"predict\"]";
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                if !rule
+                    .kinds
+                    .as_ref()
+                    .is_some_and(|kinds| kinds.iter().all(counted))
+                {
+                    let detail = "rows are counted for predictions: add kinds = [\"predict\"], or [\"serve\"]";
                     return fail("rows_per_day", detail.into());
                 }
             }
@@ -328,8 +339,12 @@ impl Policy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PartyConfig {
-    /// Where to listen; port 0 picks a free one.
+    /// Where to listen, UDP and TCP; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Listens nowhere: only dials out, from the address of `listen`. The consortium file has no
+    /// address for such a node.
+    #[serde(default)]
+    pub dial_out_only: bool,
     /// The folder for everything the party keeps.
     pub home: PathBuf,
     /// The consortium file.
@@ -362,8 +377,12 @@ pub struct PartyConfig {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DealerConfig {
-    /// Where to listen; port 0 picks a free one.
+    /// Where to listen, UDP and TCP; port 0 picks a free one.
     pub listen: SocketAddr,
+    /// Listens nowhere: only dials out, from the address of `listen`. The consortium file has no
+    /// address for such a node.
+    #[serde(default)]
+    pub dial_out_only: bool,
     /// The consortium file.
     pub consortium: PathBuf,
     /// What is logged, as in `RUST_LOG`, which goes before it.
@@ -375,6 +394,9 @@ pub struct DealerConfig {
     pub threads: usize,
     /// Certificate and key.
     pub identity: IdentityFiles,
+    /// Addresses of parties that go before the consortium file's, where the dealer dials them.
+    #[serde(default)]
+    pub peers: Addresses,
     /// Time-outs, windows and sizes of the links.
     #[serde(default)]
     pub transport: Settings,

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::Pin;
+use trefoil_transport::{Pin, Protocol};
 
 use crate::config::{ConfigError, parse_toml, read_text};
 use crate::signature::{Part, SignatureFault, Signatures};
@@ -108,8 +108,17 @@ pub struct Member {
     pub name: String,
     /// Its public key's pin.
     pub pin: Pin,
-    /// `host:port`; may be overridden by each node's own configuration.
+    /// `host:port`; may be overridden by each node's own configuration. Empty, and left out of the
+    /// file, where the node only dials out.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub address: String,
+    /// What its links use; a pair of which one uses TCP uses TCP.
+    #[serde(default, skip_serializing_if = "is_quic")]
+    pub transport: Protocol,
+}
+
+fn is_quic(transport: &Protocol) -> bool {
+    *transport == Protocol::Quic
 }
 
 /// What a member may do.
@@ -291,7 +300,7 @@ impl ConsortiumFile {
             let detail = format!("at most {KEYS_MAX} keys are possible, while a key is rotated");
             return fail(format!("members[{at}].keys"), detail);
         }
-        Ok(())
+        self.check_reach()
     }
 
     /// SHA-256 of the core without its addresses.
@@ -398,6 +407,7 @@ pub(crate) mod tests {
             name: name.into(),
             pin: pin(byte),
             address: format!("127.0.0.1:{port}"),
+            transport: Protocol::Quic,
         };
         let core = Core {
             name: "test".into(),

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use trefoil_models::ServeSpec;
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
 use trefoil_protocol::plan::LinkProfile;
 use trefoil_transport::Pin;
@@ -20,6 +21,9 @@ pub const JOB_MAX_BYTES: usize = 1 << 20;
 const NAME_MAX_BYTES: usize = 64;
 /// Longest wall time a job may ask for: thirty days.
 const WALL_TIME_MAX_S: u64 = 30 * 24 * 3600;
+
+/// What a serving job's wall time has beyond its duration: beginning and end.
+pub const SERVE_MARGIN_S: u64 = 600;
 
 /// SHA-256 of a job description.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -184,6 +188,26 @@ impl JobDescription {
                 name("model", model)?;
                 name("upload", upload)?;
             }
+            JobKind::RevealModel { model, .. } => name("model", model)?,
+            JobKind::ImportModel {
+                upload, save_as, ..
+            } => {
+                name("upload", upload)?;
+                name("save_as", save_as)?;
+            }
+            JobKind::Serve(spec) => {
+                name("model", &spec.model)?;
+                if self.limits.wall_time_s < spec.duration_s + SERVE_MARGIN_S {
+                    let detail = format!(
+                        "a session that serves for {} s needs {SERVE_MARGIN_S} s more",
+                        spec.duration_s
+                    );
+                    return Err(JobError::Field {
+                        field: "limits.wall_time_s",
+                        detail,
+                    });
+                }
+            }
             JobKind::Benchmark { .. } => {}
         }
         if !(1..=WALL_TIME_MAX_S).contains(&self.limits.wall_time_s) {
@@ -203,22 +227,58 @@ impl JobDescription {
     pub fn dataset(&self) -> Option<&DatasetRef> {
         match &self.kind {
             JobKind::Train { dataset, .. } | JobKind::Evaluate { dataset, .. } => Some(dataset),
-            JobKind::Predict { .. } | JobKind::Benchmark { .. } => None,
+            JobKind::Predict { .. }
+            | JobKind::Benchmark { .. }
+            | JobKind::RevealModel { .. }
+            | JobKind::ImportModel { .. }
+            | JobKind::Serve(_) => None,
         }
     }
 
     /// The kept model that the job reads, if it reads one.
     pub fn model(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Train { .. } | JobKind::Benchmark { .. } => None,
-            JobKind::Evaluate { model, .. } | JobKind::Predict { model, .. } => Some(model),
+            JobKind::Train { .. } | JobKind::Benchmark { .. } | JobKind::ImportModel { .. } => None,
+            JobKind::Evaluate { model, .. }
+            | JobKind::Predict { model, .. }
+            | JobKind::RevealModel { model, .. } => Some(model),
+            JobKind::Serve(spec) => Some(&spec.model),
+        }
+    }
+
+    /// The name under which the job keeps a model, if it makes one.
+    pub fn save_as(&self) -> Option<&str> {
+        match &self.kind {
+            JobKind::Train { save_as, .. } | JobKind::ImportModel { save_as, .. } => Some(save_as),
+            _ => None,
+        }
+    }
+
+    /// The network's text, if the job has a network that its requester chose.
+    pub fn network(&self) -> Option<&str> {
+        match &self.kind {
+            JobKind::Train { network, .. }
+            | JobKind::Evaluate { network, .. }
+            | JobKind::Predict { network, .. }
+            | JobKind::RevealModel { network, .. }
+            | JobKind::ImportModel { network, .. } => Some(network),
+            JobKind::Serve(spec) => Some(&spec.network),
+            JobKind::Benchmark { .. } => None,
+        }
+    }
+
+    /// What the job serves, if it does.
+    pub fn serves(&self) -> Option<&ServeSpec> {
+        match &self.kind {
+            JobKind::Serve(spec) => Some(spec),
+            _ => None,
         }
     }
 
     /// The upload that the job reads, if it reads one.
     pub fn upload(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Predict { upload, .. } => Some(upload),
+            JobKind::Predict { upload, .. } | JobKind::ImportModel { upload, .. } => Some(upload),
             _ => None,
         }
     }
@@ -241,7 +301,18 @@ impl JobDescription {
                 ring_bits,
                 frac_bits,
                 ..
+            }
+            | JobKind::RevealModel {
+                ring_bits,
+                frac_bits,
+                ..
+            }
+            | JobKind::ImportModel {
+                ring_bits,
+                frac_bits,
+                ..
             } => (*ring_bits, *frac_bits),
+            JobKind::Serve(spec) => (spec.ring_bits, spec.frac_bits),
         }
     }
 
@@ -362,12 +433,70 @@ impl JobDescription {
                     "reads",
                     format!("upload {upload}, which only {requester} may use"),
                 );
-                let what = match output {
-                    PredictOutput::Class => "the most probable class of each image, nothing else",
-                    PredictOutput::Logits => "the last layer's outputs for each image",
-                    PredictOutput::Probabilities => "the probability of each class for each image",
+                line(
+                    "reveals",
+                    format!("to {requester}: {}", output_words(*output)),
+                );
+            }
+            JobKind::RevealModel {
+                model,
+                network: toml,
+                ..
+            } => {
+                line("opens", format!("model {model} ({})", network(toml)));
+                line(
+                    "REVEALS",
+                    format!("to {requester}: THE MODEL'S WEIGHTS, which are no secret any more"),
+                );
+            }
+            JobKind::ImportModel {
+                network: toml,
+                upload,
+                save_as,
+                ..
+            } => {
+                line(
+                    "keeps",
+                    format!(
+                        "weights that {requester} has shared (upload {upload}) as model {save_as} ({})",
+                        network(toml)
+                    ),
+                );
+                line("reveals", "nothing".into());
+            }
+            JobKind::Serve(spec) => {
+                line(
+                    "serves",
+                    format!(
+                        "predictions of model {} ({}) for {} s, without asking again",
+                        spec.model,
+                        network(&spec.network),
+                        spec.duration_s
+                    ),
+                );
+                let members = spec.members.iter().map(|pin| Hex(&pin[..8]).to_string());
+                let members: Vec<String> = members.collect();
+                line(
+                    "to",
+                    format!(
+                        "{} members, by the first digits of their public keys: {}",
+                        members.len(),
+                        members.join(" ")
+                    ),
+                );
+                let what = output_words(spec.output);
+                line("reveals", format!("to each, of its own images: {what}"));
+                let day = match spec.rows_per_day {
+                    0 => "as many images of a member on one day as each party allows".into(),
+                    rows => format!("{rows} images of a member on one day (UTC)"),
                 };
-                line("reveals", format!("to {requester}: {what}"));
+                line(
+                    "at most",
+                    format!(
+                        "{day}; {} images in a batch, which waits {} ms; {} requests wait",
+                        spec.max_batch, spec.max_wait_ms, spec.max_pending
+                    ),
+                );
             }
             JobKind::Benchmark {
                 work, repetitions, ..
@@ -400,6 +529,14 @@ impl JobDescription {
         }
         line("limits", format!("at most {} s", self.limits.wall_time_s));
         text
+    }
+}
+
+fn output_words(output: PredictOutput) -> &'static str {
+    match output {
+        PredictOutput::Class => "the most probable class of each image, nothing else",
+        PredictOutput::Logits => "the last layer's outputs for each image",
+        PredictOutput::Probabilities => "the probability of each class for each image",
     }
 }
 

@@ -267,6 +267,7 @@ mod tests {
                     name: name.into(),
                     pin,
                     address: "127.0.0.1:1".into(),
+                    transport: Default::default(),
                 }
             };
             let core = Core {

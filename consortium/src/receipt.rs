@@ -224,6 +224,7 @@ mod tests {
                 name: name.into(),
                 pin: identity::pin(&made).unwrap(),
                 address: "127.0.0.1:1".into(),
+                transport: Default::default(),
             };
             (member, Signer::new(&made).unwrap())
         };

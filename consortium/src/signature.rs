@@ -423,6 +423,7 @@ mod tests {
             name: name.into(),
             pin,
             address,
+            transport: Default::default(),
         };
         (made, member)
     }

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use trefoil_models::{Preparation, ServeSpec};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::OutputShare;
@@ -81,6 +82,133 @@ pub enum Ask {
     Withdraw(JobId),
     /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.
     Watch(JobId),
+    /// The kept models. Answer: [`Answer::Models`].
+    Models,
+    /// Remove one's own model, if it comes from this session; nothing is done where there is none.
+    /// Answer: [`Answer::ModelRemoved`].
+    RemoveModel {
+        /// Its name.
+        name: String,
+        /// The session it comes from.
+        source: SessionId,
+    },
+    /// The serving sessions that this member may ask. Answer: [`Answer::Servings`].
+    Servings,
+    /// End one's own serving session in an orderly way. Answer: [`Answer::Stopping`].
+    StopServing(JobId),
+    /// Predictions in a serving session; a [`ServedImages`] follows. Answer: [`Answer::Predicted`].
+    Served(ServedRequest),
+}
+
+/// A request for predictions in a serving session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedRequest {
+    /// The serving job.
+    pub job: JobId,
+    /// The request's random name, alike at the three parties.
+    pub request: RequestId,
+    /// Images.
+    pub rows: u32,
+}
+
+/// Names a request among those of its member: 16 random bytes.
+pub type RequestId = [u8; 16];
+
+/// One party's share of a request's images.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServedImages(pub Share);
+
+/// A serving session, as members see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serving {
+    /// Its job.
+    pub job: JobId,
+    /// What it serves.
+    pub spec: ServeSpec,
+    /// The session that the model comes from.
+    pub model: SessionId,
+    /// When it ends: seconds since 1970 by the clock of the party that speaks.
+    pub until_s: u64,
+}
+
+/// What is public about a kept model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Its name.
+    pub name: String,
+    /// Who made it.
+    pub owner: Pin,
+    /// The session that it comes from.
+    pub source: SessionId,
+    /// The job that made it.
+    pub job: JobId,
+    /// Ring bits.
+    pub ring_bits: u8,
+    /// Fraction bits.
+    pub frac_bits: u8,
+    /// What it was made as; models of older releases do not say.
+    pub about: Option<ModelAbout>,
+}
+
+/// What a model was made as.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModelAbout {
+    /// The network, TOML text.
+    pub network: String,
+    /// How its images are prepared, where the job said so.
+    pub preparation: Option<Preparation>,
+    /// Name and snapshot of the data set it was trained on; `None` for one that was imported.
+    pub dataset: Option<(String, [u8; 32])>,
+    /// When: seconds since 1970 by the clock of the party that speaks.
+    pub made_s: u64,
+}
+
+/// A request among those of all members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RequestKey {
+    /// Whose certificate it came with.
+    pub member: Pin,
+    /// Its name.
+    pub request: RequestId,
+}
+
+/// What P0 says to the other nodes inside a serving session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ServeWord {
+    /// Run the next batch.
+    Batch(ServeBatch),
+    /// To P1 and P2: forget these requests and why; their members are told.
+    Drop(Vec<RequestKey>, String),
+    /// Serving is over.
+    End,
+}
+
+/// One batch of a serving session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServeBatch {
+    /// Its number, from 0: the session's step is one later.
+    pub number: u64,
+    /// Images, without padding: they decide the program.
+    pub rows: u32,
+    /// The requests with their images, in order of their rows; the dealer hears of none.
+    pub requests: Vec<(RequestKey, u32)>,
+}
+
+/// What P1 and P2 say to P0 inside a serving session.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ServeNote {
+    /// This request is here.
+    pub key: RequestKey,
+    /// With so many images.
+    pub rows: u32,
+}
+
+/// The name of the control streams on which P0 leads a serving session: another one than those of
+/// the session's keys.
+pub fn serve_stream(session: &SessionId) -> [u8; 32] {
+    use sha2::{Digest, Sha256};
+    let hash = Sha256::new().chain_update(b"trefoil serving v1\0");
+    hash.chain_update(session).finalize().into()
 }
 
 /// What is going to be uploaded.
@@ -207,6 +335,21 @@ pub enum Answer {
     Submitted(JobId),
     /// The job is forgotten here.
     Withdrawn,
+    /// The kept models, by name.
+    Models(Vec<ModelInfo>),
+    /// There is no such model here any more.
+    ModelRemoved,
+    /// The serving sessions that this member may ask.
+    Servings(Vec<Serving>),
+    /// The session will end.
+    Stopping,
+    /// This party's share of a request's predictions.
+    Predicted {
+        /// The batch that it was part of.
+        batch: u64,
+        /// The share of this request's rows alone.
+        share: WireOutput,
+    },
 }
 
 /// What is public about a data set.
@@ -264,6 +407,8 @@ pub enum Event {
     },
     /// The job has failed.
     Failed(String),
+    /// What a job waits for at the party that speaks.
+    Waits(String),
 }
 
 /// Where a job is.

@@ -1,4 +1,4 @@
-//! The process: one runtime on its own thread, links from the three parties, orderly end.
+//! The process: one runtime on its own thread, links with the three parties, orderly end.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -13,13 +13,15 @@ use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, Met, NodeInfo, NodeStatus, PeerStatus};
 use trefoil_consortium::{
-    CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError,
-    LiveConsortium, Role, host, logging,
+    Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
+    DealerConfig, IdentityError, LiveConsortium, Role, SessionId, dialled_by_dealer, host, linked,
+    logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 
-use crate::session;
+use crate::serve::ServingPlace;
+use crate::{dial, session};
 
 /// Exchanges with one party at the same time.
 const STREAMS_PER_LINK: usize = 16;
@@ -38,7 +40,7 @@ pub enum DealerError {
     Identity(#[from] IdentityError),
     /// Its endpoint.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Bind(#[from] BindError),
     /// Something that does not fit.
     #[error("{0}")]
     Setup(String),
@@ -56,7 +58,9 @@ pub(crate) struct Dealer {
     pub(crate) secret: Vec<u8>,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
-    pub(crate) running: Mutex<Option<AbortHandle>>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
+    pub(crate) running: Mutex<Vec<(SessionId, AbortHandle)>>,
     links: [watch::Sender<Option<(u64, Link)>>; 3],
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
     links_held: AtomicU64,
@@ -125,7 +129,7 @@ impl Dealer {
         let place = &self.links[party.index()];
         let number = self.links_held.fetch_add(1, Ordering::Relaxed);
         place.send_replace(Some((number, link.clone())));
-        tracing::info!(peer = %party, addr = %link.remote_addr(), "linked");
+        tracing::info!(peer = %party, addr = %link.remote_addr(), "{}", linked(&link));
         let reason = link.closed().await;
         tracing::info!(peer = %party, %reason, "link closed");
         place.send_if_modified(|held| {
@@ -166,13 +170,15 @@ impl Stopper {
 #[derive(Debug)]
 pub struct Daemon {
     local_addr: SocketAddr,
+    addresses: watch::Sender<Option<Addresses>>,
     stopper: Stopper,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Daemon {
-    /// Starts the dealer on a thread of its own.
-    pub fn start(config: &DealerConfig) -> Result<Daemon, DealerError> {
+    /// Starts the dealer on a thread of its own. With `await_addresses` it dials nobody before
+    /// [`Daemon::set_addresses`]; it dials only where it listens nowhere.
+    pub fn start(config: &DealerConfig, await_addresses: bool) -> Result<Daemon, DealerError> {
         let consortium = ConsortiumFile::load(&config.consortium)?;
         let identity = identity::load(&config.identity.certificate, &config.identity.key)?;
         let pin = identity::pin(&identity)?;
@@ -199,6 +205,7 @@ impl Daemon {
             coin_seed: config.simulation_coin_seed,
             secret: identity.key_der.clone(),
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             running: Mutex::default(),
             links: std::array::from_fn(|_| watch::channel(None).0),
             links_held: AtomicU64::new(0),
@@ -209,18 +216,23 @@ impl Daemon {
             .map_err(|err| DealerError::Setup(format!("the runtime cannot be started: {err}")))?;
         let node = {
             let _inside = runtime.enter();
-            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
+            let (listen, out) = (config.listen, config.dial_out_only);
+            let (file, settings) = (dealer.consortium.now(), &config.transport);
+            Arc::new(file.bind(Peer::Dealer, &identity, listen, out, settings)?)
         };
         node.set_allowed(Dealer::allowed(&dealer.consortium.now()));
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
+        let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
+        let overrides = addresses.subscribe();
         let consortium = trefoil_consortium::hex(&dealer.core_hash);
         let span = tracing::error_span!("dealer", node = "dealer");
         let body = move || {
             let _span = span.clone().entered();
             let kernel = trefoil_protocol::ring::kernel::isa();
             tracing::info!(addr = %local_addr, %consortium, ?kernel, "listening");
-            let how = runtime.block_on(serve(dealer, node, receiver).instrument(span.clone()));
+            let serving = serve(dealer, node, overrides, receiver);
+            let how = runtime.block_on(serving.instrument(span.clone()));
             tracing::info!("{how}");
             runtime.shutdown_timeout(Duration::from_millis(200));
         };
@@ -231,6 +243,7 @@ impl Daemon {
             .map_err(|err| DealerError::Setup(format!("a thread cannot be started: {err}")))?;
         Ok(Daemon {
             local_addr,
+            addresses,
             stopper: Stopper(commands),
             thread: Some(thread),
         })
@@ -239,6 +252,11 @@ impl Daemon {
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
+    }
+
+    /// Says where the parties are; goes before configuration and consortium file.
+    pub fn set_addresses(&self, addresses: Addresses) {
+        self.addresses.send_replace(Some(addresses));
     }
 
     /// Ends it from another thread.
@@ -274,12 +292,12 @@ impl Drop for Daemon {
 }
 
 /// Runs the dealer as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
-/// [`trefoil_consortium::host`]; the dealer dials nobody and ignores the addresses.
+/// [`trefoil_consortium::host`].
 pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
     logging::init(&config.log).map_err(anyhow::Error::msg)?;
     trefoil_protocol::set_threads(config.threads);
     let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
-    let daemon = Daemon::start(&config)?;
+    let daemon = Daemon::start(&config, attached)?;
     let stopper = daemon.stopper();
     let interrupted = {
         let stopper = stopper.clone();
@@ -288,7 +306,8 @@ pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
     interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
     if attached {
         host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
-        host::read_peers().map_err(anyhow::Error::msg)?;
+        let peers = host::read_peers().map_err(anyhow::Error::msg)?;
+        daemon.set_addresses(peers.addresses.or(&config.peers));
         host::end_with_parent(move || stopper.stop("its parent has ended"))
             .map_err(anyhow::Error::msg)?;
     }
@@ -299,6 +318,7 @@ pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
 async fn serve(
     dealer: Arc<Dealer>,
     node: Arc<Node>,
+    addresses: watch::Receiver<Option<Addresses>>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> String {
     let span = tracing::Span::current();
@@ -307,12 +327,20 @@ async fn serve(
         .clone()
         .follow(node.clone(), Dealer::allowed);
     tokio::spawn(following.instrument(span.clone()));
+    let mut dialling = tokio::task::JoinSet::new();
+    for party in dialled_by_dealer(&dealer.consortium.now()) {
+        let dial = dial::dial(dealer.clone(), party, node.clone(), addresses.clone());
+        dialling.spawn(dial.instrument(span.clone()));
+    }
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
             command = commands.recv() => match command {
                 Some(Command::Vanish) => return "vanished".into(),
-                Some(Command::Stop(reason)) => return stop(&dealer, &node, &reason).await,
+                Some(Command::Stop(reason)) => {
+                    dialling.abort_all();
+                    return stop(&dealer, &node, &reason).await;
+                }
                 None => return "nobody can stop this node any more".into(),
             },
         };
@@ -335,7 +363,7 @@ async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some(abort) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
     node.close(&reason).await;
@@ -361,7 +389,7 @@ async fn meet_peer(dealer: Arc<Dealer>, peer: Peer, link: Link) {
 }
 
 /// Keeps a link to a party and answers what it opens, until it closes.
-async fn serve_party(dealer: Arc<Dealer>, party: PartyId, link: Link) {
+pub(crate) async fn serve_party(dealer: Arc<Dealer>, party: PartyId, link: Link) {
     let streams = async {
         let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
         while let Ok(permit) = permits.clone().acquire_owned().await {
@@ -387,7 +415,9 @@ async fn answer(
     id: [u8; 32],
     stream: MsgStream,
 ) -> Result<(), String> {
-    if id != [0; 32] {
+    if party == PartyId::P0 && dealer.serving.expects(&id) {
+        dealer.serving.follow(stream).await
+    } else if id != [0; 32] {
         dealer.keys.deliver(id, stream, dealer.short_wait()).await
     } else if party == PartyId::P0 {
         session::follow(dealer, stream).await

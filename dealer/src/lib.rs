@@ -10,6 +10,8 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod dial;
+mod serve;
 mod session;
 
 pub use daemon::{Daemon, DealerError, Stopper, run};

@@ -16,6 +16,7 @@ use trefoil_protocol::run::{DealerKeys, DealerState, deal_step};
 use trefoil_transport::{AbortHandle, DealerNet, Link, MsgStream};
 
 use crate::daemon::Dealer;
+use crate::serve::Orders;
 
 /// The dealer's place among the nonces.
 const PLACE: usize = 3;
@@ -55,12 +56,16 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
-    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), dealer.slot.lock()).await else {
+    let job = proposal.job.clone();
+    let slot = match job.serves() {
+        Some(_) => &dealer.serving.slot,
+        None => &dealer.slot,
+    };
+    let Ok(_slot) = tokio::time::timeout(dealer.short_wait(), slot.lock()).await else {
         // It may be an earlier session of this very job, whose end is not known here yet.
         let reason = "the dealer is busy with another session";
         return Err(Failure::Ended(Ending::Interrupted(reason.into())));
     };
-    let job = proposal.job.clone();
     job.check().map_err(|err| refused(err.to_string()))?;
     let consortium = dealer.consortium.now();
     let ring_bits = consortium.core.ring_bits;
@@ -72,6 +77,7 @@ async fn take_part(
         return Err(refused(reason));
     }
     let id = job.id();
+    let serves = job.serves().cloned();
     let wall = Duration::from_secs(job.limits.wall_time_s);
     let derived = tokio::task::spawn_blocking(move || Derived::new(&job)).await;
     let derived = derived
@@ -117,14 +123,15 @@ async fn take_part(
             coins,
             from,
             wall,
+            orders: serves.map(|spec| dealer.serving.open(&session, spec)),
         };
         let running = run(dealer, session, job, links, tray);
         tokio::pin!(running);
         tokio::select! {
             stats = &mut running => stats.map_err(failed)?,
             ending = following.abandoned(&mut no_marks, |_| {}) => {
-                let abort = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                if let Some(abort) = abort {
+                let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                for (_, abort) in running.iter().filter(|(running, _)| *running == session) {
                     abort.abort(ending.reason());
                 }
                 return Err(failed(ending));
@@ -137,17 +144,20 @@ async fn take_part(
 /// Ends the session with its future: a dropped future must not leave a thread behind that waits.
 struct Guard<'a> {
     dealer: &'a Dealer,
+    session: SessionId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .dealer
+        self.dealer
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(session, _)| *session != self.session);
+        // Its thread may wait for a batch that never comes.
+        self.dealer.serving.close(&self.session);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort.abort("the dealer has left the session");
@@ -163,6 +173,8 @@ struct RunningJob {
     /// The first step.
     from: u64,
     wall: Duration,
+    /// The batches of a job that serves.
+    orders: Option<Orders>,
 }
 
 async fn run(
@@ -177,6 +189,7 @@ async fn run(
         coins,
         from,
         wall,
+        orders,
     } = job;
     let over = |reason: String| Ending::Over(reason);
     let consortium = dealer.consortium.now();
@@ -205,12 +218,14 @@ async fn run(
     let started = DealerNet::start(session, derived.hello(session), links, &dealer.settings).await;
     let (net, abort) =
         started.map_err(|err| Ending::of_start(&err).map(|reason| format!("dealer: {reason}")))?;
-    *dealer
+    dealer
         .running
         .lock()
-        .unwrap_or_else(PoisonError::into_inner) = Some(abort.clone());
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((session, abort.clone()));
     let mut guard = Guard {
         dealer,
+        session,
         abort: abort.clone(),
         done: false,
     };
@@ -221,13 +236,24 @@ async fn run(
     let body = move || {
         let _span = span.entered();
         // An error means that nobody waits any more.
-        let _ = sender.send(deal(&derived, from, &keys, net, &thread_abort));
+        let _ = sender.send(deal(&derived, from, &keys, net, &thread_abort, orders));
     };
     let thread = std::thread::Builder::new()
         .name("protocol-dealer".into())
         .spawn(body);
     thread.map_err(|err| over(format!("dealer: a thread cannot be started: {err}")))?;
-    let dealt = match tokio::time::timeout(wall, receiver).await {
+    let waiting = async {
+        tokio::pin!(receiver);
+        tokio::select! {
+            dealt = &mut receiver => dealt,
+            _ = abort.failed() => {
+                // The thread may wait for a batch that never comes.
+                dealer.serving.close(&session);
+                receiver.await
+            }
+        }
+    };
+    let dealt = match tokio::time::timeout(wall, waiting).await {
         Ok(Ok(dealt)) => dealt,
         Ok(Err(_)) => Err(over("dealer: the protocol thread failed".into())),
         Err(_) => Err(over(format!(
@@ -248,28 +274,39 @@ fn deal(
     keys: &DealerKeys,
     mut net: DealerNet,
     abort: &AbortHandle,
+    orders: Option<Orders>,
 ) -> Result<NodeStats, Ending> {
     let start = Instant::now();
     let mut state = DealerState::default();
-    let steps = derived.schedule.steps.iter().enumerate();
-    for (index, step) in steps.skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+    let mut steps = derived.schedule.steps.len() as u64;
+    let mut deal = |index: u64, program: usize| {
         let _span = tracing::error_span!("step", step = index).entered();
-        let plan = derived
-            .plans
-            .get(step.program)
-            .ok_or_else(|| Ending::Over("a step names a program that does not exist".into()))?;
-        if let Err(err) = deal_step(plan, index as u64, keys, &mut state, &mut net) {
-            let ending = Ending::of_step(&err)
-                .map(|reason| session_failure(Peer::Dealer, abort.failure(), reason));
-            abort.abort(ending.reason());
-            return Err(ending);
+        let plan = derived.plans.get(program);
+        let unknown = || Ending::Over("a step names a program that does not exist".into());
+        let plan = plan.ok_or_else(unknown)?;
+        deal_step(plan, index, keys, &mut state, &mut net).map_err(|err| Ending::of_step(&err))
+    };
+    let mut all = || {
+        let schedule = derived.schedule.steps.iter().enumerate();
+        for (index, step) in schedule.skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+            deal(index as u64, step.program)?;
         }
+        for order in orders.iter().flat_map(Orders::batches) {
+            deal(steps, order.map_err(Ending::Over)?)?;
+            steps += 1;
+        }
+        Ok::<(), Ending>(())
+    };
+    if let Err(ending) = all() {
+        let ending = ending.map(|reason| session_failure(Peer::Dealer, abort.failure(), reason));
+        abort.abort(ending.reason());
+        return Err(ending);
     }
     let counted = net.stats();
     Ok(NodeStats {
         seconds: start.elapsed().as_secs_f64(),
         rounds: 0,
-        steps: derived.schedule.steps.len() as u64 - from,
+        steps: steps - from,
         sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
         received_bytes: by_peer(|peer| counted.payload_received(peer)),
         peak_memory_bytes: host::peak_memory_bytes(),

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
+use crate::serve::ServeSpec;
 use crate::{Benchmark, ModelError};
 
 /// How the learning rate changes over epochs.
@@ -46,6 +47,8 @@ pub struct TrainSpec {
     pub frac_bits: u8,
     /// Ring bits k: 64 or 48.
     pub ring_bits: u8,
+    /// How the rows were prepared, kept with the model; nothing is computed from it.
+    pub preparation: Option<Preparation>,
 }
 
 impl Default for TrainSpec {
@@ -60,7 +63,24 @@ impl Default for TrainSpec {
             rounding: Rounding::Nearest,
             frac_bits: 16,
             ring_bits: 64,
+            preparation: None,
         }
+    }
+}
+
+/// How pixels between 0 and 1 became numbers: `(pixel - mean) / std`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preparation {
+    /// Subtracted; from 0 to 1.
+    pub mean: f64,
+    /// Divided by; above 0.
+    pub std: f64,
+}
+
+impl std::fmt::Display for Preparation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "mean={},std={}", self.mean, self.std)
     }
 }
 
@@ -153,6 +173,34 @@ pub enum JobKind {
         /// Ring bits: 64 or 48.
         ring_bits: u8,
     },
+    /// Opens a kept model's weights to the requester: they are no secret any more.
+    RevealModel {
+        /// The model's name.
+        model: String,
+        /// The network, TOML text.
+        network: String,
+        /// Fraction bits of the model.
+        frac_bits: u8,
+        /// Ring bits of the model.
+        ring_bits: u8,
+    },
+    /// Keeps weights that their owner has shared as a model.
+    ImportModel {
+        /// The network, TOML text.
+        network: String,
+        /// Fraction bits of the weights.
+        frac_bits: u8,
+        /// Ring bits: 64 or 48.
+        ring_bits: u8,
+        /// Name of the upload that holds the weights, see [`crate::import_words`].
+        upload: String,
+        /// The parties keep shares of the weights under this name.
+        save_as: String,
+        /// How images for this model are prepared, if the owner says so.
+        preparation: Option<Preparation>,
+    },
+    /// Keeps a session open in which members ask for predictions of a kept model.
+    Serve(ServeSpec),
 }
 
 fn job_error(field: &'static str, found: impl ToString, problem: impl Into<String>) -> ModelError {

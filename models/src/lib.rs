@@ -17,10 +17,15 @@ pub mod outcome;
 pub mod plain_run;
 pub mod programs;
 pub mod schedule;
+pub mod serve;
 pub mod weights;
 
 pub use benchmark::Benchmark;
 pub use error::ModelError;
-pub use job::{DatasetRef, JobKind, LrSchedule, PredictOutput, TrainSpec};
+pub use job::{DatasetRef, JobKind, LrSchedule, PredictOutput, Preparation, TrainSpec};
 pub use network::Network;
-pub use schedule::{InitialState, PADDING_ROW, Phase, Schedule, Step, StepInput, schedule};
+pub use schedule::{
+    InitialState, PADDING_ROW, Phase, Schedule, Step, StepInput, import_tensors, import_words,
+    schedule,
+};
+pub use serve::ServeSpec;

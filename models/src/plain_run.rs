@@ -96,12 +96,14 @@ impl<'a> PlainSession<'a> {
     ) -> Result<PlainSession<'a>, ModelError> {
         let state = match (&schedule.initial, model) {
             (InitialState::Public(initial), _) => initial.clone(),
-            (InitialState::Model(_), Some(model)) => model.clone(),
-            (InitialState::Model(name), None) => {
-                return Err(ModelError::Weights {
-                    name: name.clone(),
-                    problem: "the model is not given".into(),
-                });
+            (InitialState::Model(_) | InitialState::Upload, Some(model)) => model.clone(),
+            (initial, None) => {
+                let name = match initial {
+                    InitialState::Model(name) => name.clone(),
+                    _ => "the uploaded model".into(),
+                };
+                let problem = "the model is not given".into();
+                return Err(ModelError::Weights { name, problem });
             }
         };
         Ok(PlainSession {

@@ -148,6 +148,8 @@ pub enum InitialState {
     Public(BTreeMap<String, Tensor>),
     /// Shares that the parties kept under this model name.
     Model(String),
+    /// The job's upload: parameters one after the other, see [`import_words`].
+    Upload,
 }
 
 /// Everything that a job does.
@@ -307,10 +309,94 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             frac_bits,
             ring_bits,
         } => work.schedule(*repetitions, *frac_bits, *ring_bits),
+        JobKind::RevealModel {
+            model,
+            network,
+            frac_bits,
+            ring_bits,
+        } => {
+            let network = Network::parse(network)?;
+            check_format(*frac_bits, *ring_bits)?;
+            let format = Format {
+                frac_bits: *frac_bits,
+                ring_bits: *ring_bits,
+            };
+            let mut schedule = empty(InitialState::Model(model.clone()));
+            schedule
+                .programs
+                .push(programs::reveal_weights(&network, format)?);
+            schedule.steps.push(Step {
+                program: 0,
+                phase: Phase::RevealWeights,
+                inputs: Vec::new(),
+            });
+            schedule.save = names(&network);
+            Ok(schedule)
+        }
+        JobKind::ImportModel {
+            network,
+            frac_bits,
+            ring_bits,
+            ..
+        } => {
+            let network = Network::parse(network)?;
+            check_format(*frac_bits, *ring_bits)?;
+            let mut schedule = empty(InitialState::Upload);
+            schedule.save = names(&network);
+            Ok(schedule)
+        }
+        JobKind::Serve(spec) => spec.schedule(),
     }
 }
 
-fn empty(initial: InitialState) -> Schedule {
+/// Words of a row of an upload of weights.
+pub const IMPORT_ROW_WORDS: usize = 1024;
+
+/// What an upload of weights holds: the parameters in the network's order, one after the other,
+/// in rows of [`IMPORT_ROW_WORDS`], the last one filled up with zeros.
+///
+/// # Errors
+/// A parameter is missing or has another shape.
+pub fn import_words(
+    network: &Network,
+    weights: &BTreeMap<String, Tensor>,
+) -> Result<Vec<u64>, ModelError> {
+    let mut words = Vec::new();
+    for (name, shape) in network.parameters() {
+        let bad = |problem: String| ModelError::Weights {
+            name: name.clone(),
+            problem,
+        };
+        let found = weights.get(&name).ok_or_else(|| bad("is missing".into()))?;
+        if found.shape() != shape {
+            let problem = format!("has shape {:?}, the network {shape:?}", found.shape());
+            return Err(bad(problem));
+        }
+        words.extend_from_slice(found.data());
+    }
+    words.resize(words.len().next_multiple_of(IMPORT_ROW_WORDS), 0);
+    Ok(words)
+}
+
+/// The inverse of [`import_words`]; `None` where the number of words is another.
+pub fn import_tensors(network: &Network, mut words: &[u64]) -> Option<BTreeMap<String, Tensor>> {
+    let mut tensors = BTreeMap::new();
+    let total = words.len();
+    for (name, shape) in network.parameters() {
+        let (own, rest) = words.split_at_checked(shape.iter().product())?;
+        tensors.insert(name, Tensor::new(shape, own.to_vec()));
+        words = rest;
+    }
+    let used = total - words.len();
+    (used.next_multiple_of(IMPORT_ROW_WORDS) == total).then_some(tensors)
+}
+
+fn names(network: &Network) -> Vec<String> {
+    let parameters = network.parameters().into_iter();
+    parameters.map(|(name, _)| name).collect()
+}
+
+pub(crate) fn empty(initial: InitialState) -> Schedule {
     Schedule {
         programs: Vec::new(),
         initial,
@@ -347,11 +433,7 @@ fn train(
         );
     }
     let mut schedule = empty(InitialState::Public(state));
-    schedule.save = network
-        .parameters()
-        .into_iter()
-        .map(|(name, _)| name)
-        .collect();
+    schedule.save = names(network);
     let evaluation = match test_rows {
         Some(rows) => Some(Evaluation::new(
             &mut schedule,

@@ -17,7 +17,7 @@ use crate::daemon::{Party, PartyError};
 use crate::desk::{self, Choice, Decision, JobRecord, JobState};
 use crate::files::now_s;
 use crate::jobs::{Job, known_already};
-use crate::{lead, resume, session};
+use crate::{lead, resume, serve, session};
 
 /// How often the party looks for decisions.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -57,7 +57,7 @@ pub(crate) async fn submit(
     member: &MemberEntry,
     description: JobDescription,
 ) -> Result<JobId, String> {
-    let ruling = party.policy.rule(&description, &member.name, now_s())?;
+    let ruling = serve::rule(party, &description, &member.name)?;
     let id = description.id();
     let past = on_home(party, move |party| {
         desk::record(&party.home, &id).map_err(|err| err.to_string())
@@ -133,9 +133,7 @@ pub(crate) fn permitted(party: &Party, job: &Job) -> Result<bool, String> {
         ));
     };
     let ruling = match job.attempts() {
-        0 => party
-            .policy
-            .rule(&job.description, &requester.name, now_s())?,
+        0 => serve::rule(party, &job.description, &requester.name)?,
         _ => party.policy.rule_again(&job.description, &requester.name)?,
     };
     Ok(!ruling.ask || job.approved())
@@ -251,7 +249,7 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
             }
             None => Err(format!("{} is no member any more", record.requester)),
             Some(name) if begun => party.policy.rule_again(&description, name),
-            Some(name) => party.policy.rule(&description, name, now_s()),
+            Some(name) => serve::rule(party, &description, name),
         };
         match ruling {
             Ok(ruling) => {

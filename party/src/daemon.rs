@@ -13,11 +13,11 @@ use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, MEETING, Met, NodeInfo, NodeStatus};
 use trefoil_consortium::{
-    Addresses, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, IdentityError,
-    JobId, LiveConsortium, PartyConfig, Role, host, logging,
+    Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
+    IdentityError, JobId, LiveConsortium, PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
 
 use crate::audit::{Audit, AuditError};
 use crate::desk::JobState;
@@ -25,6 +25,7 @@ use crate::files::FileError;
 use crate::jobs::{Job, Jobs};
 use crate::mesh::Mesh;
 use crate::policy::PolicyDesk;
+use crate::serve::ServingPlace;
 use crate::store::{Store, StoreError};
 use crate::{consent, follow, lead, members, resume};
 
@@ -56,7 +57,7 @@ pub enum PartyError {
     Home(#[from] FileError),
     /// Its endpoint.
     #[error(transparent)]
-    Transport(#[from] TransportError),
+    Bind(#[from] BindError),
     /// Something that does not fit.
     #[error("{0}")]
     Setup(String),
@@ -85,11 +86,13 @@ pub(crate) struct Party {
     pub(crate) keys: KeyDesk,
     /// One session at a time.
     pub(crate) slot: tokio::sync::Mutex<()>,
+    /// .. and one that serves predictions beside it.
+    pub(crate) serving: ServingPlace,
     pub(crate) uploads: Semaphore,
     /// Says to P0's leader that there may be something to do.
     pub(crate) wake: Notify,
-    /// The session that runs and its job, to be ended with the process.
-    pub(crate) running: Mutex<Option<(JobId, AbortHandle)>>,
+    /// The sessions that run and their jobs, to be ended with the process.
+    pub(crate) running: Mutex<Vec<(JobId, AbortHandle)>>,
 }
 
 impl Party {
@@ -220,6 +223,7 @@ impl Daemon {
             jobs: Jobs::default(),
             keys: KeyDesk::default(),
             slot: tokio::sync::Mutex::default(),
+            serving: ServingPlace::default(),
             uploads: Semaphore::new(UPLOADS_MAX),
             wake: Notify::new(),
             running: Mutex::default(),
@@ -231,7 +235,9 @@ impl Daemon {
             .map_err(|err| PartyError::Setup(format!("the runtime cannot be started: {err}")))?;
         let node = {
             let _inside = runtime.enter();
-            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
+            let (me, listen, out) = (Peer::Party(me), config.listen, config.dial_out_only);
+            let (file, settings) = (party.consortium.now(), &config.transport);
+            Arc::new(file.bind(me, &identity, listen, out, settings)?)
         };
         node.set_allowed(Party::allowed(&party.consortium.now()));
         let local_addr = node.local_addr();
@@ -399,7 +405,7 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .clone();
-    if let Some((_, abort)) = running {
+    for (_, abort) in running {
         abort.abort(&reason);
     }
     let lasting = |job: &Job| resume::lasts(party, &job.description);
@@ -493,7 +499,9 @@ where
 }
 
 async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {
-    let done = if session != [0; 32] {
+    let done = if let Some(desk) = party.serving.of_stream(&session) {
+        desk.follow(party, peer, stream).await
+    } else if session != [0; 32] {
         party
             .keys
             .deliver(session, stream, party.short_wait())

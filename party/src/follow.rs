@@ -17,6 +17,7 @@ use crate::files::now_s;
 use crate::jobs::Job;
 use crate::prepare::prepare;
 use crate::resume;
+use crate::serve;
 use crate::session::{self, Session};
 
 /// Answers a proposal and takes part in its session. An error is for the log.
@@ -167,7 +168,8 @@ async fn take_part(
         0 => Failure::Refused(reason),
         _ => Failure::Ended(Ending::Interrupted(attributed(party.me, &reason))),
     };
-    let Ok(_slot) = tokio::time::timeout(party.short_wait(), party.slot.lock()).await else {
+    let slot = serve::slot(party, job).map_err(Failure::Refused)?;
+    let Ok(_slot) = tokio::time::timeout(party.short_wait(), slot.lock()).await else {
         return Err(missing("busy with another session".into()));
     };
     let prepared = match prepare(party, job, attempt).await {
@@ -213,7 +215,7 @@ async fn take_part(
         tokio::select! {
             outcome = &mut running => outcome.map_err(ended)?,
             ending = following.abandoned(&mut marks, confirmed) => {
-                session::abort(party, ending.reason());
+                session::abort_job(party, job.id, ending.reason());
                 return Err(ended(ending));
             }
         }

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
@@ -23,6 +23,9 @@ pub(crate) const FINISHED_MAX: usize = 16;
 const STALLED_MAX: u32 = 10;
 /// Events about progress that are kept for slow watchers.
 const PROGRESS_MAX: usize = 4_096;
+
+/// Longer than a job may wait to be led.
+const SET_ASIDE: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// One job and what has been said about it.
 #[derive(Debug)]
@@ -104,6 +107,12 @@ impl Job {
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(description: JobDescription) -> Arc<Job> {
+        let record = JobRecord::new(&description, "test", 0, JobState::Running, "test");
+        Arc::new(Job::new(description, record, false))
     }
 
     pub(crate) fn state(&self) -> JobState {
@@ -254,6 +263,11 @@ impl Job {
         events.into_iter().for_each(|event| inner.push(event));
     }
 
+    /// Takes a waiting job out of what is due until [`Job::ask_again`]: somebody leads it.
+    pub(crate) fn set_aside(&self, now: Instant) {
+        self.lock().ask_at = Some(now + SET_ASIDE);
+    }
+
     /// Whether a party that is away leaves it waiting.
     pub(crate) fn patient(&self) -> bool {
         self.lock().patient
@@ -309,6 +323,7 @@ impl Job {
                 | Event::Started { .. }
                 | Event::Interrupted(_)
                 | Event::Output { .. }
+                | Event::Waits(_)
                 | Event::Failed(_) => {}
             }
             inner.push(event);
@@ -514,7 +529,10 @@ impl Jobs {
     pub(crate) fn expired(&self, now_s: u64, timeout_s: u64) -> Vec<Arc<Job>> {
         let book = self.lock();
         let jobs = || book.jobs.values();
-        let running = jobs().any(|job| job.state() == JobState::Running);
+        // A serving session holds up no other job.
+        let runs =
+            |job: &Arc<Job>| job.state() == JobState::Running && job.description.serves().is_none();
+        let running = jobs().any(runs);
         let over = jobs()
             .map(|job| job.record())
             .filter(|record| record.state.over());

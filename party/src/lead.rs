@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tracing::Instrument;
 use trefoil_consortium::wire::{
-    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Holds, Lead, NodeStats, Proposal,
-    attributed, clip_reason, reported,
+    Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Event, Follow, Holds, Lead, NodeStats,
+    Proposal, attributed, clip_reason, reported,
 };
 use trefoil_consortium::{
     Attempt, Ending, Mark, Nonce, SOFTWARE, SessionId, fresh_nonce, session_id,
@@ -25,6 +25,7 @@ use crate::follow::FOLLOWERS;
 use crate::jobs::{Due, Job};
 use crate::prepare::{Prepared, prepare};
 use crate::resume;
+use crate::serve;
 use crate::session::{self, Outcome, Session};
 
 /// When a party is asked again whose operator has not decided.
@@ -76,7 +77,18 @@ pub(crate) async fn lead_all(party: &Arc<Party>) {
         match party.jobs.due(Instant::now()) {
             Due::Now(job) => {
                 let span = tracing::error_span!("job", job = %job.id);
-                lead(party, &job).instrument(span).await;
+                if job.description.serves().is_none() {
+                    lead(party, &job).instrument(span).await;
+                    continue;
+                }
+                // It runs beside other jobs.
+                job.set_aside(Instant::now());
+                let party = party.clone();
+                let leading = async move {
+                    lead(&party, &job).await;
+                    party.wake.notify_one();
+                };
+                tokio::spawn(leading.instrument(span));
             }
             Due::At(at) => tokio::select! {
                 () = tokio::time::sleep_until(at.into()) => {}
@@ -89,7 +101,16 @@ pub(crate) async fn lead_all(party: &Arc<Party>) {
 
 /// Asks for the others' consent to one job, and leads it to its end if they give it.
 async fn lead(party: &Arc<Party>, job: &Arc<Job>) {
-    let _slot = party.slot.lock().await;
+    let _slot = match serve::slot(party, job) {
+        Ok(slot) => slot.lock().await,
+        Err(busy) => {
+            if job.ask_again(Instant::now() + ASK_AGAIN, &busy) {
+                job.say(Event::Waits(busy));
+                consent::noted(party, job).await;
+            }
+            return;
+        }
+    };
     match ask_all(party, job).await {
         Asked::All(mut all) => {
             if job.begin(now_s()) {
@@ -417,7 +438,7 @@ async fn agree_and_run(
                     None
                 }
                 Err(ending) => {
-                    session::abort(party, ending.reason());
+                    session::abort_job(party, job.id, ending.reason());
                     return Err(ending);
                 }
             },

@@ -23,6 +23,7 @@ mod mesh;
 mod policy;
 mod prepare;
 mod resume;
+mod serve;
 mod session;
 mod store;
 

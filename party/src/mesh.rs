@@ -1,5 +1,5 @@
-//! The links to the other nodes: of two parties the higher dials, parties dial the dealer. A link
-//! that breaks is made again; who is at the other end is the certificate's word alone.
+//! The links to the other nodes; who dials whom follows from the consortium file. A link that breaks
+//! is made again; who is at the other end is the certificate's word alone.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use trefoil_consortium::meeting::{self, NodeInfo, PeerStatus};
-use trefoil_consortium::{Addresses, ConsortiumFile, LiveConsortium};
+use trefoil_consortium::{Addresses, ConsortiumFile, LiveConsortium, linked};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Link, Node, Pin, Settings};
 
@@ -38,10 +38,7 @@ impl Mesh {
         let places = [Peer::Party(a), Peer::Party(b), Peer::Dealer].map(|peer| Place {
             peer,
             pin: consortium.node(peer).pin,
-            dials: match peer {
-                Peer::Party(party) => party < me,
-                Peer::Dealer => true,
-            },
+            dials: consortium.dials(Peer::Party(me), peer),
             link: watch::channel(None).0,
             links: AtomicU64::new(0),
             trouble: Mutex::default(),
@@ -82,7 +79,7 @@ impl Mesh {
         };
         let number = place.links.fetch_add(1, Ordering::Relaxed);
         place.link.send_replace(Some((number, link.clone())));
-        tracing::info!(%peer, addr = %link.remote_addr(), "linked");
+        tracing::info!(%peer, addr = %link.remote_addr(), "{}", linked(&link));
         let reason = link.closed().await;
         tracing::info!(%peer, %reason, "link closed");
         place.note(reason);
@@ -182,9 +179,11 @@ impl Place {
         consortium: &LiveConsortium,
         settings: &Settings,
     ) -> Result<Link, String> {
-        let link = node.connect(addr, self.pin).await;
+        let file = consortium.now();
+        let transport = file.node(self.peer).transport;
+        let link = node.connect_to(transport, addr, self.pin).await;
         let link = link.map_err(|err| err.to_string())?;
-        let ours = NodeInfo::of(&consortium.now());
+        let ours = NodeInfo::of(&file);
         let wait = Duration::from_millis(settings.handshake_timeout_ms);
         match meeting::introduce(&link, &ours, &self.peer.to_string(), wait).await {
             Ok(theirs) => {

@@ -118,38 +118,56 @@ impl PolicyDesk {
     }
 
     /// What becomes of a job; the error is a refusal that names party and rule and says what to do.
+    #[cfg(test)]
     pub(crate) fn rule(
         &self,
         job: &JobDescription,
         requester: &str,
         now_s: u64,
     ) -> Result<Ruling, String> {
-        self.judge(job, requester, Some(now_s))
+        self.rule_for(job, requester, &[], now_s)
     }
 
-    /// As [`PolicyDesk::rule`], for a job whose predictions are counted already: it has begun.
+    /// As the rules say, for a job from which the members `served` learn something too: they need
+    /// the permission that the requester needs.
+    pub(crate) fn rule_for(
+        &self,
+        job: &JobDescription,
+        requester: &str,
+        served: &[String],
+        now_s: u64,
+    ) -> Result<Ruling, String> {
+        self.judge(job, requester, served, Some(now_s))
+    }
+
+    /// As [`PolicyDesk::rule_for`], for a job whose predictions are counted already: it has begun.
     pub(crate) fn rule_again(
         &self,
         job: &JobDescription,
         requester: &str,
     ) -> Result<Ruling, String> {
-        self.judge(job, requester, None)
+        self.judge(job, requester, &[], None)
     }
 
     fn judge(
         &self,
         job: &JobDescription,
         requester: &str,
+        served: &[String],
         uncounted_s: Option<u64>,
     ) -> Result<Ruling, String> {
         let party = &self.party;
-        if !self.policy.requesters.iter().any(|name| name == requester) {
+        let names: Vec<&str> = std::iter::once(requester)
+            .chain(served.iter().map(String::as_str))
+            .collect();
+        let known = |name: &str| self.policy.requesters.iter().any(|known| known == name);
+        if let Some(stranger) = names.iter().find(|name| !known(name)) {
             return Err(format!(
-                "policy of {party}: {requester} may not start jobs; add it to [policy] requesters in this party's configuration"
+                "policy of {party}: {stranger} may not start jobs; add it to [policy] requesters in this party's configuration"
             ));
         }
         let facts = Facts::of(job)?;
-        let fits = |rule: &&Rule| fits(rule, requester, &facts);
+        let fits = |rule: &&Rule| fits(rule, &names, &facts);
         let Some(rule) = self.policy.rules.iter().find(fits) else {
             let benchmark = facts.kind == Kind::Benchmark;
             let why = if benchmark {
@@ -184,6 +202,64 @@ impl PolicyDesk {
         })
     }
 
+    /// Images of one member a day that a serving job may take: the job's own bound, and that of the
+    /// rule that it fits.
+    pub(crate) fn served_rows(
+        &self,
+        job: &JobDescription,
+        requester: &str,
+        served: &[String],
+    ) -> Result<u64, String> {
+        let facts = Facts::of(job)?;
+        let names: Vec<&str> = std::iter::once(requester)
+            .chain(served.iter().map(String::as_str))
+            .collect();
+        let mut rules = self.policy.rules.iter();
+        let rule = rules.find(|rule| fits(rule, &names, &facts));
+        let own = job.serves().map(|spec| spec.rows_per_day);
+        let own = own.filter(|rows| *rows > 0).unwrap_or(u64::MAX);
+        let rule = rule.and_then(|rule| rule.rows_per_day).unwrap_or(u64::MAX);
+        Ok(own.min(rule))
+    }
+
+    /// Counts images that a serving session takes of a member, in memory until
+    /// [`PolicyDesk::keep_counts`].
+    pub(crate) fn take_rows(
+        &self,
+        member: Pin,
+        name: &str,
+        rows: u64,
+        limit: u64,
+        now_s: u64,
+    ) -> Result<(), String> {
+        let mut held = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        *held = held.at(now_s);
+        let used = held.rows.entry(member.to_string()).or_default();
+        let sum = used.saturating_add(rows);
+        if sum > limit {
+            return Err(format!(
+                "{} gives {name} {limit} predictions a day (UTC), {used} are used and this request asks for {rows}; ask for fewer, or tomorrow",
+                self.party
+            ));
+        }
+        *used = sum;
+        Ok(())
+    }
+
+    /// Writes the day's counts.
+    pub(crate) fn keep_counts(&self) -> Result<(), FileError> {
+        let held = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write(&held)
+    }
+
+    fn write(&self, counts: &Counts) -> Result<(), FileError> {
+        let text = serde_json::to_vec(counts).map_err(|err| FileError::Content {
+            path: self.path.clone(),
+            detail: err.to_string(),
+        })?;
+        files::write(&self.path, &text)
+    }
+
     /// Predictions of the day so far.
     fn used(&self, requester: Pin, now_s: u64) -> u64 {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -206,11 +282,7 @@ impl PolicyDesk {
         let mut counts = held.at(now_s);
         let used = counts.rows.entry(job.requester.to_string()).or_default();
         *used = used.saturating_add(rows);
-        let text = serde_json::to_vec(&counts).map_err(|err| FileError::Content {
-            path: self.path.clone(),
-            detail: err.to_string(),
-        })?;
-        files::write(&self.path, &text)?;
+        self.write(&counts)?;
         *held = counts;
         Ok(())
     }
@@ -219,7 +291,8 @@ impl PolicyDesk {
 fn predicted_rows(kind: &JobKind) -> u64 {
     match kind {
         JobKind::Predict { rows, .. } => *rows as u64,
-        JobKind::Train { .. } | JobKind::Evaluate { .. } | JobKind::Benchmark { .. } => 0,
+        // A serving job's images are counted when they come.
+        _ => 0,
     }
 }
 
@@ -228,6 +301,11 @@ impl Facts<'_> {
         let name = |network: &str| match Network::parse(network) {
             Ok(network) => Ok(Some(network.name)),
             Err(err) => Err(format!("the job's network cannot be read: {err}")),
+        };
+        let revealed = |output: PredictOutput| match output {
+            PredictOutput::Class => Output::Class,
+            PredictOutput::Probabilities => Output::Probabilities,
+            PredictOutput::Logits => Output::Logits,
         };
         let (kind, model, network, outputs) = match &job.kind {
             JobKind::Train {
@@ -251,13 +329,24 @@ impl Facts<'_> {
             JobKind::Predict {
                 network, output, ..
             } => {
-                let output = match output {
-                    PredictOutput::Class => Output::Class,
-                    PredictOutput::Probabilities => Output::Probabilities,
-                    PredictOutput::Logits => Output::Logits,
-                };
-                (Kind::Predict, job.model(), name(network)?, vec![output])
+                let outputs = vec![revealed(*output)];
+                (Kind::Predict, job.model(), name(network)?, outputs)
             }
+            JobKind::RevealModel { network, .. } => (
+                Kind::Reveal,
+                job.model(),
+                name(network)?,
+                vec![Output::Weights],
+            ),
+            JobKind::ImportModel { network, .. } => {
+                (Kind::Import, job.save_as(), name(network)?, Vec::new())
+            }
+            JobKind::Serve(spec) => (
+                Kind::Serve,
+                job.model(),
+                name(&spec.network)?,
+                vec![revealed(spec.output)],
+            ),
             JobKind::Benchmark { .. } => (Kind::Benchmark, None, None, Vec::new()),
         };
         Ok(Facts {
@@ -276,6 +365,9 @@ impl Facts<'_> {
             Kind::Evaluate => "an evaluation",
             Kind::Predict => "a prediction",
             Kind::Benchmark => "a benchmark",
+            Kind::Reveal => "the opening of a model's weights",
+            Kind::Import => "an import of weights",
+            Kind::Serve => "a serving session",
         };
         let mut text = format!("{kind} of {requester}");
         if let Some(dataset) = self.dataset {
@@ -294,7 +386,7 @@ impl Facts<'_> {
 }
 
 /// Whether all conditions of a rule hold. A condition on something that the job has not, fails.
-fn fits(rule: &Rule, requester: &str, facts: &Facts<'_>) -> bool {
+fn fits(rule: &Rule, names: &[&str], facts: &Facts<'_>) -> bool {
     let among = |list: &Option<Vec<String>>, found: Option<&str>| match list {
         None => true,
         Some(list) => found.is_some_and(|found| list.iter().any(|name| name == found)),
@@ -307,12 +399,19 @@ fn fits(rule: &Rule, requester: &str, facts: &Facts<'_>) -> bool {
             facts.outputs.iter().any(|output| list.contains(output))
         }
     };
+    let listed = |list: &Vec<String>, name: &str| list.iter().any(|known| known == name);
+    // A permission covers all who learn something; a restriction holds for any of them.
+    let asked = match (&rule.requesters, rule.verdict) {
+        (None, _) => true,
+        (Some(list), Verdict::Allow) => names.iter().all(|name| listed(list, name)),
+        (Some(list), Verdict::Ask | Verdict::Refuse) => names.iter().any(|name| listed(list, name)),
+    };
     let kind = rule
         .kinds
         .as_ref()
         .is_none_or(|kinds| kinds.contains(&facts.kind));
     kind && outputs
-        && among(&rule.requesters, Some(requester))
+        && asked
         && among(&rule.datasets, facts.dataset)
         && among(&rule.models, facts.model)
         && among(&rule.networks, facts.network.as_deref())

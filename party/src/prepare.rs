@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use trefoil_consortium::wire::ModelAbout;
 use trefoil_consortium::{Attempt, Derived, Ending, JobDescription, SessionId};
-use trefoil_models::InitialState;
+use trefoil_models::schedule::UPLOAD_IMAGES;
+use trefoil_models::{InitialState, JobKind, Network, import_tensors};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::ring::Tensor;
 
@@ -91,13 +93,13 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
             }
         }
     }
-    if let trefoil_models::JobKind::Train { save_as, .. } = &job.kind {
+    if let Some(save_as) = job.save_as() {
         party
             .store
             .may_save(save_as, job.requester)
             .map_err(stored)?;
     }
-    let tables = party
+    let mut tables = party
         .store
         .tables(job.dataset().map(|set| set.name.as_str()), job.upload())
         .map_err(stored)?;
@@ -115,8 +117,10 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
                 .store
                 .model(name, derived.ring_bits, derived.frac_bits)
                 .map_err(stored)?;
+            same_network(name, model.about.as_ref(), job)?;
             (model.shares, Some(model.source))
         }
+        InitialState::Upload => (imported(job, &mut tables)?, None),
     };
     Ok(Prepared {
         derived,
@@ -124,8 +128,48 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
         initial,
         model,
         attempt: Attempt::default(),
-        keeps_results: !matches!(job.kind, trefoil_models::JobKind::Benchmark { .. }),
+        keeps_results: !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_)),
         results: None,
+    })
+}
+
+/// A model is used with the network that it was made with, where the store knows that.
+fn same_network(
+    name: &str,
+    about: Option<&ModelAbout>,
+    job: &JobDescription,
+) -> Result<(), String> {
+    let (Some(about), Some(network)) = (about, job.network()) else {
+        return Ok(());
+    };
+    let parse = |toml: &str| Network::parse(toml).map_err(|err| err.to_string());
+    let (made, asked) = (parse(&about.network)?, parse(network)?);
+    match made == asked {
+        true => Ok(()),
+        false => Err(format!(
+            "model {name} was made as network {}, and the job brings another one, named {}: leave the network out",
+            made.name, asked.name
+        )),
+    }
+}
+
+/// This party's shares of weights that the requester has uploaded.
+fn imported(job: &JobDescription, tables: &mut Tables) -> Result<BTreeMap<String, Tensor>, String> {
+    let network = Network::parse(job.network().unwrap_or_default());
+    let network = network.map_err(|err| err.to_string())?;
+    let (_, rows) = tables
+        .size(UPLOAD_IMAGES)
+        .ok_or("there are no rows of the uploaded weights")?;
+    let rows: Vec<u32> = (0..rows as u32).collect();
+    let words = tables.gather(UPLOAD_IMAGES, &rows);
+    let words = words.map_err(|err| err.to_string())?;
+    let tensors = import_tensors(&network, &words);
+    tensors.ok_or_else(|| {
+        format!(
+            "the upload holds {} words, which are not the weights of network {}",
+            words.len(),
+            network.name
+        )
     })
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
-use trefoil_consortium::wire::{Event, Holds};
+use trefoil_consortium::wire::{Event, Holds, ModelAbout};
 use trefoil_consortium::{Attempt, Derived, Ending, JobDescription, JobId, Mark};
 use trefoil_models::JobKind;
 use trefoil_protocol::party::{PartyId, Peer};
@@ -32,7 +32,8 @@ const CONCLUDE_EVERY: Duration = Duration::from_secs(2);
 
 /// Whether a job goes on after its session was interrupted.
 pub(crate) fn lasts(party: &Party, job: &JobDescription) -> bool {
-    !party.resume_wait.is_zero() && !matches!(job.kind, JobKind::Benchmark { .. })
+    !party.resume_wait.is_zero()
+        && !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_))
 }
 
 /// One hash for all programs of a job.
@@ -129,8 +130,20 @@ pub(crate) fn stage(
     derived: &Derived,
     last: &Checkpoint,
 ) -> Result<Option<StagedModel>, String> {
-    let JobKind::Train { save_as, .. } = &job.kind else {
+    let Some(save_as) = job.save_as() else {
         return Ok(None);
+    };
+    let preparation = match &job.kind {
+        JobKind::Train { spec, .. } => spec.preparation,
+        JobKind::ImportModel { preparation, .. } => *preparation,
+        _ => None,
+    };
+    let dataset = job.dataset();
+    let about = ModelAbout {
+        network: job.network().unwrap_or_default().into(),
+        preparation,
+        dataset: dataset.map(|set| (set.name.clone(), set.snapshot)),
+        made_s: now_s(),
     };
     let mut shares = Vec::new();
     for name in &derived.schedule.save {
@@ -147,6 +160,7 @@ pub(crate) fn stage(
         owner: job.requester,
         ring_bits: derived.ring_bits,
         frac_bits: derived.frac_bits,
+        about,
         shares,
     };
     let staged = party.store.stage_model(model);

@@ -25,9 +25,11 @@ use crate::jobs::Job;
 use crate::members::on_files;
 use crate::prepare::Prepared;
 use crate::resume;
+use crate::serve::{self, Seat};
 use crate::store::{Checkpoint, Results, StagedModel, Stored};
 
 /// Links to the three other nodes.
+#[derive(Clone)]
 pub(crate) struct Links {
     parties: [(PartyId, Link); 2],
     dealer: Link,
@@ -79,24 +81,10 @@ pub(crate) struct Outcome {
     pub(crate) last: Option<Mark>,
 }
 
-/// Ends the running session, telling the peers.
-pub(crate) fn abort(party: &Party, reason: &str) {
-    let running = party
-        .running
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .clone();
-    if let Some((_, abort)) = running {
-        abort.abort(reason);
-    }
-}
-
-/// Ends the running session if it is this job's, telling the peers.
+/// Ends this job's session if it runs, telling the peers.
 pub(crate) fn abort_job(party: &Party, job: JobId, reason: &str) {
     let running = party.running.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((running, abort)) = &*running
-        && *running == job
-    {
+    for (_, abort) in running.iter().filter(|(running, _)| *running == job) {
         abort.abort(reason);
     }
 }
@@ -110,17 +98,18 @@ fn not_cancelled(job: &Job) -> Result<(), String> {
 /// protocol thread behind that waits for its peers.
 struct Guard<'a> {
     party: &'a Party,
+    job: JobId,
     abort: AbortHandle,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        *self
-            .party
+        self.party
             .running
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = None;
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(job, _)| *job != self.job);
         if !self.done {
             // Of no effect where the session has failed already.
             self.abort
@@ -145,15 +134,23 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
     started.map_err(over)?;
     let hello = prepared.derived.hello(id);
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
+    // Before the streams of the session, so that P0's word finds it.
+    let seat = serve::open(party, &job, id, prepared.model).map_err(over)?;
     let keys = exchange_keys(party, id, &links, &mut tray).await;
     let keys = keys.map_err(Ending::Interrupted)?;
     drop(tray);
+    let leading = seat.as_ref().map(|_| links.clone());
     let Links { parties, dealer } = links;
     let started = SessionNet::start(party.me, id, hello, parties, dealer, &party.settings).await;
     let (net, material, abort) = started.map_err(|err| Ending::of_start(&err))?;
-    *party.running.lock().unwrap_or_else(PoisonError::into_inner) = Some((job.id, abort.clone()));
+    party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .push((job.id, abort.clone()));
     let mut guard = Guard {
         party,
+        job: job.id,
         abort: abort.clone(),
         done: false,
     };
@@ -161,6 +158,10 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         abort.abort(&reason);
         return Err(over(reason));
     }
+    let _serving = match (&seat, leading) {
+        (Some(seat), Some(links)) => Some(serve::lead(party, seat, links, abort.clone())),
+        _ => None,
+    };
     let steps = prepared.derived.schedule.steps.len() as u64;
     job.say(Event::Started {
         session: id,
@@ -183,6 +184,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         material,
         abort: abort.clone(),
         written,
+        seat,
     };
     let body = move || {
         let _span = span.entered();
@@ -268,6 +270,8 @@ struct Work {
     material: MaterialReceiver,
     abort: AbortHandle,
     written: UnboundedSender<Mark>,
+    /// Where a serving job's batches come from.
+    seat: Option<Seat>,
 }
 
 impl Work {
@@ -283,7 +287,11 @@ impl Work {
             shares,
             ..State::default()
         };
-        if let Err(ending) = self.steps(&mut state) {
+        let done = match self.steps(&mut state) {
+            Ok(()) => self.serve(&mut state),
+            failed => failed,
+        };
+        if let Err(ending) = done {
             // The others hear the first reason, whoever had it.
             let ending = ending.map(|own| session_failure(me, self.abort.failure(), own));
             self.abort.abort(ending.reason());
@@ -308,6 +316,29 @@ impl Work {
             results: self.prepared.results.take(),
             last,
         })
+    }
+
+    /// Batches until serving is over; nothing for other jobs.
+    fn serve(&mut self, state: &mut State) -> Result<(), Ending> {
+        let Some(seat) = self.seat.take() else {
+            return Ok(());
+        };
+        let mut run = |batch: u64, program: usize, inputs: &BTreeMap<String, Tensor>| {
+            let plan = self.prepared.derived.plans.get(program);
+            let plan = plan.ok_or("a batch names a program that does not exist")?;
+            let outputs = run_step(
+                plan,
+                self.party.me,
+                batch + 1,
+                &self.keys,
+                state,
+                inputs,
+                &mut self.net,
+                &mut self.material,
+            );
+            outputs.map_err(|err| err.to_string())
+        };
+        seat.batches(&mut run).map_err(Ending::Over)
     }
 
     fn steps(&mut self, state: &mut State) -> Result<(), Ending> {
@@ -355,6 +386,7 @@ impl Work {
         let over = |reason: String| Ending::Over(reason);
         let steps = &derived.schedule.steps;
         let step = &steps[index];
+        party.serving.give_way();
         let start = Instant::now();
         let _span = tracing::error_span!("step", step = index).entered();
         let mut inputs = BTreeMap::new();

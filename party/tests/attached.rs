@@ -23,6 +23,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
             name: name.into(),
             pin,
             address: "127.0.0.1:1".into(),
+            transport: Default::default(),
         }
     };
     let core = Core {
@@ -37,6 +38,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
     std::fs::write(folder.join("consortium.toml"), consortium.to_toml()).unwrap();
     let mut config = PartyConfig {
         listen: "127.0.0.1:0".parse().unwrap(),
+        dial_out_only: false,
         home: "home".into(),
         consortium: "consortium.toml".into(),
         log: "info".into(),

@@ -96,7 +96,10 @@ fn a_held_job_runs_when_all_three_have_approved_its_hash_and_another_hash_stays_
                 Event::Held { at, .. } => heard.push(format!("held at {at}")),
                 Event::Approved { at, .. } => heard.push(format!("approved at {at}")),
                 Event::Started { .. } => heard.push("started".into()),
-                Event::Interrupted(_) | Event::Progress(_) | Event::Output(_) => {}
+                Event::Interrupted(_)
+                | Event::Progress(_)
+                | Event::Output(_)
+                | Event::Waits { .. } => {}
             };
             anna.watch(id, &mut on_event).await
         };

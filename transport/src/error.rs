@@ -54,6 +54,12 @@ pub enum TransportError {
         /// How long.
         waited_ms: u64,
     },
+    /// The host at the address says that nothing listens there (TCP).
+    #[error("nothing listens at {addr} (TCP): is the node running, and is this its port?")]
+    NothingListens {
+        /// Where the connection was tried.
+        addr: SocketAddr,
+    },
     /// The node at the address has another public key than the one pinned.
     #[error("wrong certificate at {addr}: expected public key {expected}, found {found}")]
     WrongCertificate {

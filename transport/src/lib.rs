@@ -1,4 +1,4 @@
-//! Links between nodes: QUIC with mutual TLS and pinned public keys, message
+//! Links between nodes: QUIC, or TLS over TCP, with pinned public keys; message
 //! streams for control, and the blocking frames a protocol thread works with.
 //!
 //! What it does: binds an endpoint ([`Node`]), proves who is at the other end
@@ -10,10 +10,12 @@
 //! who is allowed (the consortium file does) and never retries a session.
 //!
 //! Where to read next: `tls.rs` for the trust decisions, `node.rs` for the
-//! endpoint, `link.rs` for one connection, `session/` for rounds and material.
+//! endpoint, `link.rs` for one connection, `carrier.rs` and `tcp/` for what it runs
+//! over, `session/` for rounds and material.
 
 #![forbid(unsafe_code)]
 
+mod carrier;
 mod error;
 mod identity;
 mod inline;
@@ -21,17 +23,19 @@ mod link;
 mod measure;
 mod node;
 mod queue;
+mod quic;
 mod session;
 mod settings;
 mod sorter;
 mod stream;
+mod tcp;
 mod tls;
 
 pub use error::{HelloMismatch, TransportError};
 pub use identity::{Identity, Pin, PinParseError};
 pub use link::{Link, LinkStats};
 pub use measure::stream_goodput;
-pub use node::Node;
+pub use node::{Node, Reach};
 pub use session::{AbortHandle, DealerNet, Hello, MaterialReceiver, SessionNet, SessionStats};
-pub use settings::Settings;
+pub use settings::{Protocol, Settings};
 pub use stream::{MsgReceiver, MsgSender, MsgStream, StreamKind, WIRE_VERSION};

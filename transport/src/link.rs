@@ -3,16 +3,13 @@
 //! What the peer opens is sorted by `sorter.rs`, so a daemon's control loop and
 //! any number of sessions share one connection without knowing each other.
 
-use crate::sorter::{
-    CONTROL_BACKLOG, Registration, Sorter, TAG_ABORT, TAG_GREETING, clip, sort_notices,
-    sort_streams,
-};
+use crate::carrier::{Connection, Lost, ReadError, SendStream, WriteError};
+use crate::sorter::{CONTROL_BACKLOG, Registration, Sorter, sort_notices, sort_streams};
 use crate::stream::{
     CODE_BAD_HEADER, CODE_UNCLAIMED, FrameError, FrameReader, MessageError, RawStream,
-    encode_header,
 };
-use crate::{MsgStream, Pin, Settings, StreamKind, TransportError};
-use quinn::{Connection, ConnectionError, ReadError, SendStream, VarInt, WriteError};
+use crate::{MsgStream, Pin, Protocol, Settings, StreamKind, TransportError};
+use quinn::VarInt;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -38,19 +35,18 @@ pub(crate) struct LinkInner {
 
 impl Drop for LinkInner {
     fn drop(&mut self) {
-        self.conn
-            .close(VarInt::from_u32(0), b"the link is no longer used");
+        self.conn.close("the link is no longer used");
     }
 }
 
-/// UDP-level counters of a connection.
+/// Counters of a connection as they are on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LinkStats {
-    /// Bytes in UDP payloads sent.
+    /// Bytes in UDP or TCP payloads sent. Over TCP those that this node's system took.
     pub sent_bytes: u64,
-    /// Bytes in UDP payloads received.
+    /// Bytes in UDP or TCP payloads received.
     pub received_bytes: u64,
-    /// Datagrams sent.
+    /// Datagrams sent; 0 over TCP, as all below but `rtt`.
     pub sent_datagrams: u64,
     /// Datagrams received.
     pub received_datagrams: u64,
@@ -110,18 +106,16 @@ impl Link {
         self.0.conn.rtt()
     }
 
-    /// UDP-level counters.
+    /// Counters of the connection.
     pub fn stats(&self) -> LinkStats {
-        let stats = self.0.conn.stats();
-        LinkStats {
-            sent_bytes: stats.udp_tx.bytes,
-            received_bytes: stats.udp_rx.bytes,
-            sent_datagrams: stats.udp_tx.datagrams,
-            received_datagrams: stats.udp_rx.datagrams,
-            lost_packets: stats.path.lost_packets,
-            congestion_window_bytes: stats.path.cwnd,
-            datagram_bytes: stats.path.current_mtu,
-            rtt: stats.path.rtt,
+        self.0.conn.stats()
+    }
+
+    /// What it runs over.
+    pub fn protocol(&self) -> Protocol {
+        match self.0.conn {
+            Connection::Quic(_) => Protocol::Quic,
+            Connection::Tcp(_) => Protocol::Tcp,
         }
     }
 
@@ -165,9 +159,14 @@ impl Link {
     }
 
     pub(crate) fn close_now(&self, reason: &str) {
-        self.0
-            .conn
-            .close(VarInt::from_u32(0), clip(reason).as_bytes());
+        self.0.conn.close(reason);
+    }
+
+    /// Where the link runs over TCP: waits, bounded, until the peer has heard the close.
+    pub(crate) async fn gone(&self) {
+        if let Connection::Tcp(link) = &self.0.conn {
+            link.gone().await;
+        }
     }
 
     /// Waits, bounded, for the last messages to be acknowledged.
@@ -191,7 +190,7 @@ impl Link {
 
     /// Closed because nothing was heard, not because the peer said so.
     pub(crate) fn fell_silent(&self) -> bool {
-        matches!(self.0.conn.close_reason(), Some(ConnectionError::TimedOut))
+        matches!(self.0.conn.close_reason(), Some(Lost::TimedOut))
     }
 
     pub(crate) fn downgrade(&self) -> Weak<LinkInner> {
@@ -269,20 +268,11 @@ impl Link {
 
     /// Tells the peer, ahead of everything else, that the session is over.
     pub(crate) fn send_abort(&self, session: [u8; 32], reason: &str) {
-        let mut notice = encode_header(TAG_ABORT, &session).to_vec();
-        notice.extend_from_slice(clip(reason).as_bytes());
         let guard = self.delivery();
         let (link, waited) = (self.clone(), self.0.settings.close_timeout());
+        let reason = reason.to_owned();
         self.0.runtime.spawn(async move {
-            let sending = async {
-                let mut send = link.0.conn.open_uni().await?;
-                // Only a closed stream has no priority; the write reports it.
-                let _ = send.set_priority(i32::MAX);
-                if send.write_all(&notice).await.is_ok() && send.finish().is_ok() {
-                    let _ = send.stopped().await;
-                }
-                Ok::<(), ConnectionError>(())
-            };
+            let sending = link.0.conn.send_abort(session, &reason);
             if !matches!(tokio::time::timeout(waited, sending).await, Ok(Ok(()))) {
                 tracing::debug!(peer = %link.remote_addr(), "an abort could not be delivered");
             }
@@ -294,18 +284,11 @@ impl Link {
     pub(crate) fn finish_in_background(&self, mut send: SendStream) {
         let (guard, waited) = (self.delivery(), self.0.settings.close_timeout());
         self.0.runtime.spawn(async move {
-            if send.finish().is_ok() {
+            if send.finish() {
                 let _ = tokio::time::timeout(waited, send.stopped()).await;
             }
             drop(guard);
         });
-    }
-
-    pub(crate) async fn greet(&self) -> Result<(), WriteError> {
-        let mut send = self.0.conn.open_uni().await?;
-        send.write_all(&encode_header(TAG_GREETING, &[0; 32]))
-            .await?;
-        send.finish().map_err(|_| WriteError::ClosedStream)
     }
 
     pub(crate) fn closed_error(&self, reason: String) -> TransportError {
@@ -338,36 +321,32 @@ impl Link {
         }
     }
 
-    pub(crate) fn describe(&self, err: &ConnectionError) -> String {
-        match err {
-            ConnectionError::TimedOut => {
+    pub(crate) fn describe(&self, lost: &Lost) -> String {
+        match lost {
+            Lost::TimedOut => {
                 format!("no sign of life for {} ms", self.0.settings.idle_timeout_ms)
             }
-            ConnectionError::ApplicationClosed(close) => {
-                format!(
-                    "closed by the peer: {}",
-                    String::from_utf8_lossy(&close.reason)
-                )
-            }
-            ConnectionError::LocallyClosed => "closed by this node".into(),
-            ConnectionError::Reset => "the peer has restarted".into(),
-            other => other.to_string(),
+            Lost::ByPeer(reason) => format!("closed by the peer: {reason}"),
+            Lost::Locally => "closed by this node".into(),
+            Lost::Restarted => "the peer has restarted".into(),
+            Lost::Broken(detail) => detail.clone(),
         }
     }
 
     pub(crate) fn describe_read(&self, err: &ReadError) -> String {
         match err {
-            ReadError::ConnectionLost(err) => self.describe(err),
+            ReadError::Connection(lost) => self.describe(lost),
             ReadError::Reset(code) => describe_code(*code),
-            other => other.to_string(),
+            ReadError::Broken(detail) => detail.clone(),
         }
     }
 
     pub(crate) fn describe_write(&self, err: &WriteError) -> String {
         match err {
-            WriteError::ConnectionLost(err) => self.describe(err),
+            WriteError::Connection(lost) => self.describe(lost),
             WriteError::Stopped(code) => describe_code(*code),
-            other => other.to_string(),
+            WriteError::Ended => "this node has ended the stream".into(),
+            WriteError::Broken(detail) => detail.clone(),
         }
     }
 }

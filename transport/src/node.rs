@@ -1,35 +1,31 @@
-//! A node's endpoint: one UDP socket that both listens and connects.
+//! A node's endpoint: one port, UDP and TCP, that both listens and connects.
 //!
 //! Handshakes of incoming connections run beside each other, bounded in number
 //! and time; only connections whose certificate was checked come out of
-//! [`Node::accept`].
+//! [`Node::accept`]. A node that only dials out listens nowhere.
 
-use crate::inline::InlineRuntime;
+use crate::carrier::Connection;
 use crate::link::LinkInner;
-use crate::sorter::await_greeting;
-use crate::tls::{self, Allowed, Seen};
-use crate::{Identity, Link, Pin, Settings, TransportError};
-use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use quinn::{ConnectionError, Endpoint, EndpointConfig, Incoming, ServerConfig, VarInt};
-use rustls::pki_types::CertificateDer;
+use crate::quic::{self, Configs, identity_error};
+use crate::tcp::{self, Dialler, Listener};
+use crate::tls::{self, ALPN, Allowed, PROBE_ALPN, Seen};
+use crate::{Identity, Link, Pin, Protocol, Settings, TransportError};
+use quinn::{Endpoint, VarInt};
 use rustls::sign::CertifiedKey;
-use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeSet;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
-use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 
-/// Handshakes in progress at the same time.
-const HALF_OPEN_MAX: usize = 64;
-/// From here on a caller must first prove that its address is its own.
-const HALF_OPEN_TRUSTING: usize = 32;
-/// TLS alert `access_denied`: what the pin check answers with.
-const ALERT_ACCESS_DENIED: u8 = 49;
+/// Accepted links that nobody has taken yet.
+const ACCEPTED_MAX: usize = 64;
+/// Ports tried until one is free for UDP and TCP.
+const PORTS_TRIED: usize = 16;
 
-/// A bound endpoint, server and client, with its own identity.
+/// A bound endpoint with its own identity.
 pub struct Node {
     endpoint: Endpoint,
     local_addr: SocketAddr,
@@ -37,21 +33,47 @@ pub struct Node {
     allowed: Allowed,
     settings: Arc<Settings>,
     incoming: tokio::sync::Mutex<mpsc::Receiver<Link>>,
+    /// Keeps `incoming` open where nothing listens.
+    open: Mutex<Option<mpsc::Sender<Link>>>,
     links: LinkList,
-    acceptor: tokio::task::JoinHandle<()>,
+    acceptors: Vec<JoinHandle<()>>,
+}
+
+/// How a peer can be reached, or what stands in the way; see [`Node::probe`].
+#[derive(Debug)]
+pub struct Reach {
+    /// Over QUIC: how long it took.
+    pub quic: Result<Duration, TransportError>,
+    /// Over TCP.
+    pub tcp: Result<Duration, TransportError>,
 }
 
 /// The links that are alive, for the orderly close.
 type LinkList = Arc<Mutex<Vec<Weak<LinkInner>>>>;
 
+/// Where the acceptors leave new links.
+#[derive(Clone)]
+pub(crate) struct Accepted {
+    links: LinkList,
+    taken: mpsc::Sender<Link>,
+}
+
+impl Accepted {
+    pub(crate) async fn put(&self, link: Link) {
+        remember(&self.links, &link);
+        // An error means that the node is gone.
+        let _ = self.taken.send(link).await;
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
-        self.acceptor.abort();
+        self.acceptors.iter().for_each(JoinHandle::abort);
     }
 }
 
 impl Node {
-    /// Binds to `listen` (port 0 picks a free one). Nobody may connect before
+    /// Binds to `listen`, UDP and TCP (port 0 picks a free one). Nobody may connect before
     /// [`Node::set_allowed`].
     ///
     /// # Panics
@@ -64,60 +86,30 @@ impl Node {
         settings.check()?;
         let key = tls::certified_key(identity, &tls::provider())?;
         let allowed = Allowed::default();
-        let config = tls::server_config(key.clone(), allowed.clone()).map_err(identity_error)?;
-        let crypto = Arc::new(QuicServerConfig::try_from(config).map_err(identity_error)?);
-        let server = |remote: IpAddr| {
-            let mut config = ServerConfig::with_crypto(crypto.clone());
-            config.transport_config(Arc::new(settings.transport_config(remote)));
-            // Roaming is for phones; an address that changes here is an error.
-            config.migration(false);
-            config.max_incoming(4 * HALF_OPEN_MAX);
-            Arc::new(config)
-        };
-        // Any address that is not this host's stands for a real path.
-        let configs = Configs {
-            near: server(Ipv4Addr::LOCALHOST.into()),
-            far: server(Ipv4Addr::new(192, 0, 2, 1).into()),
-        };
-
-        let socket = bind_socket(listen, settings.socket_buffer_bytes).map_err(|source| {
-            match source.kind() {
-                io::ErrorKind::AddrInUse => TransportError::AddressInUse { addr: listen },
-                _ => TransportError::Bind {
-                    addr: listen,
-                    source,
-                },
-            }
-        })?;
-        let bind_error = |source| TransportError::Bind {
-            addr: listen,
-            source,
-        };
-        let mut endpoint_config = EndpointConfig::default();
-        // 1472 is what any node accepts, whatever it sends itself.
-        endpoint_config
-            .max_udp_payload_size(settings.datagram_bytes.max(1_472))
-            .map_err(|err| bind_error(io::Error::other(err.to_string())))?;
-        let server_config = Some((*configs.far).clone());
-        let endpoint = Endpoint::new(
-            endpoint_config,
-            server_config,
-            socket,
-            Arc::new(InlineRuntime(Handle::current())),
-        )
-        .map_err(bind_error)?;
+        let configs = Configs::new(key.clone(), allowed.clone(), settings)?;
+        let tls = tls::server_config(key.clone(), allowed.clone()).map_err(identity_error)?;
+        let bind_error = |source| bind_error(listen, source);
+        let (endpoint, socket) = both(listen, &configs, settings).map_err(bind_error)?;
+        let socket = tokio::net::TcpListener::from_std(socket).map_err(bind_error)?;
         let local_addr = endpoint.local_addr().map_err(bind_error)?;
 
         let settings = Arc::new(settings.clone());
-        let links = LinkList::default();
-        let (tx, incoming) = mpsc::channel(HALF_OPEN_MAX);
-        let acceptor = tokio::spawn(accept_all(
-            endpoint.clone(),
-            configs,
-            settings.clone(),
-            links.clone(),
-            tx,
-        ));
+        let (tx, incoming) = mpsc::channel(ACCEPTED_MAX);
+        let accepted = Accepted {
+            links: LinkList::default(),
+            taken: tx.clone(),
+        };
+        let links = accepted.links.clone();
+        let listener = Arc::new(Listener::new(tls, settings.clone()));
+        let acceptors = vec![
+            tokio::spawn(listener.accept_all(socket, accepted.clone())),
+            tokio::spawn(quic::accept_all(
+                endpoint.clone(),
+                configs,
+                settings.clone(),
+                accepted,
+            )),
+        ];
         Ok(Node {
             endpoint,
             local_addr,
@@ -125,8 +117,36 @@ impl Node {
             allowed,
             settings,
             incoming: tokio::sync::Mutex::new(incoming),
+            open: Mutex::new(Some(tx)),
             links,
-            acceptor,
+            acceptors,
+        })
+    }
+
+    /// A node that only dials out, over UDP from the local address `from`. Nothing listens.
+    ///
+    /// # Panics
+    /// See [`Node::bind`].
+    pub fn dial_only(
+        identity: &Identity,
+        from: IpAddr,
+        settings: &Settings,
+    ) -> Result<Node, TransportError> {
+        settings.check()?;
+        let from = SocketAddr::new(from, 0);
+        let bind_error = |source| bind_error(from, source);
+        let endpoint = quic::endpoint(from, None, settings).map_err(bind_error)?;
+        let (tx, incoming) = mpsc::channel(ACCEPTED_MAX);
+        Ok(Node {
+            local_addr: endpoint.local_addr().map_err(bind_error)?,
+            endpoint,
+            key: tls::certified_key(identity, &tls::provider())?,
+            allowed: Allowed::default(),
+            settings: Arc::new(settings.clone()),
+            incoming: tokio::sync::Mutex::new(incoming),
+            open: Mutex::new(Some(tx)),
+            links: LinkList::default(),
+            acceptors: Vec::new(),
         })
     }
 
@@ -146,42 +166,101 @@ impl Node {
         }
     }
 
-    /// Connects to the node at `addr` that holds the key `expect`, and waits
-    /// until it has accepted this node as well.
+    /// Connects to the node at `addr` that holds the key `expect`, over what the settings say, and
+    /// waits until it has accepted this node as well.
     pub async fn connect(&self, addr: SocketAddr, expect: Pin) -> Result<Link, TransportError> {
-        let failed = |detail: String| TransportError::Connect { addr, detail };
-        let seen = Seen::default();
-        let config =
-            tls::client_config(self.key.clone(), expect, seen.clone()).map_err(identity_error)?;
-        let crypto = QuicClientConfig::try_from(config).map_err(identity_error)?;
-        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(self.settings.transport_config(addr.ip())));
-        let connecting = self
-            .endpoint
-            .connect_with(config, addr, tls::SERVER_NAME)
-            .map_err(|err| failed(err.to_string()))?;
+        self.connect_over(self.settings.protocol, addr, expect)
+            .await
+    }
 
-        let waited_ms = self.settings.connect_timeout_ms;
-        let conn = match tokio::time::timeout(Duration::from_millis(waited_ms), connecting).await {
-            Ok(Ok(conn)) => conn,
-            Ok(Err(err)) => return Err(self.explain(err, addr, expect, &seen)),
-            Err(_) => return Err(TransportError::Unreachable { addr, waited_ms }),
-        };
-        let greeting =
-            tokio::time::timeout(self.settings.handshake_timeout(), await_greeting(&conn));
-        match greeting.await {
-            Ok(Ok(())) => {}
-            Ok(Err(err)) => return Err(self.explain(err, addr, expect, &seen)),
-            Err(_) => {
-                return Err(TransportError::Timeout {
-                    what: format!("the handshake with {addr}"),
-                    waited_ms: self.settings.handshake_timeout_ms,
-                });
+    /// As [`Node::connect`], over what this node and one that uses `theirs` have in common.
+    pub async fn connect_to(
+        &self,
+        theirs: Protocol,
+        addr: SocketAddr,
+        expect: Pin,
+    ) -> Result<Link, TransportError> {
+        let protocol = self.settings.protocol.with(theirs);
+        self.connect_over(protocol, addr, expect).await
+    }
+
+    /// As [`Node::connect`], over this protocol.
+    pub async fn connect_over(
+        &self,
+        protocol: Protocol,
+        addr: SocketAddr,
+        expect: Pin,
+    ) -> Result<Link, TransportError> {
+        let (seen, tls) = self.client(expect, ALPN)?;
+        let settings = self.settings.clone();
+        let conn = match protocol {
+            Protocol::Quic => {
+                let conn =
+                    quic::connect(&self.endpoint, tls, &seen, addr, expect, &settings).await?;
+                Connection::Quic(conn)
             }
-        }
-        let link = Link::new(conn, expect, false, self.settings.clone());
+            Protocol::Tcp => {
+                let dialler = Dialler::new(addr, expect, seen, tls, settings.clone());
+                Connection::Tcp(dialler.link().await?)
+            }
+        };
+        let link = Link::new(conn, expect, false, settings);
         remember(&self.links, &link);
         Ok(link)
+    }
+
+    /// Whether this node could connect to the node at `addr` that holds the key `expect`, and how
+    /// long that took. Makes no link: the other side shows it to nobody, so that a node's own links
+    /// go on beside it. Bounded by `connect_timeout_ms` and `handshake_timeout_ms`.
+    ///
+    /// # Errors
+    /// As of [`Node::connect`]: [`TransportError::Unreachable`] where nothing answers (over QUIC:
+    /// UDP may be blocked), [`TransportError::NothingListens`], [`TransportError::WrongCertificate`],
+    /// [`TransportError::Refused`] where this node's key is not allowed there.
+    pub async fn probe(
+        &self,
+        protocol: Protocol,
+        addr: SocketAddr,
+        expect: Pin,
+    ) -> Result<Duration, TransportError> {
+        let start = Instant::now();
+        let (seen, tls) = self.client(expect, PROBE_ALPN)?;
+        let settings = &self.settings;
+        match protocol {
+            Protocol::Quic => {
+                let conn =
+                    quic::connect(&self.endpoint, tls, &seen, addr, expect, settings).await?;
+                conn.close(VarInt::from_u32(0), b"that was all");
+            }
+            Protocol::Tcp => {
+                let dialler = Dialler::new(addr, expect, seen, tls, settings.clone());
+                dialler.probe().await?;
+            }
+        }
+        Ok(start.elapsed())
+    }
+
+    /// [`Node::probe`] over both protocols at once: what a person wants to know of a peer that does
+    /// not answer.
+    pub async fn reach(&self, addr: SocketAddr, expect: Pin) -> Reach {
+        let (quic, tcp) = tokio::join!(
+            self.probe(Protocol::Quic, addr, expect),
+            self.probe(Protocol::Tcp, addr, expect)
+        );
+        Reach { quic, tcp }
+    }
+
+    /// TLS of a client that expects this key, and what it will have seen.
+    fn client(
+        &self,
+        expect: Pin,
+        alpn: &[u8],
+    ) -> Result<(Seen, rustls::ClientConfig), TransportError> {
+        let seen = Seen::default();
+        let tls = tls::client_config(self.key.clone(), expect, seen.clone());
+        let mut tls = tls.map_err(identity_error)?;
+        tls.alpn_protocols = vec![alpn.to_vec()];
+        Ok((seen, tls))
     }
 
     /// The next authenticated connection from outside; `None` after [`Node::close`].
@@ -194,63 +273,34 @@ impl Node {
     /// and waits for the peers to hear it. Bounded by `close_timeout_ms`, twice.
     pub async fn close(&self, reason: &str) {
         self.endpoint.set_server_config(None);
-        self.acceptor.abort();
+        self.acceptors.iter().for_each(JoinHandle::abort);
+        drop(
+            self.open
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
         let links = live(&self.links);
         let draining: Vec<_> = links
-            .into_iter()
+            .iter()
+            .cloned()
             .map(|link| tokio::spawn(async move { link.drain().await }))
             .collect();
         for task in draining {
             // A drain cannot panic; a cancelled one means that the runtime ends.
             let _ = task.await;
         }
+        links.iter().for_each(|link| link.close_now(reason));
         self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
-        let idle = tokio::time::timeout(self.settings.close_timeout(), self.endpoint.wait_idle());
-        if idle.await.is_err() {
-            tracing::debug!("some peers did not confirm the close");
-        }
-    }
-
-    /// Turns QUIC's error into one that names what a person can act on.
-    fn explain(
-        &self,
-        err: ConnectionError,
-        addr: SocketAddr,
-        expected: Pin,
-        seen: &Seen,
-    ) -> TransportError {
-        match (&err, seen.pin()) {
-            (ConnectionError::TransportError(_), Some(found)) if found != expected => {
-                TransportError::WrongCertificate {
-                    addr,
-                    expected,
-                    found,
-                }
+        let heard = async {
+            self.endpoint.wait_idle().await;
+            for link in &links {
+                link.gone().await;
             }
-            // The certificate was the right one, so what failed is the proof of its key.
-            (ConnectionError::TransportError(_), Some(_)) => TransportError::BadSignature { addr },
-            (ConnectionError::ConnectionClosed(close), _) => TransportError::Refused {
-                addr,
-                detail: if close.error_code
-                    == quinn::TransportErrorCode::crypto(ALERT_ACCESS_DENIED)
-                {
-                    "this node's public key is not allowed there".into()
-                } else {
-                    close.to_string()
-                },
-            },
-            (ConnectionError::ApplicationClosed(close), _) => TransportError::Refused {
-                addr,
-                detail: String::from_utf8_lossy(&close.reason).into_owned(),
-            },
-            (ConnectionError::TimedOut, _) => TransportError::Unreachable {
-                addr,
-                waited_ms: self.settings.idle_timeout_ms,
-            },
-            _ => TransportError::Connect {
-                addr,
-                detail: err.to_string(),
-            },
+        };
+        let heard = tokio::time::timeout(self.settings.close_timeout(), heard);
+        if heard.await.is_err() {
+            tracing::debug!("some peers did not confirm the close");
         }
     }
 }
@@ -261,9 +311,32 @@ impl std::fmt::Debug for Node {
     }
 }
 
-fn identity_error(err: impl std::fmt::Display) -> TransportError {
-    TransportError::Identity {
-        detail: err.to_string(),
+fn bind_error(addr: SocketAddr, source: io::Error) -> TransportError {
+    match source.kind() {
+        io::ErrorKind::AddrInUse => TransportError::AddressInUse { addr },
+        _ => TransportError::Bind { addr, source },
+    }
+}
+
+/// UDP and TCP on one port.
+fn both(
+    listen: SocketAddr,
+    configs: &Configs,
+    settings: &Settings,
+) -> io::Result<(Endpoint, std::net::TcpListener)> {
+    let mut tries = PORTS_TRIED;
+    loop {
+        let endpoint = quic::endpoint(listen, Some(configs), settings)?;
+        match tcp::bind(endpoint.local_addr()?) {
+            Ok(socket) => return Ok((endpoint, socket)),
+            // The port was free for UDP alone.
+            Err(err)
+                if listen.port() == 0 && err.kind() == io::ErrorKind::AddrInUse && tries > 1 =>
+            {
+                tries -= 1;
+            }
+            Err(err) => return Err(err),
+        }
     }
 }
 
@@ -282,112 +355,13 @@ fn remember(links: &LinkList, link: &Link) {
     links.push(link.downgrade());
 }
 
-/// A UDP socket with the largest buffers the operating system grants.
-fn bind_socket(listen: SocketAddr, buffer_bytes: u32) -> io::Result<std::net::UdpSocket> {
-    let socket = Socket::new(
-        Domain::for_address(listen),
-        Type::DGRAM,
-        Some(Protocol::UDP),
-    )?;
-    if listen.is_ipv6() {
-        // Serves IPv4 too where the system allows it.
-        let _ = socket.set_only_v6(false);
-    }
-    // Linux grants what its limit allows without an error, others refuse.
-    let mut wanted = buffer_bytes as usize;
-    while wanted >= 64 << 10 && socket.set_recv_buffer_size(wanted).is_err() {
-        wanted /= 2;
-    }
-    wanted = buffer_bytes as usize;
-    while wanted >= 64 << 10 && socket.set_send_buffer_size(wanted).is_err() {
-        wanted /= 2;
-    }
-    tracing::debug!(
-        receive_bytes = socket.recv_buffer_size().unwrap_or(0),
-        send_bytes = socket.send_buffer_size().unwrap_or(0),
-        "socket buffers granted"
-    );
-    socket.bind(&listen.into())?;
-    socket.set_nonblocking(true)?;
-    Ok(socket.into())
-}
-
-/// QUIC's parameters for callers on this host and for all others.
-struct Configs {
-    near: Arc<ServerConfig>,
-    far: Arc<ServerConfig>,
-}
-
-async fn accept_all(
-    endpoint: Endpoint,
-    configs: Configs,
-    settings: Arc<Settings>,
-    links: LinkList,
-    accepted: mpsc::Sender<Link>,
-) {
-    let half_open = Arc::new(Semaphore::new(HALF_OPEN_MAX));
-    while let Some(incoming) = endpoint.accept().await {
-        let busy = HALF_OPEN_MAX - half_open.available_permits();
-        if busy >= HALF_OPEN_TRUSTING && incoming.may_retry() {
-            // An error means that the caller proved its address meanwhile.
-            let _ = incoming.retry();
-            continue;
-        }
-        let Ok(permit) = half_open.clone().try_acquire_owned() else {
-            incoming.refuse();
-            continue;
-        };
-        let near = incoming.remote_address().ip().to_canonical().is_loopback();
-        let config = if near {
-            configs.near.clone()
-        } else {
-            configs.far.clone()
-        };
-        let (settings, links, accepted) = (settings.clone(), links.clone(), accepted.clone());
-        tokio::spawn(async move {
-            let remote = incoming.remote_address();
-            let handshake = complete(incoming, config, settings.clone());
-            match tokio::time::timeout(settings.handshake_timeout(), handshake).await {
-                Ok(Ok(link)) => {
-                    remember(&links, &link);
-                    // An error means that the node is gone.
-                    let _ = accepted.send(link).await;
-                }
-                Ok(Err(detail)) => {
-                    tracing::warn!(peer = %remote, %detail, "a connection was not accepted")
-                }
-                Err(_) => tracing::warn!(peer = %remote, "a handshake was not finished in time"),
-            }
-            drop(permit);
-        });
-    }
-}
-
-async fn complete(
-    incoming: Incoming,
-    config: Arc<ServerConfig>,
-    settings: Arc<Settings>,
-) -> Result<Link, String> {
-    let connecting = incoming
-        .accept_with(config)
-        .map_err(|err| err.to_string())?;
-    let conn = connecting.await.map_err(|err| err.to_string())?;
-    let identity = conn
-        .peer_identity()
-        .ok_or("the peer showed no certificate")?;
-    let certs = identity
-        .downcast::<Vec<CertificateDer<'static>>>()
-        .map_err(|_| "unexpected kind of identity")?;
-    let cert = certs.first().ok_or("the peer showed no certificate")?;
-    let pin = Pin::of_certificate(cert).map_err(|err| err.to_string())?;
-    let link = Link::new(conn, pin, true, settings);
-    link.greet().await.map_err(|err| err.to_string())?;
-    Ok(link)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quinn::ServerConfig;
+    use quinn::crypto::rustls::QuicServerConfig;
+    use rustls::pki_types::CertificateDer;
+    use std::net::Ipv4Addr;
 
     fn identity() -> Identity {
         let made = rcgen::generate_simple_self_signed(vec!["node".into()]).unwrap();
@@ -439,23 +413,46 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_client_with_an_allowed_certificate_and_another_key_does_not_get_in() {
-        let (me, thief, friend) = (identity(), identity(), identity());
+    async fn over_tcp_too_a_server_with_another_key_is_named_as_such() {
+        let (me, peer, thief) = (identity(), identity(), identity());
+        let allowed = Allowed::default();
+        allowed.set(BTreeSet::from([me.pin().unwrap()]));
+        let config = tls::server_config(stolen(&peer, &thief), allowed).unwrap();
+        let listen: SocketAddr = (Ipv4Addr::LOCALHOST, 0).into();
+        let impostor = tokio::net::TcpListener::bind(listen).await.unwrap();
+        let addr = impostor.local_addr().unwrap();
+        let accepting = tokio::spawn(async move {
+            let (tcp, _) = impostor.accept().await.unwrap();
+            let tls = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+            tls.accept(tcp).await.map(drop)
+        });
         let node = bind(&me);
-        node.set_allowed(BTreeSet::from([friend.pin().unwrap()]));
-        let mut impostor = bind(&thief);
-        impostor.key = stolen(&friend, &thief);
-        let err = impostor
-            .connect(node.local_addr(), me.pin().unwrap())
-            .await
-            .unwrap_err();
-        assert!(matches!(err, TransportError::Refused { .. }), "{err}");
-        // Only the real one comes out of `accept`.
-        let friend_node = bind(&friend);
-        friend_node
-            .connect(node.local_addr(), me.pin().unwrap())
-            .await
-            .unwrap();
-        assert_eq!(node.accept().await.unwrap().peer(), friend.pin().unwrap());
+        let connecting = node.connect_over(Protocol::Tcp, addr, peer.pin().unwrap());
+        let err = connecting.await.unwrap_err();
+        assert!(
+            matches!(err, TransportError::BadSignature { addr: at } if at == addr),
+            "{err}"
+        );
+        assert!(accepting.await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_client_with_an_allowed_certificate_and_another_key_does_not_get_in() {
+        for protocol in [Protocol::Quic, Protocol::Tcp] {
+            let (me, thief, friend) = (identity(), identity(), identity());
+            let node = bind(&me);
+            node.set_allowed(BTreeSet::from([friend.pin().unwrap()]));
+            let mut impostor = bind(&thief);
+            impostor.key = stolen(&friend, &thief);
+            let (addr, pin) = (node.local_addr(), me.pin().unwrap());
+            let err = impostor.connect_over(protocol, addr, pin).await;
+            let err = err.unwrap_err();
+            assert!(matches!(err, TransportError::Refused { .. }), "{err}");
+            // Only the real one comes out of `accept`.
+            let friend_node = bind(&friend);
+            let connected = friend_node.connect_over(protocol, addr, pin).await;
+            assert_eq!(connected.unwrap().protocol(), protocol);
+            assert_eq!(node.accept().await.unwrap().peer(), friend.pin().unwrap());
+        }
     }
 }

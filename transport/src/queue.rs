@@ -47,6 +47,10 @@ pub(crate) struct FrameQueue {
 struct State {
     frames: VecDeque<Bytes>,
     bytes: u64,
+    /// Taken by the awaiting side so far, in charges.
+    sent: u64,
+    /// The awaiting side takes a frame while it has taken less than this; `None`: always.
+    credit: Option<u64>,
     end: Option<End>,
     /// The blocking side sleeps and must be woken.
     asleep: bool,
@@ -62,6 +66,8 @@ impl FrameQueue {
             state: Mutex::new(State {
                 frames: VecDeque::new(),
                 bytes: 0,
+                sent: 0,
+                credit: None,
                 end: None,
                 asleep: false,
                 wants_space: false,
@@ -74,8 +80,24 @@ impl FrameQueue {
         }
     }
 
+    /// A queue whose frames the awaiting side takes as far as [`FrameQueue::grant`] lets it.
+    pub(crate) fn on_credit(self) -> FrameQueue {
+        self.lock().credit = Some(0);
+        self
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the awaiting side take frames until what it has taken, in [`charge`]s since the
+    /// beginning, reaches `total`. The frame that reaches it may exceed it. Never takes back.
+    pub(crate) fn grant(&self, total: u64) {
+        let mut state = self.lock();
+        if let Some(credit) = &mut state.credit {
+            *credit = total.max(*credit);
+            self.wake(state);
+        }
     }
 
     /// Blocking side: puts a frame in, waiting for space at most `timeout`.
@@ -181,11 +203,16 @@ impl FrameQueue {
         loop {
             {
                 let mut state = self.lock();
-                if let Some(frame) = state.take() {
+                if state.may_send()
+                    && let Some(frame) = state.take()
+                {
+                    state.sent = state.sent.saturating_add(charge(&frame));
                     self.wake(state);
                     return Ok(frame);
                 }
-                if let Some(end) = &state.end {
+                if let Some(end) = &state.end
+                    && state.frames.is_empty()
+                {
                     return Err(end.clone());
                 }
             }
@@ -254,14 +281,18 @@ impl FrameQueue {
 }
 
 /// What a frame takes of the bound: small ones cost their place in the queue too, so that a flood of
-/// empty frames is bounded.
-fn charge(frame: &Bytes) -> u64 {
+/// empty frames is bounded. Both ends of a stream on credit count with it.
+pub(crate) fn charge(frame: &Bytes) -> u64 {
     frame.len() as u64 + 64
 }
 
 impl State {
     fn admits(&self, limit_bytes: u64) -> bool {
         self.frames.is_empty() || self.bytes < limit_bytes
+    }
+
+    fn may_send(&self) -> bool {
+        self.credit.is_none_or(|credit| self.sent < credit)
     }
 
     fn is_ready(&self) -> bool {
@@ -356,6 +387,30 @@ mod tests {
             second,
             Err(Refusal::Ended(End::Failed(NetError::Aborted { .. })))
         ));
+    }
+
+    #[test]
+    fn on_credit_a_frame_goes_while_less_has_gone_than_was_granted() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .build()
+            .unwrap();
+        let queue = FrameQueue::new(1 << 20).on_credit();
+        for _ in 0..3 {
+            queue.push_blocking(Bytes::from(vec![0; 36]), SOON).unwrap();
+        }
+        let pop = || runtime.block_on(async { tokio::time::timeout(SOON, queue.pop()).await });
+        assert!(pop().is_err());
+        // A frame of 36 bytes counts 100: the second reaches 150 and exceeds it.
+        queue.grant(150);
+        assert!(matches!(pop(), Ok(Ok(_))));
+        assert!(matches!(pop(), Ok(Ok(_))));
+        queue.grant(1);
+        queue.finish(None);
+        assert!(pop().is_err(), "what is left waits for credit");
+        queue.grant(201);
+        assert!(matches!(pop(), Ok(Ok(_))));
+        assert!(matches!(pop(), Ok(Err(End::Finished))));
     }
 
     #[test]

@@ -5,10 +5,55 @@ use serde::{Deserialize, Serialize};
 use std::net::IpAddr;
 use std::time::Duration;
 
+/// What links run over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// QUIC over UDP.
+    #[default]
+    Quic,
+    /// TLS 1.3 over TCP, for networks that let no UDP through.
+    Tcp,
+}
+
+impl Protocol {
+    /// What a pair of nodes uses: TCP where one of them does.
+    pub fn with(self, other: Protocol) -> Protocol {
+        match (self, other) {
+            (Protocol::Quic, Protocol::Quic) => Protocol::Quic,
+            _ => Protocol::Tcp,
+        }
+    }
+}
+
+impl std::fmt::Display for Protocol {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Protocol::Quic => "quic",
+            Protocol::Tcp => "tcp",
+        })
+    }
+}
+
+impl std::str::FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Protocol, String> {
+        match text {
+            "quic" => Ok(Protocol::Quic),
+            "tcp" => Ok(Protocol::Tcp),
+            _ => Err(format!("{text:?} is neither quic nor tcp")),
+        }
+    }
+}
+
 /// Everything about the links that a user may tune.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
+    /// What this node dials over; it listens on both. Other nodes' entries in the
+    /// consortium file may say `tcp` too: a pair of which one does uses it.
+    pub protocol: Protocol,
     /// How long a connection attempt waits for an answer.
     pub connect_timeout_ms: u64,
     /// How long a handshake (TLS, stream header, session hello) may take.
@@ -26,7 +71,8 @@ pub struct Settings {
     /// Largest UDP payload. Used at once between nodes on one host, reached by
     /// path discovery elsewhere. 1452 fits Ethernet; up to 6400 pays on loopback.
     pub datagram_bytes: u16,
-    /// Unread bytes a peer may have in flight on one stream.
+    /// Unread bytes a peer may have in flight on one stream. QUIC's alone, as
+    /// `datagram_bytes` and `socket_buffer_bytes`: TCP's windows are the system's.
     pub window_bytes: u32,
     /// Size asked for the socket's send and receive buffers; the operating
     /// system may grant less.
@@ -37,8 +83,8 @@ pub struct Settings {
     /// must hold one round. One frame is always admitted.
     pub receive_queue_bytes: u64,
     /// Dealer material that may lie ahead of a party's protocol, per party, in
-    /// bytes, half at the dealer and half at the party. To this come the stream's
-    /// window and at each side one segment in hand and one that is always admitted.
+    /// bytes: half of its own at the dealer and half of its own at the party, which
+    /// tells the dealer how far it may go. At each side one segment is always admitted.
     pub look_ahead_bytes: u64,
     /// Longest frame of a round or segment of material that is accepted.
     pub max_frame_bytes: u64,
@@ -51,6 +97,7 @@ impl Default for Settings {
     fn default() -> Self {
         const MIB: u32 = 1 << 20;
         Settings {
+            protocol: Protocol::Quic,
             connect_timeout_ms: 10_000,
             handshake_timeout_ms: 10_000,
             round_timeout_ms: 60_000,

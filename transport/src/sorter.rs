@@ -6,10 +6,12 @@
 //! What comes before its session has started here waits, bounded in number.
 
 use crate::StreamKind;
+use crate::carrier::Connection;
 use crate::stream::{
     CODE_BAD_HEADER, CODE_UNCLAIMED, FrameReader, HEADER_BYTES, RawStream, decode_header,
+    encode_header,
 };
-use quinn::{Connection, ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{ConnectionError, RecvStream, WriteError};
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -97,7 +99,7 @@ impl Sorter {
             }
         };
         if let Some((_, _, mut raw)) = evicted {
-            refuse(&mut raw.send, CODE_UNCLAIMED);
+            raw.send.reset(CODE_UNCLAIMED);
             raw.reader.stop(CODE_UNCLAIMED);
         }
         self.arrived.notify_waiters();
@@ -133,11 +135,6 @@ impl Drop for Registration {
     }
 }
 
-fn refuse(send: &mut SendStream, code: VarInt) {
-    // Fails only where the stream is over already.
-    let _ = send.reset(code);
-}
-
 pub(crate) async fn sort_streams(
     conn: Connection,
     sorter: Arc<Sorter>,
@@ -146,7 +143,7 @@ pub(crate) async fn sort_streams(
 ) {
     while let Ok((mut send, mut recv)) = conn.accept_bi().await {
         let (sorter, control) = (sorter.clone(), control.clone());
-        // One task a stream, bounded by QUIC's stream limit: a slow header
+        // One task a stream, bounded by the connection's stream limit: a slow header
         // holds up nobody else.
         tokio::spawn(async move {
             let header =
@@ -160,13 +157,12 @@ pub(crate) async fn sort_streams(
                 Ok(header) => header,
                 Err(detail) => {
                     tracing::debug!(%detail, "refused a stream");
-                    refuse(&mut send, CODE_BAD_HEADER);
-                    let _ = recv.stop(CODE_BAD_HEADER);
+                    send.reset(CODE_BAD_HEADER);
+                    recv.stop(CODE_BAD_HEADER);
                     return;
                 }
             };
-            // Fails only on a stream that is over already, which its user will see.
-            let _ = send.set_priority(kind.priority());
+            send.set_priority(kind.priority());
             let raw = RawStream {
                 send,
                 reader: FrameReader::new(recv),
@@ -182,6 +178,15 @@ pub(crate) async fn sort_streams(
 }
 
 pub(crate) async fn sort_notices(conn: Connection, sorter: Arc<Sorter>, timeout: Duration) {
+    let conn = match conn {
+        Connection::Quic(conn) => conn,
+        Connection::Tcp(link) => {
+            while let Some((session, reason)) = link.next_abort().await {
+                sorter.abort(session, reason);
+            }
+            return;
+        }
+    };
     while let Ok(mut recv) = conn.accept_uni().await {
         let sorter = sorter.clone();
         tokio::spawn(async move {
@@ -211,7 +216,7 @@ async fn read_notice(recv: &mut RecvStream) -> Result<(u8, [u8; 32], String), St
 
 /// Waits for the word by which the listening side says that it has checked this
 /// node's certificate; TLS alone leaves the client in doubt.
-pub(crate) async fn await_greeting(conn: &Connection) -> Result<(), ConnectionError> {
+pub(crate) async fn await_greeting(conn: &quinn::Connection) -> Result<(), ConnectionError> {
     let mut recv = conn.accept_uni().await?;
     match read_notice(&mut recv).await {
         Ok((TAG_GREETING, _, _)) => Ok(()),
@@ -219,4 +224,12 @@ pub(crate) async fn await_greeting(conn: &Connection) -> Result<(), ConnectionEr
             .close_reason()
             .unwrap_or(ConnectionError::VersionMismatch)),
     }
+}
+
+/// The listening side's part of [`await_greeting`].
+pub(crate) async fn greet(conn: &quinn::Connection) -> Result<(), WriteError> {
+    let mut send = conn.open_uni().await?;
+    send.write_all(&encode_header(TAG_GREETING, &[0; 32]))
+        .await?;
+    send.finish().map_err(|_| WriteError::ClosedStream)
 }

@@ -1,19 +1,20 @@
-//! Length-prefixed messages on one QUIC stream, and the header every stream starts with.
+//! Length-prefixed messages on one stream, and the header every stream starts with.
 //!
 //! Control streams carry small typed messages (postcard, `u32` length prefix).
 //! Session streams use the same reader with a `u64` prefix, see `session/`.
 //! Lengths are checked before anything is reserved, and memory grows with the
 //! bytes that arrive, not with the length that was promised.
 
+use crate::carrier::{ReadError, RecvStream, SendStream, WriteError};
 use crate::{Link, TransportError};
 use bytes::{Bytes, BytesMut};
-use quinn::{ReadError, RecvStream, SendStream, VarInt, WriteError};
+use quinn::VarInt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::VecDeque;
 
 /// Version of the layout of headers and messages in this crate.
-pub const WIRE_VERSION: u32 = 1;
+pub const WIRE_VERSION: u32 = 2;
 
 /// A stream of a session that ended by an abort or a failure is reset with this code.
 pub(crate) const CODE_FAILED: VarInt = VarInt::from_u32(1);
@@ -100,9 +101,7 @@ impl RawStream {
         kind: StreamKind,
         session: &[u8; 32],
     ) -> Result<(), WriteError> {
-        // The stream exists; a priority can only fail on a closed one.
-        send.set_priority(kind.priority())
-            .map_err(|_| WriteError::ClosedStream)?;
+        send.set_priority(kind.priority());
         send.write_all(&encode_header(kind.to_wire(), session))
             .await
     }
@@ -111,9 +110,7 @@ impl RawStream {
         recv: &mut RecvStream,
     ) -> Result<(StreamKind, [u8; 32]), String> {
         let mut header = [0u8; HEADER_BYTES];
-        recv.read_exact(&mut header)
-            .await
-            .map_err(|err| err.to_string())?;
+        recv.read_exact(&mut header).await?;
         let (tag, session) = decode_header(&header)?;
         let kind =
             StreamKind::from_wire(tag).ok_or_else(|| format!("unknown stream kind {tag}"))?;
@@ -160,7 +157,7 @@ pub(crate) struct FrameReader {
 
 /// First reservation for a frame, and the step of growth while it is small.
 const FIRST_RESERVE_BYTES: usize = 256 << 10;
-/// Chunks taken from QUIC with one lock of the connection.
+/// Chunks taken with one lock of the connection.
 const CHUNKS_AT_ONCE: usize = 64;
 
 impl FrameReader {
@@ -241,8 +238,7 @@ impl FrameReader {
     }
 
     pub(crate) fn stop(&mut self, code: VarInt) {
-        // Fails only where the stream is over already.
-        let _ = self.stream.stop(code);
+        self.stream.stop(code);
     }
 }
 
@@ -357,12 +353,12 @@ impl MsgSender {
     /// See [`MsgStream::finish`].
     pub async fn finish(mut self) -> Result<(), TransportError> {
         let waited = self.link.settings().close_timeout();
-        if self.send.finish().is_err() {
+        if !self.send.finish() {
             return Ok(());
         }
         match tokio::time::timeout(waited, self.send.stopped()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(err)) => Err(self.link.closed_error(err.to_string())),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(lost)) => Err(self.link.closed_error(self.link.describe(&lost))),
             Err(_) => Err(TransportError::Timeout {
                 what: format!(
                     "delivering the last messages to {}",

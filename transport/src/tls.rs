@@ -27,6 +27,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 /// The application protocol both sides must name.
 pub(crate) const ALPN: &[u8] = b"trefoil/1";
 
+/// What a client names that only asks whether it would get in.
+pub(crate) const PROBE_ALPN: &[u8] = b"trefoil-probe/1";
+
 /// The name clients put into the handshake; nobody looks at it.
 pub(crate) const SERVER_NAME: &str = "trefoil";
 
@@ -91,7 +94,7 @@ pub(crate) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(Arc::new(verifier))
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(key)));
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), PROBE_ALPN.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.max_early_data_size = 0;

@@ -23,6 +23,9 @@ pub(super) enum Work {
     Job(Benchmark),
     /// A hospital shares this many images of 28x28 with ten classes.
     Share(usize),
+    /// So many members ask in one serving session at the same time; a repetition is a request of
+    /// each of them.
+    Serve(usize),
     /// The dealer's part of a job alone, in this process.
     Dealer(Benchmark),
 }
@@ -86,6 +89,7 @@ pub(super) fn all() -> Result<Vec<Case>> {
     };
     add("xray-train-64".into(), 9, Work::Job(train("xray", 64)?));
     add("share-5000".into(), 5, Work::Share(5_000));
+    add("serve-20x25".into(), 25, Work::Serve(20));
     add("dealer-only".into(), 5, Work::Dealer(train("lenet", 128)?));
     Ok(cases)
 }

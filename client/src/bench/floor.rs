@@ -29,7 +29,7 @@ pub struct Rates {
     pub kernel_multiply_adds_per_s: f64,
     /// Bytes of pseudo-random stream a second, two cores.
     pub prg_bytes_per_s: f64,
-    /// Bytes a second of one bare QUIC stream on loopback, both ends on this machine.
+    /// Bytes a second of one bare stream on loopback, both ends on this machine.
     pub stream_bytes_per_s: f64,
     /// Largest UDP payload of that stream.
     pub datagram_bytes: u16,

@@ -8,6 +8,7 @@
 
 mod cases;
 mod floor;
+mod serve;
 
 use std::fs::File;
 use std::io::Write;
@@ -36,9 +37,6 @@ use crate::remote::{Event, Part, Upload};
 use cases::{Case, Work};
 use floor::Rates;
 
-/// Smallest window of a stream.
-const WINDOW_MIN_BYTES: u32 = 64 << 10;
-
 /// Results of one case. Per repetition unless it says otherwise.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -50,6 +48,15 @@ pub struct Row {
     pub seconds_min: f64,
     /// Longest.
     pub seconds_max: f64,
+    /// The latency that 95 of 100 requests stay below; of `serve-..` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_p95: Option<f64>,
+    /// .. and 99 of 100.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds_p99: Option<f64>,
+    /// Predictions a second of all clients together; of `serve-..` alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predictions_per_second: Option<f64>,
     /// Repetitions behind these figures.
     pub repetitions: usize,
     /// From the first process's start to the first repetition's.
@@ -100,6 +107,8 @@ pub struct Machine {
 /// Times and figures of a case before the floor.
 struct Measured {
     seconds: Vec<f64>,
+    /// Of several clients at the same time.
+    per_second: Option<f64>,
     startup_seconds: f64,
     cpu_seconds: f64,
     peak_rss_bytes: u64,
@@ -133,7 +142,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
         None => None,
     };
-    let mut settings = local::settings(args.link);
+    let mut settings = local::settings(args.link, args.transport);
     settings.datagram_bytes = args.datagram_bytes.unwrap_or(settings.datagram_bytes);
     settings.check()?;
     let rates = Rates::measure(&settings)?;
@@ -151,6 +160,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             .row(case)
             .with_context(|| format!("case {}", case.name))?;
         println!("{}", row.line());
+        if let Some(line) = row.served_line() {
+            println!("{line}");
+        }
         rows.push(row);
     }
     if let Some(mut file) = json {
@@ -185,6 +197,16 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Latencies and rate of a case with clients.
+    fn served_line(&self) -> Option<String> {
+        Some(format!(
+            "{:<21} latency p50 {:.4} s, p95 {:.4} s, p99 {:.4} s; {:.0} predictions/s",
+            "", self.seconds, self.seconds_p95?, self.seconds_p99?, self.predictions_per_second?
+        ))
+    }
+}
+
 struct Bench<'a> {
     args: &'a BenchArgs,
     settings: Settings,
@@ -210,12 +232,17 @@ impl Bench<'_> {
 
     fn row(&self, case: &Case) -> Result<Row> {
         let repetitions = self.args.repetitions.map_or(case.repetitions, usize::from);
-        let bar = bar(1 + repetitions as u64, "repetitions");
+        let length = match case.work {
+            Work::Serve(clients) => clients * repetitions,
+            _ => 1 + repetitions,
+        };
+        let bar = bar(length as u64, "repetitions");
         bar.set_message(case.name.clone());
         let measured = match &case.work {
             Work::Job(work) => self.job(work, repetitions, &bar),
             Work::Share(images) => self.share(*images, repetitions, &bar),
             Work::Dealer(work) => self.dealer(work, repetitions, &bar),
+            Work::Serve(clients) => self.serve(*clients, repetitions, &bar),
         };
         bar.finish_and_clear();
         let mut measured = measured?;
@@ -223,12 +250,17 @@ impl Bench<'_> {
         let [Some(min), Some(max)] = [measured.seconds.first(), measured.seconds.last()] else {
             bail!("nothing was measured");
         };
+        let below = |percent: usize| measured.seconds[(measured.seconds.len() - 1) * percent / 100];
         let seconds = measured.seconds[measured.seconds.len() / 2];
+        let served = measured.per_second.is_some();
         Ok(Row {
             case: case.name.clone(),
             seconds,
             seconds_min: *min,
             seconds_max: *max,
+            seconds_p95: served.then(|| below(95)),
+            seconds_p99: served.then(|| below(99)),
+            predictions_per_second: measured.per_second,
             repetitions: measured.seconds.len(),
             startup_seconds: measured.startup_seconds,
             rounds: measured.rounds,
@@ -260,19 +292,20 @@ impl Bench<'_> {
     }
 
     fn cluster(&self, look_ahead_bytes: u64) -> Result<(Cluster, Settings)> {
+        self.cluster_for(look_ahead_bytes, vec!["hospital-1".into()])
+    }
+
+    fn cluster_for(
+        &self,
+        look_ahead_bytes: u64,
+        hospitals: Vec<String>,
+    ) -> Result<(Cluster, Settings)> {
         let mut settings = self.settings.clone();
         settings.look_ahead_bytes = settings.look_ahead_bytes.min(look_ahead_bytes.max(1));
-        // What is on its way or unread counts too; smaller windows than this are no setting.
-        let window = look_ahead_bytes
-            .saturating_mul(4)
-            .max(u64::from(WINDOW_MIN_BYTES));
-        settings.window_bytes = settings
-            .window_bytes
-            .min(window.try_into().unwrap_or(u32::MAX));
         let spec = ClusterSpec {
             link: self.args.link,
             settings: settings.clone(),
-            hospitals: vec!["hospital-1".into()],
+            hospitals,
             ring_bits: self.args.ring_bits,
             ..ClusterSpec::new()?
         };
@@ -315,7 +348,10 @@ impl Bench<'_> {
         remote
             .watch(id, &mut |event| {
                 let ended = match event {
-                    Event::Held { .. } | Event::Approved { .. } | Event::Interrupted(_) => false,
+                    Event::Held { .. }
+                    | Event::Approved { .. }
+                    | Event::Waits { .. }
+                    | Event::Interrupted(_) => false,
                     Event::Started { .. } => {
                         startup_seconds = start.elapsed().as_secs_f64();
                         false
@@ -343,6 +379,7 @@ impl Bench<'_> {
             .map_or(f64::NAN, |(after, before)| after - before);
         Ok(Measured {
             startup_seconds,
+            per_second: None,
             cpu_seconds: cpu / seconds.len() as f64,
             peak_rss_bytes: peak_rss_bytes(cluster),
             seconds,
@@ -370,6 +407,7 @@ impl Bench<'_> {
             let own = || usage_of(std::process::id()).map_or(0.0, |usage| usage.cpu_s);
             let mut measured = Measured {
                 startup_seconds,
+                per_second: None,
                 cpu_seconds: 0.0,
                 peak_rss_bytes: 0,
                 seconds: Vec::new(),
@@ -463,6 +501,7 @@ impl Bench<'_> {
         };
         Ok(Measured {
             startup_seconds,
+            per_second: None,
             cpu_seconds: cpu / seconds.len() as f64,
             peak_rss_bytes: after.map_or(0, |usage| usage.peak_rss_bytes),
             seconds,

@@ -53,7 +53,6 @@ pub(super) fn load_images(file: &Path, array: Option<&str>) -> Result<Array4<u8>
 }
 
 /// All members of an archive, unpacked.
-#[cfg(test)]
 pub(crate) fn members(file: &Path) -> Result<Vec<(String, Vec<u8>)>, DataError> {
     let mut archive = Archive::open(file)?;
     let names: Vec<String> = archive.names().map(str::to_owned).collect();

@@ -275,10 +275,12 @@ fn others(
         let check = peer.to_string();
         match seen {
             Ok(seen) => node(*peer, &ours, &seen, report),
-            // Nobody but the parties has to reach the dealer, and it dials nobody.
+            // A dealer that listens dials nobody.
             Err(Unseen { reason, advice }) => {
                 let verdict = match role {
-                    Role::Node(Peer::Dealer) => Verdict::Warning,
+                    Role::Node(Peer::Dealer) if place.listen.is_some() => Verdict::Warning,
+                    // A peer that only dials out cannot be looked at.
+                    _ if file.node(*peer).dials_out_only() => Verdict::Warning,
                     _ => Verdict::Fail,
                 };
                 report.say(verdict, &check, format!("{reason}; {advice}"));

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use trefoil_consortium::card::{check_title, id_of};
 use trefoil_consortium::{Card, CardRole, check_name, identity};
+use trefoil_transport::Protocol;
 
 use super::{HOME, MEMBER_FILE, home, write_new};
 
@@ -39,6 +40,14 @@ pub struct InitArgs {
     /// Party and dealer: where others reach it. --listen, where that names one interface and port.
     #[arg(long, value_name = "HOST:PORT")]
     address: Option<String>,
+    /// Party and dealer: listen nowhere, and dial all others. Of two nodes that must talk one has to
+    /// listen, and hospitals and analysts never do: in practice this is for the dealer.
+    #[arg(long, conflicts_with_all = ["listen", "address"])]
+    dial_out_only: bool,
+    /// What its links use: quic (UDP), or tcp where the network lets no UDP through. A node that
+    /// uses tcp has all others reach it by TCP.
+    #[arg(long, default_value = "quic", value_name = "quic|tcp")]
+    transport: Protocol,
 }
 
 /// Makes everything and prints the card.
@@ -55,7 +64,18 @@ pub fn init(args: &InitArgs) -> Result<()> {
     };
     check_name(&id).map_err(|err| anyhow::anyhow!("--id: {err}"))?;
     let (listen, address) = places(args)?;
-    let (config, text) = configuration(args.role, &title, listen);
+    let (config, mut text) = configuration(args.role, &title, listen);
+    if args.dial_out_only {
+        text = text.replacen("\nlisten = ", "\ndial_out_only = true\nlisten = ", 1);
+    }
+    if args.transport == Protocol::Tcp {
+        text = text.replacen("\n[transport]\n", "\n[transport]\nprotocol = \"tcp\"\n", 1);
+    }
+    let transport = match args.role.listens() {
+        true => args.transport,
+        // Its own business: the parties listen on both.
+        false => Protocol::Quic,
+    };
     let files = [CERTIFICATE, KEY, CARD, config].map(|name| dir.join(name));
     if let Some(there) = files.iter().find(|path| path.symlink_metadata().is_ok()) {
         bail!(
@@ -70,6 +90,7 @@ pub fn init(args: &InitArgs) -> Result<()> {
         title,
         pin,
         address,
+        transport,
     });
     let card = made.inspect_err(|_| {
         // None of them was there before; the error says what happened.
@@ -90,9 +111,9 @@ pub fn init(args: &InitArgs) -> Result<()> {
 /// Where to listen, and where others reach it.
 fn places(args: &InitArgs) -> Result<(Option<SocketAddr>, Option<String>)> {
     if !args.role.listens() {
-        if args.listen.is_some() || args.address.is_some() {
+        if args.listen.is_some() || args.address.is_some() || args.dial_out_only {
             bail!(
-                "--listen and --address are for parties and the dealer: nobody connects to a {}",
+                "--listen, --address and --dial-out-only are for parties and the dealer: nobody connects to a {}",
                 args.role
             );
         }
@@ -105,6 +126,9 @@ fn places(args: &InitArgs) -> Result<(Option<SocketAddr>, Option<String>)> {
     let listen = args
         .listen
         .unwrap_or_else(|| (Ipv4Addr::UNSPECIFIED, port).into());
+    if args.dial_out_only {
+        return Ok((Some((Ipv4Addr::UNSPECIFIED, 0).into()), None));
+    }
     if listen.port() == 0 {
         bail!("--listen: port 0 is another one at every start; choose one");
     }
@@ -175,7 +199,7 @@ fn configuration(
 #[cfg(test)]
 mod tests {
     use trefoil_consortium::{DealerConfig, MemberConfig, PartyConfig};
-    use trefoil_transport::Settings;
+    use trefoil_transport::{Protocol, Settings};
 
     use super::*;
 
@@ -189,6 +213,8 @@ mod tests {
                 .listens()
                 .then(|| "127.0.0.1:7100".parse().expect("an address")),
             address: None,
+            dial_out_only: false,
+            transport: Protocol::Quic,
         }
     }
 
@@ -229,6 +255,30 @@ mod tests {
             assert_eq!(transport, Settings::default());
             assert_eq!(files.key, dir.join(KEY));
         }
+    }
+
+    #[test]
+    fn a_node_where_udp_is_blocked_says_so_in_its_configuration_and_on_its_card() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut dealer = args(CardRole::Dealer, &folder.path().join("dealer"));
+        (dealer.listen, dealer.dial_out_only) = (None, true);
+        dealer.transport = Protocol::Tcp;
+        init(&dealer).unwrap();
+        let dir = folder.path().join("dealer");
+        let config = DealerConfig::load(&dir.join("dealer.toml")).unwrap();
+        assert!(config.dial_out_only);
+        assert_eq!(config.transport.protocol, Protocol::Tcp);
+        let card = Card::parse_all(&std::fs::read_to_string(dir.join(CARD)).unwrap()).unwrap();
+        assert_eq!(
+            (card[0].address.as_deref(), card[0].transport),
+            (None, Protocol::Tcp)
+        );
+
+        let mut member = args(CardRole::Hospital, &folder.path().join("anna"));
+        member.transport = Protocol::Tcp;
+        init(&member).unwrap();
+        let config = MemberConfig::load(&folder.path().join("anna").join(MEMBER_FILE)).unwrap();
+        assert_eq!(config.transport.protocol, Protocol::Tcp);
     }
 
     #[test]

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use trefoil_consortium::meeting::{self, NodeInfo, NodeStatus, unix_ms};
-use trefoil_consortium::{ConsortiumFile, Role};
+use trefoil_consortium::{ConsortiumFile, Member, Role};
 use trefoil_protocol::party::Peer;
-use trefoil_transport::{Identity, Node, Pin, Settings, TransportError};
+use trefoil_transport::{Identity, Node, Protocol, Settings, TransportError};
 
 use super::place::Place;
 
@@ -39,13 +39,20 @@ pub(super) async fn look_at(
     file: &ConsortiumFile,
     peers: &[Peer],
 ) -> Result<Vec<Result<Seen, Unseen>>, TransportError> {
-    let settings = hasty(&place.transport);
     let role = identity.pin().ok().and_then(|pin| file.role(pin));
+    let settings = hasty(&match role {
+        Some(Role::Node(me)) => file.settings_of(me, &place.transport),
+        _ => place.transport.clone(),
+    });
     let mut places = Vec::new();
     for peer in peers {
         let own = role == Some(Role::Node(*peer));
         places.push(match (own, place.listen) {
             (true, Some(listen)) => Ok(here(listen)),
+            _ if file.node(*peer).dials_out_only() && place.peers.get(*peer).is_none() => Err(Unseen {
+                reason: format!("{peer} only dials out"),
+                advice: "nobody can look at it from outside: what it is linked with, the others say",
+            }),
             _ => resolve(&place.peers.resolve(*peer, file), &settings).await,
         });
     }
@@ -58,15 +65,15 @@ pub(super) async fn look_at(
         (false, false) => Ipv4Addr::UNSPECIFIED.into(),
         (_, true) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    let node = std::sync::Arc::new(Node::bind(identity, (ip, 0).into(), &settings)?);
+    let node = std::sync::Arc::new(Node::dial_only(identity, ip, &settings)?);
     let ours = NodeInfo::of(file);
     let mut looks = Vec::new();
     for (peer, addr) in peers.iter().zip(places) {
         let (node, ours, settings) = (node.clone(), ours.clone(), settings.clone());
-        let (name, pin) = (peer.to_string(), file.node(*peer).pin);
+        let (name, entry) = (peer.to_string(), file.node(*peer).clone());
         looks.push(tokio::spawn(async move {
             match addr {
-                Ok(addr) => look(&node, addr, pin, &ours, &name, &settings).await,
+                Ok(addr) => look(&node, addr, &entry, &ours, &name, &settings).await,
                 Err(unseen) => Err(unseen),
             }
         }));
@@ -122,15 +129,25 @@ async fn resolve(address: &str, settings: &Settings) -> Result<SocketAddr, Unsee
 async fn look(
     node: &Node,
     addr: SocketAddr,
-    pin: Pin,
+    entry: &Member,
     ours: &NodeInfo,
     name: &str,
     settings: &Settings,
 ) -> Result<Seen, Unseen> {
-    let link = node.connect(addr, pin).await.map_err(|err| Unseen {
-        advice: advice(&err),
-        reason: err.to_string(),
-    })?;
+    let link = match node.connect_to(entry.transport, addr, entry.pin).await {
+        Ok(link) => link,
+        Err(err) => {
+            let blocked = matches!(err, TransportError::Unreachable { .. })
+                && node.probe(Protocol::Tcp, addr, entry.pin).await.is_ok();
+            return Err(Unseen {
+                advice: match blocked {
+                    true => BLOCKED,
+                    false => advice(&err),
+                },
+                reason: err.to_string(),
+            });
+        }
+    };
     let wait = Duration::from_millis(settings.handshake_timeout_ms);
     let asked_ms = unix_ms();
     let status = meeting::look(&link, ours, name, wait).await;
@@ -156,6 +173,11 @@ fn ahead_ms(asked: u64, answered: u64, theirs: u64) -> i64 {
         false => -apart,
     }
 }
+
+/// Where UDP does not reach a node and TCP does.
+const BLOCKED: &str = "over TCP it answers: something on the way blocks UDP. A hospital or analyst writes \
+    protocol = \"tcp\" under [transport] in its member.toml; for a party or the dealer, transport = \
+    \"tcp\" goes into its entry of the consortium file (docs/operating.md, When UDP is blocked)";
 
 fn advice(err: &TransportError) -> &'static str {
     match err {

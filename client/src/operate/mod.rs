@@ -7,11 +7,14 @@
 mod ask;
 mod consortium;
 mod doctor;
+mod import;
 mod init;
 mod look;
+mod models;
 mod npz;
 mod place;
 mod record;
+mod serve;
 mod share;
 mod status;
 mod train;
@@ -30,7 +33,7 @@ use trefoil_consortium::{
     logging,
 };
 use trefoil_models::job::JobKind;
-use trefoil_models::schedule;
+use trefoil_models::{Schedule, schedule};
 use trefoil_transport::{Identity, TransportError};
 
 use crate::follow::{Finished, follow};
@@ -38,7 +41,10 @@ use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
 pub use doctor::{DoctorArgs, doctor};
+pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
+pub use serve::{ServeArgs, serve};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
 pub use status::{StatusArgs, status};
 pub use train::{TrainArgs, train};
@@ -174,6 +180,20 @@ impl Member {
         Ok(job)
     }
 
+    /// Says the job in words, keeps a record of it, and submits it; returns its schedule.
+    async fn submit(&self, remote: &Remote, record: &record::Record) -> Result<Schedule> {
+        let plan = schedule(&record.job.kind)?;
+        eprint!("{}", record.job.describe(self.name()));
+        record.save(&self.home)?;
+        match remote.submit(record.job.clone()).await {
+            Ok(_) => Ok(plan),
+            Err(err) => {
+                record.forget(&self.home);
+                Err(advise(err, "the job was not accepted"))
+            }
+        }
+    }
+
     /// Says the job in words, keeps a record of it, submits it, and follows it unless it is
     /// detached: then there is no result yet.
     async fn run(
@@ -184,16 +204,8 @@ impl Member {
         detach: bool,
     ) -> Result<Option<Finished>> {
         let job = record.job.clone();
-        let plan = schedule(&job.kind)?;
-        eprint!("{}", job.describe(self.name()));
-        record.save(&self.home)?;
-        let id = match remote.submit(job.clone()).await {
-            Ok(id) => id,
-            Err(err) => {
-                record.forget(&self.home);
-                return Err(advise(err, "the job was not accepted"));
-            }
-        };
+        let plan = self.submit(remote, &record).await?;
+        let id = job.id();
         if detach {
             println!("{id}");
             eprintln!("submitted; its result: trefoil watch {}", short(&id));

@@ -68,7 +68,7 @@ impl Place {
             identity: config.identity,
             peers: config.peers,
             transport: config.transport,
-            listen: Some(config.listen),
+            listen: (!config.dial_out_only).then_some(config.listen),
             store: Some(config.home),
             policy: Some(config.policy),
         })
@@ -81,9 +81,9 @@ impl Place {
             file: file.to_owned(),
             consortium: config.consortium,
             identity: config.identity,
-            peers: Addresses::default(),
+            peers: config.peers,
             transport: config.transport,
-            listen: Some(config.listen),
+            listen: (!config.dial_out_only).then_some(config.listen),
             store: None,
             policy: None,
         })

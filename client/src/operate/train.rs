@@ -7,11 +7,11 @@ use clap::Args;
 use trefoil_consortium::DatasetInfo;
 use trefoil_models::Network;
 use trefoil_models::cost::{self, Work};
-use trefoil_models::job::{JobKind, LrSchedule, TrainSpec};
+use trefoil_models::job::{JobKind, LrSchedule, Preparation, TrainSpec};
 use trefoil_protocol::program::Rounding;
 
 use super::record::{Record, Show};
-use super::share::held;
+use super::share::{Normalise, held};
 use super::watch::present;
 use super::{HomeArgs, JobArgs, Member, block_on, class_names};
 use crate::experiment::read_network;
@@ -60,6 +60,10 @@ pub struct TrainArgs {
     /// How training rounds: nearest, floor or stochastic.
     #[arg(long, default_value = "nearest", value_parser = parse_rounding)]
     rounding: Rounding,
+    /// The numbers that the rows were shared with: kept with the model, so that predictions apply
+    /// them.
+    #[arg(long, value_name = "mean=M,std=S")]
+    preprocess: Option<Normalise>,
     /// Fraction bits: those that the rows were shared with.
     #[arg(long, default_value_t = 16)]
     frac_bits: u8,
@@ -169,6 +173,10 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         rounding: args.rounding,
         frac_bits: args.frac_bits,
         ring_bits: member.consortium.core.ring_bits,
+        preparation: args.preprocess.map(|Normalise(p)| Preparation {
+            mean: p.mean,
+            std: p.std,
+        }),
     };
     spec.check()?;
     block_on(async {

@@ -11,7 +11,7 @@ use trefoil_protocol::fixed::decode;
 
 use super::record::{Record, Show};
 use super::{HomeArgs, Member, block_on, lost, npz, write_new};
-use crate::follow::{Finished, follow};
+use crate::follow::{Finished, Predictions, follow};
 use crate::simulate::report::quality;
 
 /// Arguments of `trefoil watch`.
@@ -49,7 +49,19 @@ pub fn present(done: &Finished, show: &Show) -> Result<()> {
     match &done.kind {
         JobKind::Train { save_as, .. } => trained(done, show, save_as),
         JobKind::Evaluate { .. } => judged(done, show),
-        JobKind::Predict { .. } => predicted(done, show),
+        JobKind::Predict { .. } => predicted(&done.predictions()?, show),
+        JobKind::RevealModel { frac_bits, .. } => revealed(done, show, *frac_bits),
+        JobKind::ImportModel { save_as, .. } => {
+            kept(save_as);
+            Ok(())
+        }
+        JobKind::Serve(_) => {
+            let last = done.steps.last();
+            line("images served", last.map_or(0, |last| last.batches));
+            line("batches", last.map_or(0, |last| last.batch + 1));
+            line("seconds", format!("{:.1}", done.result.parties[0].seconds));
+            Ok(())
+        }
         JobKind::Benchmark { .. } => bail!("a benchmark shows nothing here: see trefoil bench"),
     }
 }
@@ -72,27 +84,37 @@ fn trained(done: &Finished, show: &Show, save_as: &str) -> Result<()> {
     let steps = done.steps.iter().filter(|step| step.phase == "train");
     line("training steps", steps.count());
     line("seconds", format!("{:.1}", done.seconds));
+    kept(save_as);
+    match *reveal_weights {
+        true => revealed(done, show, spec.frac_bits),
+        false => Ok(()),
+    }
+}
+
+fn kept(save_as: &str) {
     line(
         "model",
         format!("{save_as}, kept as shares by the three parties"),
     );
-    if *reveal_weights {
-        let to = show
-            .to
-            .as_ref()
-            .context("there is no file for the weights")?;
-        let frac_bits = u32::from(spec.frac_bits);
-        let arrays: Vec<_> = done
-            .weights()?
-            .into_iter()
-            .map(|(name, weights)| {
-                let values = weights.data().iter().map(|word| decode(*word, frac_bits));
-                (name, weights.shape().to_vec(), values.collect())
-            })
-            .collect();
-        write_new(to, &npz::archive(&arrays)?, true)?;
-        line("REVEALED WEIGHTS", to.display());
-    }
+}
+
+/// Writes weights where they are wanted.
+fn revealed(done: &Finished, show: &Show, frac_bits: u8) -> Result<()> {
+    let to = show
+        .to
+        .as_ref()
+        .context("there is no file for the weights")?;
+    let frac_bits = u32::from(frac_bits);
+    let arrays: Vec<_> = done
+        .weights()?
+        .into_iter()
+        .map(|(name, weights)| {
+            let values = weights.data().iter().map(|word| decode(*word, frac_bits));
+            (name, weights.shape().to_vec(), values.collect())
+        })
+        .collect();
+    write_new(to, &npz::archive(&arrays)?, true)?;
+    line("REVEALED WEIGHTS", to.display());
     Ok(())
 }
 
@@ -117,8 +139,9 @@ fn judged(done: &Finished, show: &Show) -> Result<()> {
     Ok(())
 }
 
-fn predicted(done: &Finished, show: &Show) -> Result<()> {
-    let table = table(done, show)?;
+/// Prints predictions as a table, or writes it where it is wanted.
+pub fn predicted(predictions: &Predictions, show: &Show) -> Result<()> {
+    let table = table(predictions, show)?;
     match &show.to {
         None => print!("{}", String::from_utf8_lossy(&table)),
         Some(path) => {
@@ -130,8 +153,7 @@ fn predicted(done: &Finished, show: &Show) -> Result<()> {
 }
 
 /// `file,class[,score of each class]`.
-fn table(done: &Finished, show: &Show) -> Result<Vec<u8>> {
-    let predictions = done.predictions()?;
+fn table(predictions: &Predictions, show: &Show) -> Result<Vec<u8>> {
     if predictions.classes.len() != show.images.len() {
         bail!(
             "the job tells {} classes, {} images were shared",

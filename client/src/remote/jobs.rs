@@ -54,6 +54,13 @@ pub enum Event {
     Progress(Progress),
     /// A result was revealed.
     Output(Revealed),
+    /// What the job waits for, in a party's words.
+    Waits {
+        /// Which party.
+        party: PartyId,
+        /// For what.
+        reason: String,
+    },
 }
 
 /// A result, opened here and nowhere else.
@@ -370,6 +377,7 @@ impl Gather {
                 self.stats[party.index()] = Some(stats);
                 self.dealer = self.dealer.take().or(dealer);
             }
+            wire::Event::Waits(reason) => on_event(Event::Waits { party, reason }),
             wire::Event::Failed(reason) => return Err(RemoteError::Job { party, reason }),
         }
         Ok(())

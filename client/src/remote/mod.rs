@@ -6,6 +6,7 @@
 //! messages are in `trefoil_consortium::wire`. Here: links, requests and errors; `jobs.rs`: jobs.
 
 mod jobs;
+mod served;
 mod upload;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,6 +21,7 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Identity, Link, MsgStream, Node, Settings, StreamKind, TransportError};
 
 pub use jobs::{Event, JobResult, Revealed};
+pub use served::HeldModel;
 pub use upload::{LazyUpload, PendingUpload, ReadRows, Receipt, Upload};
 
 /// How long an upload that does not go forward is tried, unless [`Remote::set_resume_timeout`] says
@@ -154,6 +156,7 @@ impl RemoteError {
             RemoteError::Link { source, .. } => matches!(
                 source,
                 TransportError::Unreachable { .. }
+                    | TransportError::NothingListens { .. }
                     | TransportError::Connect { .. }
                     | TransportError::Closed { .. }
                     | TransportError::Timeout { .. }
@@ -200,7 +203,7 @@ impl Remote {
             (false, false) => Ipv4Addr::UNSPECIFIED.into(),
             (_, true) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let node = Node::bind(identity, (ip, 0).into(), settings).map_err(RemoteError::Endpoint)?;
+        let node = Node::dial_only(identity, ip, settings).map_err(RemoteError::Endpoint)?;
         let wait = Duration::from_millis(settings.handshake_timeout_ms);
         let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()], wait);
         let (a, b, c) = tokio::try_join!(
@@ -414,12 +417,12 @@ async fn dial(
     place: SocketAddr,
     wait: Duration,
 ) -> Result<Link, RemoteError> {
-    let pin = consortium.node(Peer::Party(party)).pin;
-    let dialled = node.connect(place, pin).await;
+    let entry = consortium.node(Peer::Party(party));
+    let dialled = node.connect_to(entry.transport, place, entry.pin).await;
     let link = dialled.map_err(|source| RemoteError::Link { party, source })?;
     // The dealer is in the core: a party that works with another one gets no share.
     let ours = NodeInfo::of(consortium);
-    let name = format!("{party} ({})", consortium.node(Peer::Party(party)).name);
+    let name = format!("{party} ({})", entry.name);
     let status = meeting::look(&link, &ours, &name, wait).await;
     let status = status.map_err(|reason| {
         let addr = link.remote_addr();

@@ -719,7 +719,8 @@ fn split(chunk: usize, images: &[u64], labels: &[u64]) -> Result<[Chunk; 3], Rem
     }))
 }
 
-fn shares(words: &[u64], full_to: PartyId) -> Result<[Share; 3], RemoteError> {
+/// Splits words: two seeds and a full share.
+pub(super) fn shares(words: &[u64], full_to: PartyId) -> Result<[Share; 3], RemoteError> {
     let seeds = [
         random_bytes().map_err(RemoteError::Random)?,
         random_bytes().map_err(RemoteError::Random)?,

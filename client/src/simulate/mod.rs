@@ -22,7 +22,7 @@ use trefoil_models::{schedule, weights};
 use trefoil_protocol::plan::LinkProfile;
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::program::Rounding;
-use trefoil_transport::Settings;
+use trefoil_transport::{Protocol, Settings};
 
 use crate::cli::SimulateArgs;
 use crate::data;
@@ -60,7 +60,7 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     let hospitals = loaded.experiment.data.hospitals;
     let spec = ClusterSpec {
         link: args.link,
-        settings: local::settings(args.link),
+        settings: local::settings(args.link, args.transport),
         hospitals: (1..=hospitals).map(|n| format!("hospital-{n}")).collect(),
         ring_bits: loaded.experiment.training.ring_bits,
         simulation_coin_seed: Some(loaded.experiment.training.seed),
@@ -68,12 +68,16 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
         ..ClusterSpec::new()?
     };
     println!(
-        "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}",
+        "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}{}",
         loaded.network.name,
         loaded.experiment.data.source,
         loaded.splits.train.len(),
         loaded.splits.test.len(),
-        args.link
+        args.link,
+        match args.transport {
+            Protocol::Quic => "",
+            Protocol::Tcp => " over tcp",
+        }
     );
     let json = match &args.json {
         // Opened before anything runs: a wrong path must not cost a whole run.

@@ -33,7 +33,7 @@ pub struct Format {
 /// Integer bits of images that the programs presume: normalised pixels are below 8.
 const IMAGE_INTEGER_BITS: u8 = 3;
 /// Integer bits of weights that the programs presume.
-const WEIGHT_INTEGER_BITS: u8 = 4;
+pub const WEIGHT_INTEGER_BITS: u8 = 4;
 
 pub(crate) fn images(
     b: &mut Builder,

@@ -1,5 +1,7 @@
 //! What hospitals and analysts ask of a party: data sets, jobs, results; uploads in `upload.rs`.
 
+mod models;
+mod served;
 mod upload;
 
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use trefoil_transport::MsgStream;
 use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
+use crate::serve;
 use crate::store::StoreError;
 
 /// Answers one request. An error is for the log: the member has been told.
@@ -59,6 +62,22 @@ pub(crate) async fn answer(
                 Ok(()) => say(party, &mut stream, &Answer::Withdrawn).await?,
                 Err(reason) => refuse(party, &mut stream, reason).await?,
             }
+        }
+        Ask::Servings => {
+            let servings = serve::servings(party, member);
+            say(party, &mut stream, &Answer::Servings(servings)).await?
+        }
+        Ask::StopServing(id) => match own_job(party, member, &id) {
+            Ok(job) => {
+                serve::stop(party, &job);
+                say(party, &mut stream, &Answer::Stopping).await?
+            }
+            Err(reason) => refuse(party, &mut stream, reason).await?,
+        },
+        Ask::Served(request) => served::predict(party, member, request, &mut stream).await?,
+        Ask::Models => models::list(party, &mut stream).await?,
+        Ask::RemoveModel { name, source } => {
+            models::remove(party, member, name, source, &mut stream).await?
         }
         Ask::Watch(id) => match own_job(party, member, &id) {
             Ok(job) => watch(party, &job, &mut stream).await?,

@@ -198,6 +198,7 @@ impl World {
             name: name.into(),
             pin: pin(name),
             address: "127.0.0.1:1".into(),
+            transport: Default::default(),
         };
         let member = |name: &str, role| MemberEntry::new(name, role, pin(name));
         let core = Core {
@@ -256,6 +257,8 @@ impl World {
     fn start_dealer(&mut self, listen: SocketAddr) {
         let dealer = DealerConfig {
             listen,
+            dial_out_only: false,
+            peers: Addresses::default(),
             consortium: self.consortium_path(),
             log: "info".into(),
             threads: 0,
@@ -263,13 +266,14 @@ impl World {
             transport: settings(),
             simulation_coin_seed: None,
         };
-        self.dealer = Some(once_free(|| trefoil_dealer::Daemon::start(&dealer)));
+        self.dealer = Some(once_free(|| trefoil_dealer::Daemon::start(&dealer, true)));
     }
 
     fn start_party(&mut self, party: PartyId, listen: SocketAddr) {
         let home = self.folder.path().join(format!("p{}", party.index()));
         let config = PartyConfig {
             listen,
+            dial_out_only: false,
             home: home.join("home"),
             consortium: self.consortium_path(),
             log: "info".into(),

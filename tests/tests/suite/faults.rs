@@ -23,14 +23,14 @@ fn cluster() -> Cluster {
     Cluster::start(&spec).expect("the cluster starts")
 }
 
-fn runtime() -> tokio::runtime::Runtime {
+pub(crate) fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .expect("a runtime")
 }
 
-async fn connect(cluster: &Cluster, name: &str) -> Remote {
+pub(crate) async fn connect(cluster: &Cluster, name: &str) -> Remote {
     let member = cluster.member(name).expect("a member");
     let settings = ClusterSpec::of("").settings;
     Remote::connect(
@@ -43,7 +43,7 @@ async fn connect(cluster: &Cluster, name: &str) -> Remote {
     .expect("the parties are reachable")
 }
 
-fn rows(n: usize, part: Part) -> Upload {
+pub(crate) fn rows(n: usize, part: Part) -> Upload {
     let images = (0..n * 784)
         .map(|i| (i as u64).wrapping_mul(0x9e37_79b9) >> 17 & 0xffff)
         .collect();
@@ -60,7 +60,7 @@ fn rows(n: usize, part: Part) -> Upload {
 }
 
 /// A training job that would take minutes.
-async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescription {
+pub(crate) async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescription {
     let hospital = connect(cluster, "hospital-1").await;
     hospital
         .upload(rows(64, Part::Train), &mut |_| {})

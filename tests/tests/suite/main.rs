@@ -12,6 +12,8 @@ mod hospital;
 mod members;
 mod operate;
 mod operations;
+mod serve;
 mod survival;
+mod tcp;
 mod uploads;
 mod world;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use trefoil_client::remote::Remote;
-use trefoil_consortium::{ConsortiumFile, MemberConfig, identity};
+use trefoil_consortium::{ConsortiumFile, MemberConfig, PartyConfig, identity};
 
 use crate::common::{output, trefoil};
 use crate::world::{LIMIT, NODES, Running, World, await_line, ports, refused, succeeds};
@@ -252,4 +252,51 @@ fn a_node_with_another_core_is_refused_by_name() {
     let (_east, log) = study.world.start("party", "east");
     await_line(&log, "linked");
     succeeds(&mut study.world.member("anna", &["dataset", "digits"]));
+}
+
+#[test]
+fn a_party_takes_a_new_key_with_a_new_core_and_keeps_its_data() {
+    let mut study = Study::found(&[("anna", "St. Anna")]);
+    study.start();
+    succeeds(&mut study.share("anna", "0..10"));
+    let world = &study.world;
+    let west = PartyConfig::load(&world.dir("west").join("party.toml")).expect("it is valid");
+    let listen = west.listen.to_string();
+    world.init(
+        "party",
+        "west-new",
+        "West University",
+        &["--listen", &listen],
+    );
+
+    let mut rotate = trefoil();
+    rotate.args(["consortium", "rotate"]).arg(&study.file);
+    let said = succeeds(rotate.arg(world.card("west-new")));
+    assert!(said.contains("core hash"), "{said}");
+    // The old key signs nothing any more.
+    let mut old = trefoil();
+    old.args(["consortium", "sign"])
+        .arg(&study.file)
+        .arg("--home");
+    refused(old.arg(world.dir("west")), &["is not in the core"]);
+    for who in ["north", "west-new", "east", "notary"] {
+        world.sign(&study.file, who);
+    }
+    // A node that runs takes no other core.
+    world.hand_out(&study.file, &["north", "west", "east", "notary", "anna"]);
+    let said = await_line(&study.nodes[0].1, "was not taken");
+    assert!(said.contains("another consortium"), "{said}");
+    study.nodes.clear();
+    for name in ["key.der", "certificate.der", "card"] {
+        let (new, old) = (
+            world.dir("west-new").join(name),
+            world.dir("west").join(name),
+        );
+        std::fs::rename(new, old).expect("it is moved");
+    }
+    study.start();
+    let held = succeeds(&mut study.world.member("anna", &["dataset", "digits"]));
+    assert!(held.contains("training rows 10"), "{held}");
+    let shared = succeeds(&mut study.share("anna", "10..20"));
+    assert!(shared.contains("upload 2 of st-anna"), "{shared}");
 }

@@ -16,12 +16,11 @@ pub use hello::Hello;
 pub use state::{AbortHandle, SessionStats};
 
 use crate::inline::{self, inline};
-use crate::queue::{End, FrameQueue, Refusal};
+use crate::queue::{End, FrameQueue, Refusal, charge};
 use crate::stream::{RawStream, StreamKind};
 use crate::{Link, Settings, TransportError};
 use bytes::Bytes;
 use pump::{read_frames, write_frames};
-use quinn::SendStream;
 use state::{Direction, SessionState, slot};
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +30,8 @@ use trefoil_protocol::transport::{CorrectionSink, Corrections, NetError, Transpo
 
 /// Bytes a frame has on its stream beside its payload.
 const FRAME_HEADER_BYTES: u64 = 8;
+/// How often a party tells the dealer how far it may go, while it takes as much as may be ahead.
+const CREDITS_PER_WINDOW: u64 = 4;
 /// Frames up to this length are encrypted and sent by the thread that posts them, which saves a
 /// switch of threads; the work of longer ones is better left to the runtime's thread.
 const INLINE_MAX_BYTES: usize = 32 << 10;
@@ -54,12 +55,21 @@ struct Channel {
 }
 
 /// The dealer's material for this party, in plan order.
+///
+/// How far ahead the dealer may be is said in bytes, on the other half of its stream, and not by
+/// leaving the stream unread: QUIC ends a connection on which too many short pieces lie unread.
 pub struct MaterialReceiver {
     state: Arc<SessionState>,
     incoming: Arc<FrameQueue>,
-    /// The sending half of the dealer's stream: its end tells the dealer that
+    /// What the dealer is told: up to which byte it may send. Its end tells the dealer that
     /// this party is done, before the link's close could look like a failure.
-    unused: Option<(Link, SendStream)>,
+    credits: Arc<FrameQueue>,
+    dealer: Link,
+    /// How far the dealer may be ahead of what was taken, in charges.
+    window: u64,
+    /// Taken so far, and taken when the dealer was told last.
+    taken: u64,
+    told_at: u64,
     round_timeout: Duration,
     spin: Duration,
 }
@@ -113,8 +123,10 @@ impl SessionNet {
 
         let mut channels = [const { None }; 3];
         for (party, link, stream) in [(a.0, a.1, stream_a), (b.0, b.1, stream_b)] {
-            let outgoing = state.queue(Direction::Outgoing, settings.send_queue_bytes);
-            let incoming = state.queue(Direction::Incoming, settings.receive_queue_bytes);
+            let outgoing = FrameQueue::new(settings.send_queue_bytes);
+            let outgoing = state.queue(Direction::Outgoing, outgoing);
+            let incoming = FrameQueue::new(settings.receive_queue_bytes);
+            let incoming = state.queue(Direction::Incoming, incoming);
             let peer = Peer::Party(party);
             let max = settings.max_frame_bytes;
             let writing = write_frames(
@@ -139,16 +151,27 @@ impl SessionNet {
                 incoming,
             });
         }
-        let incoming = state.queue(Direction::Incoming, settings.look_ahead_bytes.div_ceil(2));
+        let window = settings.look_ahead_bytes.div_ceil(2);
+        // A dealer within its credit never finds this full; another one waits.
+        let incoming = state.queue(Direction::Incoming, FrameQueue::new(window));
+        // Bounded by the window: each credit is for a part of it.
+        let credits = state.queue(Direction::Outgoing, FrameQueue::new(u64::MAX));
+        credits.push(credit_frame(window));
         let max = settings.max_frame_bytes;
-        let reader = material.reader;
         tokio::spawn(read_frames(
             state.clone(),
             Peer::Dealer,
             dealer.clone(),
-            reader,
+            material.reader,
             incoming.clone(),
             max,
+        ));
+        tokio::spawn(write_frames(
+            state.clone(),
+            Peer::Dealer,
+            dealer.clone(),
+            material.send,
+            credits.clone(),
         ));
 
         let round_timeout = Duration::from_millis(settings.round_timeout_ms);
@@ -157,7 +180,11 @@ impl SessionNet {
         let receiver = MaterialReceiver {
             state: state.clone(),
             incoming,
-            unused: Some((dealer, material.send)),
+            credits,
+            dealer,
+            window,
+            taken: 0,
+            told_at: 0,
             round_timeout,
             spin,
         };
@@ -235,6 +262,12 @@ impl Corrections for MaterialReceiver {
             slot(Peer::Dealer),
             segment.len() as u64 + FRAME_HEADER_BYTES,
         );
+        self.taken += charge(&segment);
+        // Seldom, because every word wakes another thread; early enough that the dealer goes on.
+        if self.taken - self.told_at >= self.window.div_ceil(CREDITS_PER_WINDOW) {
+            self.told_at = self.taken;
+            self.credits.push(credit_frame(self.taken + self.window));
+        }
         Ok(segment)
     }
 }
@@ -242,10 +275,14 @@ impl Corrections for MaterialReceiver {
 impl Drop for MaterialReceiver {
     fn drop(&mut self) {
         self.incoming.abandon();
-        if let Some((dealer, send)) = self.unused.take() {
-            dealer.finish_in_background(send);
-        }
+        self.credits.finish(Some(self.dealer.delivery()));
     }
+}
+
+/// What a party tells the dealer: the byte, counted in charges from the first segment, up to which
+/// it may send.
+fn credit_frame(total: u64) -> Bytes {
+    Bytes::copy_from_slice(&total.to_le_bytes())
 }
 
 impl DealerNet {
@@ -285,7 +322,8 @@ impl DealerNet {
 
         let mut streams = [Some(s0), Some(s1), Some(s2)];
         let channels = parties.map(|(party, link)| {
-            let outgoing = state.queue(Direction::Outgoing, settings.look_ahead_bytes.div_ceil(2));
+            let outgoing = FrameQueue::new(settings.look_ahead_bytes.div_ceil(2)).on_credit();
+            let outgoing = state.queue(Direction::Outgoing, outgoing);
             if let Some(stream) = streams[party.index()].take() {
                 let peer = Peer::Party(party);
                 let writing = write_frames(
@@ -296,11 +334,12 @@ impl DealerNet {
                     outgoing.clone(),
                 );
                 let writer = tokio::spawn(writing);
-                tokio::spawn(pump::watch(
+                tokio::spawn(pump::read_credits(
                     state.clone(),
                     peer,
                     link.clone(),
                     stream.reader,
+                    outgoing.clone(),
                     writer,
                 ));
             }

@@ -5,10 +5,10 @@
 
 use super::state::{ABORT_GRACE, SessionState, Tell};
 use crate::Link;
+use crate::carrier::{SendStream, WriteError};
 use crate::queue::{End, FrameQueue};
 use crate::stream::{CODE_FAILED, FrameError, FrameReader, Prefix};
 use bytes::Bytes;
-use quinn::{SendStream, WriteError};
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 use trefoil_protocol::party::Peer;
@@ -84,15 +84,14 @@ pub(super) async fn write_frames(
     match end {
         End::Finished => {
             let delivery = queue.take_delivery();
-            if send.finish().is_ok() {
+            if send.finish() {
                 // Bounded; a peer that has gone needs nothing more.
                 let _ = tokio::time::timeout(link.settings().close_timeout(), send.stopped()).await;
             }
             drop(delivery);
         }
         End::Abandoned | End::Failed(_) => {
-            // Fails only on a stream that is over already.
-            let _ = send.reset(CODE_FAILED);
+            send.reset(CODE_FAILED);
         }
     }
 }
@@ -175,25 +174,39 @@ async fn lost_unless_broken(
     }
 }
 
-/// The dealer's side of a stream that only it writes to: notices that the party
-/// is gone while nothing is being sent. Ends with the writer.
-pub(super) async fn watch(
+/// The dealer's side of the other half of a material stream: the party says how far the writer may
+/// go, and its end, or the loss of the link, is noticed while nothing is being sent. Ends with the
+/// writer.
+pub(super) async fn read_credits(
     state: Arc<SessionState>,
     peer: Peer,
     link: Link,
     mut reader: FrameReader,
+    queue: Arc<FrameQueue>,
     writer: JoinHandle<()>,
 ) {
-    let watching = async {
-        match reader.next(Prefix::U64, 0).await {
-            // The party takes no more; the writer will notice.
-            Ok(None) => {}
-            Err(FrameError::Read(err)) => {
-                state.lost(peer, &link, link.describe_read(&err)).await;
-            }
-            Ok(Some(_)) | Err(_) => {
-                let detail = "it sent something on the dealer's stream".into();
-                state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+    let reading = async {
+        loop {
+            match reader.next(Prefix::U64, size_of::<u64>() as u64).await {
+                Ok(Some(frame)) => match <[u8; size_of::<u64>()]>::try_from(&frame[..]) {
+                    Ok(total) => queue.grant(u64::from_le_bytes(total)),
+                    Err(_) => {
+                        let detail = "its word on the dealer's look-ahead is no number".into();
+                        return state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+                    }
+                },
+                Ok(None) => {
+                    // It takes no more, because it is done or because of an abort on its way here.
+                    let _ = tokio::time::timeout(ABORT_GRACE, state.failed()).await;
+                    return queue.abandon();
+                }
+                Err(FrameError::Read(err)) => {
+                    return state.lost(peer, &link, link.describe_read(&err)).await;
+                }
+                Err(_) => {
+                    let detail = "it sent something on the dealer's stream".into();
+                    return state.fail(NetError::Protocol { peer, detail }, Tell::Peers);
+                }
             }
         }
     };
@@ -201,6 +214,6 @@ pub(super) async fn watch(
         biased;
         // A vanished writer has failed the session itself.
         _ = writer => {}
-        () = watching => {}
+        () = reading => {}
     }
 }

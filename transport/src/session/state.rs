@@ -87,8 +87,8 @@ impl SessionState {
     }
 
     /// A queue that fails with the session.
-    pub(super) fn queue(&self, direction: Direction, limit_bytes: u64) -> Arc<FrameQueue> {
-        let queue = Arc::new(FrameQueue::new(limit_bytes));
+    pub(super) fn queue(&self, direction: Direction, queue: FrameQueue) -> Arc<FrameQueue> {
+        let queue = Arc::new(queue);
         let failure = {
             let mut inner = self.lock();
             inner.queues.push((direction, queue.clone()));

@@ -72,6 +72,7 @@ pub fn any_port() -> SocketAddr {
 /// As shipped, but no test waits a minute for a frame.
 pub fn settings() -> Settings {
     Settings {
+        protocol: crate::PROTOCOL,
         round_timeout_ms: 30_000,
         ..Settings::default()
     }

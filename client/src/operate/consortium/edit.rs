@@ -7,7 +7,7 @@ use trefoil_consortium::card::check_title;
 use trefoil_consortium::signature::{Part, SignatureLine, Signatures};
 use trefoil_consortium::{Card, CardRole, ConsortiumFile, Core, Member, MemberEntry, MemberRole};
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::Pin;
+use trefoil_transport::{Pin, Protocol};
 
 const HEAD: &str = "\
 # Who takes part, and by which public key each is known (SHA-256 of the certificate's
@@ -26,15 +26,6 @@ pub(super) type Edited = (ConsortiumFile, String);
 pub(super) fn check(file: &ConsortiumFile) -> Result<()> {
     file.check()
         .map_err(|(field, detail)| anyhow::anyhow!("{field}: {detail}"))
-}
-
-fn node(card: &Card) -> Result<Member> {
-    let address = card.address.clone();
-    Ok(Member {
-        name: card.id.clone(),
-        pin: card.pin,
-        address: address.with_context(|| format!("the card of {} has no address", card.id))?,
-    })
 }
 
 fn member(card: &Card) -> Result<MemberEntry> {
@@ -66,32 +57,26 @@ pub(super) fn create(name: &str, ring_bits: u8, cards: &[Card]) -> Result<Edited
     let core = Core {
         name: name.clone(),
         ring_bits,
-        parties: [node(p0)?, node(p1)?, node(p2)?],
-        dealer: node(dealer)?,
+        parties: [p0, p1, p2].map(Member::of),
+        dealer: Member::of(dealer),
     };
     let file = ConsortiumFile::new(core, Vec::new());
     let mut text = format!("{HEAD}members_number = 1\n{CORE_HEAD}");
     text += &format!("[core]\nname = {name:?}\nring_bits = {ring_bits}\n");
     for (party, card) in PartyId::ALL.into_iter().zip([p0, p1, p2]) {
         text += &format!("\n# {party}: {}\n[[core.parties]]\n", card.title);
-        text += &node_lines(&node(card)?);
+        text += &Member::of(card).to_lines();
     }
     text += &format!(
         "\n# {}. WHOEVER RUNS THE DEALER MUST NOT COLLUDE WITH ANY PARTY.\n[core.dealer]\n",
         dealer.title
     );
-    text += &node_lines(&node(dealer)?);
+    text += &Member::of(dealer).to_lines();
     let (mut file, text) = with_members(&file, &text, members)?;
     let mut doc = parse(&text)?;
     file.members_number = 1;
     doc["members_number"] = value(1);
     verified(doc, file)
-}
-
-/// Names, pins and addresses have no character that TOML would escape.
-fn node_lines(node: &Member) -> String {
-    let Member { name, pin, address } = node;
-    format!("name = \"{name}\"\npin = \"{pin}\"\naddress = \"{address}\"\n")
 }
 
 fn parse(text: &str) -> Result<DocumentMut> {
@@ -285,7 +270,7 @@ fn rotate_node(old: &ConsortiumFile, text: &str, card: &Card) -> Result<Edited> 
         bail!("no {} is called {} in the file", card.role, card.id);
     };
     let (mut new, mut doc) = (old.clone(), parse(text)?);
-    let entry = node(card)?;
+    let entry = Member::of(card);
     if entry.pin == old.node(place).pin {
         bail!("{} has this key already", card.id);
     }
@@ -301,6 +286,13 @@ fn rotate_node(old: &ConsortiumFile, text: &str, card: &Card) -> Result<Edited> 
     if let Some(table) = table {
         table.insert("pin", value(entry.pin.to_string()));
         table.insert("address", value(&entry.address));
+        if entry.dials_out_only() {
+            table.remove("address");
+        }
+        table.insert("transport", value(entry.transport.to_string()));
+        if entry.transport == Protocol::Quic {
+            table.remove("transport");
+        }
     }
     match place {
         Peer::Dealer => new.core.dealer = entry,
@@ -348,6 +340,7 @@ mod tests {
             id: id.into(),
             title: id.to_uppercase(),
             pin: Pin::from_bytes([byte; 32]),
+            transport: Default::default(),
             address: role.listens().then(|| format!("{id}.example.org:7100")),
         }
     }

@@ -230,7 +230,7 @@ fn show(file: &ConsortiumFile) {
     let mut rows: Vec<[String; 4]> = Vec::new();
     for peer in Part::Core.signers() {
         let node = file.node(*peer);
-        let (name, address) = (node.name.clone(), node.address.clone());
+        let (name, address) = (node.name.clone(), node.place());
         rows.push([peer.to_string(), name, node.pin.to_string(), address]);
     }
     for member in &file.members {

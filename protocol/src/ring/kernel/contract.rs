@@ -325,9 +325,14 @@ fn pack_groups(
         rhs: index * size,
         ..*group
     }));
-    // A few rows of all groups at a time: neighbouring groups lie in the same lines and pages.
-    for (at, rows) in rows.chunks(PACK_ROWS).enumerate() {
-        let panels = out[at * PACK_ROWS * lanes..].chunks_mut(size);
+    // Neighbouring groups of a row lie in the same pages: a few rows of all groups at a time. Groups whose lanes lie
+    // apart have nothing in common.
+    let at_once = match rhs.lane_stride {
+        1 => PACK_ROWS,
+        _ => kc.max(1),
+    };
+    for (at, rows) in rows.chunks(at_once).enumerate() {
+        let panels = out[at * at_once * lanes..].chunks_mut(size);
         for (group, panel) in groups.iter().zip(panels) {
             let mut places = [0; MAX_ROWS];
             for (l, place) in places.iter_mut().enumerate().take(group.lanes) {

@@ -1,0 +1,235 @@
+//! `trefoil import-model`: the owner's weights become shares at the three parties, staged and
+//! committed like a hospital's rows, and a job keeps them as a model. No party sees them.
+//!
+//! Names, shapes and values are checked against the network before the first share leaves.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use ndarray::ArrayD;
+use ndarray_npy::ReadNpyExt;
+use trefoil_consortium::check_name;
+use trefoil_models::job::{JobKind, Preparation};
+use trefoil_models::schedule::IMPORT_ROW_WORDS;
+use trefoil_models::{Network, import_words};
+use trefoil_protocol::fixed::encode;
+use trefoil_protocol::ring::Tensor;
+
+use super::record::{Record, Show};
+use super::share::Normalise;
+use super::watch::present;
+use super::{HomeArgs, JobArgs, Member, advise, block_on};
+use crate::data::npz::members;
+use crate::experiment::read_network;
+use crate::follow::bar;
+use crate::remote::{Part, Upload};
+
+/// Weights are below 2 to the power of this: the programs presume it.
+const INTEGER_BITS: u32 = trefoil_models::programs::WEIGHT_INTEGER_BITS as u32;
+
+/// Arguments of `trefoil import-model`.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    #[command(flatten)]
+    home: HomeArgs,
+    /// The network: a shipped name or a network file.
+    #[arg(long, value_name = "NAME|FILE")]
+    network: String,
+    /// The weights: an .npz file with an array for each parameter, such as `train
+    /// --reveal-weights` and `reveal-model` write.
+    #[arg(long, value_name = "FILE")]
+    weights: PathBuf,
+    /// The name under which the parties keep their shares of the weights.
+    #[arg(long, value_name = "MODEL")]
+    save_as: String,
+    /// Fraction bits of the model.
+    #[arg(long, default_value_t = 16)]
+    frac_bits: u8,
+    /// How the images were normalised that it was trained on: kept with the model, so that
+    /// predictions apply it.
+    #[arg(long, value_name = "mean=M,std=S")]
+    preprocess: Option<Normalise>,
+    #[command(flatten)]
+    job: JobArgs,
+}
+
+/// Reads weights in fixed point and checks them against the network.
+fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMap<String, Tensor>> {
+    let place = || path.display().to_string();
+    let mut arrays = BTreeMap::new();
+    for (name, bytes) in members(path)? {
+        let name = name.strip_suffix(".npy").unwrap_or(&name).to_owned();
+        let array = ArrayD::<f64>::read_npy(bytes.as_slice())
+            .or_else(|_| {
+                let narrow = ArrayD::<f32>::read_npy(bytes.as_slice());
+                narrow.map(|array| array.mapv(f64::from))
+            })
+            .with_context(|| format!("{}: array {name} holds no numbers", place()))?;
+        arrays.insert(name, array);
+    }
+    let mut weights = BTreeMap::new();
+    let bound = 2f64.powi(INTEGER_BITS as i32);
+    for (name, shape) in network.parameters() {
+        let Some(array) = arrays.remove(&name) else {
+            bail!(
+                "{}: there is no array {name}, which network {} has with shape {shape:?}",
+                place(),
+                network.name
+            );
+        };
+        if array.shape() != shape {
+            bail!(
+                "{}: array {name} has shape {:?}, network {} has {shape:?}",
+                place(),
+                array.shape(),
+                network.name
+            );
+        }
+        let outside = array
+            .iter()
+            .position(|value| value.is_nan() || value.abs() >= bound);
+        if let Some(at) = outside {
+            bail!(
+                "{}: array {name}: value number {at} is {}; weights between -{bound} and {bound} are possible",
+                place(),
+                array.iter().nth(at).copied().unwrap_or(f64::NAN)
+            );
+        }
+        let words = array
+            .iter()
+            .map(|value| encode(*value, u32::from(frac_bits)));
+        weights.insert(name, Tensor::new(shape, words.collect()));
+    }
+    if let Some(unknown) = arrays.keys().next() {
+        bail!(
+            "{}: network {} has no parameter {unknown}",
+            place(),
+            network.name
+        );
+    }
+    Ok(weights)
+}
+
+/// Shares weights and keeps them as a model.
+pub fn import_model(args: &ImportArgs) -> Result<()> {
+    let network = read_network(&args.network)?;
+    check_name(&args.save_as).map_err(anyhow::Error::msg)?;
+    let member = Member::load(&args.home)?;
+    let weights = read_weights(&args.weights, &network, args.frac_bits)?;
+    let words = import_words(&network, &weights)?;
+    let upload = Upload {
+        dataset: String::new(),
+        part: Part::Predict,
+        images: Tensor::new(
+            vec![words.len() / IMPORT_ROW_WORDS, IMPORT_ROW_WORDS],
+            words,
+        ),
+        labels: None,
+        shape: vec![1, 1, IMPORT_ROW_WORDS],
+    };
+    let job = |upload: String| {
+        let kind = JobKind::ImportModel {
+            network: network.to_toml(),
+            frac_bits: args.frac_bits,
+            ring_bits: member.consortium.core.ring_bits,
+            upload,
+            save_as: args.save_as.clone(),
+            preparation: args.preprocess.map(|Normalise(p)| Preparation {
+                mean: p.mean,
+                std: p.std,
+            }),
+        };
+        trefoil_models::schedule(&kind)?;
+        member.describe("import-model", kind, &args.job)
+    };
+    // A job that cannot be is found before a weight is shared.
+    job("unnamed".into())?;
+    block_on(async {
+        let remote = member.connect().await?;
+        let bar = bar(upload.images.shape()[0] as u64, "kilowords");
+        bar.set_message("sharing the weights");
+        let sent = remote
+            .upload(upload, &mut |done| bar.set_position(done as u64))
+            .await;
+        bar.finish_and_clear();
+        let receipt = sent.map_err(|err| advise(err, "the weights were not shared"))?;
+        let record = Record {
+            job: job(receipt.upload)?,
+            show: Show::default(),
+        };
+        let done = member
+            .run(&remote, record, "keeping the weights", args.job.detach)
+            .await?;
+        remote.close().await;
+        match done {
+            Some(done) => present(&done, &Show::default()),
+            None => Ok(()),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::npz;
+    use super::*;
+
+    fn network() -> Network {
+        let toml =
+            "name = \"linear\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"dense\"\n";
+        Network::parse(toml).unwrap()
+    }
+
+    type Array<'a> = (&'a str, Vec<usize>, Vec<f64>);
+
+    /// What is said of these arrays.
+    fn read(arrays: &[Array<'_>]) -> Result<BTreeMap<String, Tensor>> {
+        let arrays: Vec<_> = arrays
+            .iter()
+            .map(|(name, shape, values)| ((*name).to_owned(), shape.clone(), values.clone()))
+            .collect();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.npz");
+        std::fs::write(&path, npz::archive(&arrays).unwrap()).unwrap();
+        read_weights(&path, &network(), 16)
+    }
+
+    #[test]
+    fn weights_that_fit_are_read_to_the_last_bit_and_others_are_named() {
+        let names: Vec<String> = network().parameters().into_iter().map(|p| p.0).collect();
+        let [weight, bias] = [names[0].as_str(), names[1].as_str()];
+        let shape = network().parameters()[0].1.clone();
+        let good = [
+            (
+                weight,
+                shape.clone(),
+                (0..8).map(|i| f64::from(i) / 65536.0 - 15.0).collect(),
+            ),
+            (bias, vec![2], vec![-1.0 / 65536.0, 15.99]),
+        ];
+        let read_good = read(&good).unwrap();
+        assert_eq!(read_good[weight].data()[1], (-15i64 * 65536 + 1) as u64);
+        assert_eq!(read_good[bias].data()[0], -1i64 as u64);
+        let fault = |change: fn(&mut Vec<Array<'_>>)| {
+            let mut arrays = good.to_vec();
+            change(&mut arrays);
+            format!("{:#}", read(&arrays).unwrap_err())
+        };
+        let missing = fault(|arrays| drop(arrays.pop()));
+        assert!(
+            missing.contains("there is no array") && missing.contains(bias),
+            "{missing}"
+        );
+        let shaped = fault(|arrays| arrays[1].1 = vec![1, 2]);
+        assert!(shaped.contains("has shape [1, 2]"), "{shaped}");
+        for wrong in [16.0, -16.0, f64::NAN, f64::INFINITY] {
+            let mut arrays = good.to_vec();
+            arrays[1].2[1] = wrong;
+            let said = format!("{:#}", read(&arrays).unwrap_err());
+            assert!(said.contains("value number 1 is"), "{said}");
+        }
+        let more = fault(|arrays| arrays.push(("other", vec![1], vec![0.0])));
+        assert!(more.contains("no parameter other"), "{more}");
+    }
+}

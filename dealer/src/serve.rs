@@ -1,0 +1,146 @@
+//! A serving session as the dealer sees it: P0 says which program comes next. Dealt on the word, not
+//! ahead of it: which size comes next is not known, and dealing one image's material takes less
+//! time than a round.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use trefoil_consortium::SessionId;
+use trefoil_consortium::wire::{CONTROL_MAX_BYTES, ServeBatch, ServeWord, serve_stream};
+use trefoil_models::ServeSpec;
+use trefoil_transport::MsgStream;
+
+/// Where a serving session stands at the dealer, if one runs.
+#[derive(Default)]
+pub(crate) struct ServingPlace {
+    /// One serving session at a time.
+    pub(crate) slot: tokio::sync::Mutex<()>,
+    /// The name of its stream, and where its words go.
+    words: Mutex<Option<([u8; 32], Sender<ServeWord>)>>,
+}
+
+/// What the dealer's thread deals.
+pub(crate) struct Orders {
+    spec: ServeSpec,
+    words: Receiver<ServeWord>,
+}
+
+impl Orders {
+    /// The programs of the batches, until P0 says that serving is over.
+    pub(crate) fn batches(&self) -> impl Iterator<Item = Result<usize, String>> {
+        let mut next = 0;
+        std::iter::from_fn(move || {
+            loop {
+                return match self.words.recv() {
+                    Ok(ServeWord::Batch(batch)) => Some(self.program(&batch, &mut next)),
+                    Ok(ServeWord::Drop(..)) => continue,
+                    Ok(ServeWord::End) => None,
+                    Err(_) => Some(Err("P0 has left the serving session".into())),
+                };
+            }
+        })
+    }
+
+    fn program(&self, batch: &ServeBatch, next: &mut u64) -> Result<usize, String> {
+        let found = self.spec.program(batch.rows as usize);
+        match found.filter(|_| batch.number == *next) {
+            Some((program, _)) => {
+                *next += 1;
+                Ok(program)
+            }
+            None => Err(format!(
+                "P0 ordered batch {} of {} images where number {next} of at most {} belongs",
+                batch.number, batch.rows, self.spec.max_batch
+            )),
+        }
+    }
+}
+
+impl ServingPlace {
+    fn lock(&self) -> MutexGuard<'_, Option<([u8; 32], Sender<ServeWord>)>> {
+        self.words.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on P0's words about this session are taken.
+    pub(crate) fn open(&self, session: &SessionId, spec: ServeSpec) -> Orders {
+        let (sender, words) = channel();
+        *self.lock() = Some((serve_stream(session), sender));
+        Orders { spec, words }
+    }
+
+    /// The session is over: its thread hears no more.
+    pub(crate) fn close(&self, session: &SessionId) {
+        let name = serve_stream(session);
+        self.lock().take_if(|(held, _)| *held == name);
+    }
+
+    /// Whether a stream of this name is the session's.
+    pub(crate) fn expects(&self, name: &[u8; 32]) -> bool {
+        self.lock().as_ref().is_some_and(|(held, _)| held == name)
+    }
+
+    /// Passes P0's words on until they end.
+    pub(crate) async fn follow(&self, mut stream: MsgStream) -> Result<(), String> {
+        let ended = loop {
+            let word = match stream.recv::<ServeWord>(CONTROL_MAX_BYTES).await {
+                Ok(Some(word)) => word,
+                Ok(None) => break Ok(()),
+                Err(err) => break Err(format!("P0: {err}")),
+            };
+            if let Some((_, sender)) = &*self.lock() {
+                // An error means that the thread has ended.
+                let _ = sender.send(word);
+            }
+        };
+        *self.lock() = None;
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_models::PredictOutput;
+
+    use super::*;
+
+    #[test]
+    fn batches_are_dealt_in_order_and_the_end_is_not_a_loss() {
+        let spec = ServeSpec {
+            model: "m".into(),
+            network: String::new(),
+            frac_bits: 16,
+            ring_bits: 64,
+            members: vec![[1; 32]],
+            output: PredictOutput::Class,
+            max_batch: 8,
+            max_wait_ms: 1,
+            max_pending: 1,
+            rows_per_day: 0,
+            duration_s: 60,
+        };
+        let place = ServingPlace::default();
+        let batch = |number, rows| {
+            ServeWord::Batch(ServeBatch {
+                number,
+                rows,
+                requests: Vec::new(),
+            })
+        };
+        let say = |words: Vec<ServeWord>| {
+            let orders = place.open(&[7; 32], spec.clone());
+            let sender = place.lock().take().unwrap().1;
+            words
+                .into_iter()
+                .for_each(|word| sender.send(word).unwrap());
+            drop(sender);
+            orders.batches().take(4).collect::<Vec<_>>()
+        };
+        let good = say(vec![batch(0, 1), batch(1, 5), ServeWord::End]);
+        assert_eq!(good, [Ok(1), Ok(3)]);
+        let lost = say(vec![batch(0, 1)]);
+        assert!(lost[1].as_ref().unwrap_err().contains("P0 has left"));
+        for wrong in [batch(1, 1), batch(0, 9)] {
+            assert!(say(vec![wrong])[0].is_err());
+        }
+    }
+}
