@@ -156,6 +156,20 @@ pub fn with_rules(rules: Vec<Rule>) -> Policy {
     }
 }
 
+/// Starts a node. One that has vanished holds its address until the last of its threads has ended.
+fn once_free<T, E: std::fmt::Display>(start: impl Fn() -> Result<T, E>) -> T {
+    let begun = std::time::Instant::now();
+    loop {
+        match start() {
+            Ok(started) => return started,
+            Err(err) if err.to_string().contains("in use") && begun.elapsed().as_secs() < 10 => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(err) => panic!("{err}"),
+        }
+    }
+}
+
 impl World {
     pub fn start(seed: u64) -> World {
         let _ = seed;
@@ -252,7 +266,7 @@ impl World {
             transport: settings(),
             simulation_coin_seed: None,
         };
-        self.dealer = Some(trefoil_dealer::Daemon::start(&dealer, true).unwrap());
+        self.dealer = Some(once_free(|| trefoil_dealer::Daemon::start(&dealer, true)));
     }
 
     fn start_party(&mut self, party: PartyId, listen: SocketAddr) {
@@ -271,7 +285,7 @@ impl World {
             transport: settings(),
         };
         std::fs::write(self.config(party), config.to_toml()).unwrap();
-        let daemon = trefoil_party::Daemon::start(&config, true).unwrap();
+        let daemon = once_free(|| trefoil_party::Daemon::start(&config, true));
         self.parties[party.index()] = Some(daemon);
     }
 
