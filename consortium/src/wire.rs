@@ -199,7 +199,7 @@ pub struct ServeBatch {
 pub struct ServeNote {
     /// This request is here.
     pub key: RequestKey,
-    /// With so many images.
+    /// With so many images; 0: its member has taken it back.
     pub rows: u32,
 }
 

@@ -169,8 +169,14 @@ async fn compose_all(
             note = notes.recv() => {
                 let note = note.unwrap_or_else(|| Err("P1 and P2 have left the session".into()));
                 let (from, key, rows) = note?;
-                let why = ledger.holds(from, key, rows, Instant::now());
-                given_up.extend(why.map(|why| (vec![key], why)));
+                if rows == 0 {
+                    if ledger.gone(&key) {
+                        given_up.push((vec![key], format!("its member has left {from}")));
+                    }
+                } else {
+                    let why = ledger.holds(from, key, rows, Instant::now());
+                    given_up.extend(why.map(|why| (vec![key], why)));
+                }
             }
             () = tokio::time::sleep_until(wake.into()) => {}
             () = desk.stop.notified() => break,
@@ -229,10 +235,13 @@ impl ServeDesk {
             .ok_or("P0 has opened two streams for one serving session")?;
         let telling = async {
             while let Some(happening) = happenings.recv().await {
-                if let Happening::Holds(key, rows) = happening {
-                    let note = ServeNote { key, rows };
-                    send(&mut sender, peer, &note, party.wait()).await?;
-                }
+                let (key, rows) = match happening {
+                    Happening::Holds(key, rows) => (key, rows),
+                    Happening::Gone(key) => (key, 0),
+                    Happening::Done => continue,
+                };
+                let note = ServeNote { key, rows };
+                send(&mut sender, peer, &note, party.wait()).await?;
             }
             Ok(())
         };
