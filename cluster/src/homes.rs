@@ -123,6 +123,7 @@ impl Homes {
             threads: 0,
             identity: identity_files(),
             peers: Addresses::default(),
+            store: Default::default(),
             policy: Policy {
                 requesters: self.members.iter().map(|m| m.name.clone()).collect(),
                 // All parties of a cluster are one person's, who starts its jobs.

@@ -26,7 +26,7 @@ pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
 pub use card::{Card, CardError, CardRole};
-pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig};
+pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig, StoreLimits};
 pub use config_member::MemberConfig;
 pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};

@@ -81,6 +81,33 @@ pub enum Ask {
     Withdraw(JobId),
     /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.
     Watch(JobId),
+    /// Delete one's own contributions to a data set, staged ones too; may be repeated. Answer:
+    /// [`Answer::RowsWithdrawn`].
+    WithdrawRows {
+        /// The data set.
+        dataset: String,
+        /// Which.
+        uploads: Withdrawal,
+    },
+}
+
+/// Which of a hospital's uploads to a data set are withdrawn. Their numbers are never given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Withdrawal {
+    /// That of this number.
+    One(u64),
+    /// All with a lower number.
+    Below(u64),
+}
+
+impl Withdrawal {
+    /// Whether it is about the upload of this number.
+    pub fn covers(self, number: u64) -> bool {
+        match self {
+            Withdrawal::One(one) => number == one,
+            Withdrawal::Below(end) => number < end,
+        }
+    }
 }
 
 /// What is going to be uploaded.
@@ -207,6 +234,11 @@ pub enum Answer {
     Submitted(JobId),
     /// The job is forgotten here.
     Withdrawn,
+    /// What was withdrawn is not here any more.
+    RowsWithdrawn {
+        /// The hospital's contributions that the data set still has here.
+        left: Vec<Contribution>,
+    },
 }
 
 /// What is public about a data set.
@@ -220,6 +252,8 @@ pub struct DatasetInfo {
     pub test_rows: u64,
     /// Hash of the list of contributions, in order.
     pub snapshot: [u8; 32],
+    /// The contributions, in order.
+    pub contributions: Vec<Contribution>,
 }
 
 /// What the requester of a job hears from each party.

@@ -166,7 +166,7 @@ impl Daemon {
             }
         }
         let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
-        let store = Store::open(&config.home)?;
+        let store = Store::open(&config.home)?.with_quota(config.store.quota_mb_per_hospital);
         let audit = Audit::open(&config.home, &label)?;
         let policy = PolicyDesk::open(&config.home, config.policy.clone(), label.clone())?;
         let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;

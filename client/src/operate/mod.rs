@@ -10,8 +10,10 @@ mod init;
 mod npz;
 mod record;
 mod share;
+mod store;
 mod train;
 mod watch;
+mod withdraw;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -33,8 +35,10 @@ pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
 pub use init::{InitArgs, init};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
+pub use store::{StoreArgs, store};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
+pub use withdraw::{WithdrawArgs, withdraw};
 
 /// The variable that names a member's home.
 const HOME: &str = "TREFOIL_HOME";

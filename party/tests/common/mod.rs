@@ -241,6 +241,7 @@ impl World {
                 threads: 0,
                 identity: files(&home),
                 peers: Addresses::default(),
+                store: Default::default(),
                 policy: self.policies[party.index()].clone(),
                 transport: settings(),
             };

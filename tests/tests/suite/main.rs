@@ -11,3 +11,4 @@ mod hospital;
 mod operate;
 mod operations;
 mod uploads;
+mod withdraw;
