@@ -33,6 +33,10 @@ enum Command {
     Init(operate::InitArgs),
     /// Make, change and show a consortium file: who takes part, and by which public key.
     Consortium(operate::ConsortiumArgs),
+    /// Check keys, files, clock, port, disk and every node that this home has to do with.
+    Doctor(operate::DoctorArgs),
+    /// Show how the nodes are: round trips, links, jobs, disk, the last error.
+    Status(operate::StatusArgs),
     /// At a party's host: let a job run that waits for approval there, or turn it down.
     Approve(consent::ApproveArgs),
     /// At a party's host: list the jobs that are held, wait, run or are over.
@@ -183,6 +187,8 @@ fn run(command: Command) -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => operate::init(&args),
         Command::Consortium(args) => operate::consortium(&args),
+        Command::Doctor(args) => operate::doctor(&args),
+        Command::Status(args) => operate::status(&args),
         Command::Share(args) => operate::share(&args),
         Command::Dataset(args) => operate::dataset(&args),
         Command::Withdraw(args) => operate::withdraw(&args),

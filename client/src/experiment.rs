@@ -247,6 +247,7 @@ mod tests {
             "pneumonia.toml",
             "pneumonia-logistic.toml",
             "mnist-lenet.toml",
+            "minimal/experiment.toml",
         ] {
             let experiment = Experiment::read(Some(&folder.join(name))).expect(name);
             read_network(&experiment.network).expect(name);

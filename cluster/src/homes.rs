@@ -53,9 +53,11 @@ impl Homes {
     /// Makes all keys and writes all files below `root`.
     pub(crate) fn write(root: &Path, spec: &ClusterSpec) -> Result<Homes, ClusterError> {
         let mut nodes = Vec::with_capacity(NodeName::ALL.len());
+        let mut identities = Vec::with_capacity(NodeName::ALL.len());
         for name in NodeName::ALL {
             let folder = make_folder(root.join(name.as_str()))?;
-            let (_, pin) = make_identity(&folder, name.as_str())?;
+            let (identity, pin) = make_identity(&folder, name.as_str())?;
+            identities.push(identity);
             nodes.push(Member {
                 name: name.to_string(),
                 pin,
@@ -66,15 +68,16 @@ impl Homes {
             unreachable!("one entry for each of the four nodes");
         };
         let members = make_members(root, spec)?;
-        let consortium = ConsortiumFile {
-            core: Core {
-                name: "simulated".into(),
-                ring_bits: spec.ring_bits,
-                parties: [p0, p1, p2],
-                dealer,
-            },
-            members: entries(&members)?,
+        let core = Core {
+            name: "simulated".into(),
+            ring_bits: spec.ring_bits,
+            parties: [p0, p1, p2],
+            dealer,
         };
+        // All keys are here, so all signatures are.
+        let consortium = ConsortiumFile::new(core, entries(&members)?)
+            .signed_by(&identities)
+            .map_err(|error| setup("the nodes", &error))?;
         consortium
             .check()
             .map_err(|(field, detail)| ClusterError::Setup {
@@ -184,11 +187,7 @@ fn make_members(root: &Path, spec: &ClusterSpec) -> Result<Vec<ClusterMember>, C
 fn entries(members: &[ClusterMember]) -> Result<Vec<MemberEntry>, ClusterError> {
     let entry = |member: &ClusterMember| {
         let pin = identity::pin(&member.identity).map_err(|error| setup(&member.name, &error))?;
-        Ok(MemberEntry {
-            name: member.name.clone(),
-            role: member.role,
-            pin,
-        })
+        Ok(MemberEntry::new(&member.name, member.role, pin))
     };
     members.iter().map(entry).collect()
 }

@@ -12,10 +12,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use trefoil_transport::Pin;
 
-use crate::{Hex, check_name};
+use crate::{check_name, line};
 
 /// What every card starts with.
 const MARK: &str = "trefoil-card";
@@ -180,7 +179,7 @@ impl Card {
 
     /// All cards in a text, in order; what stands around them is left alone.
     pub fn parse_all(text: &str) -> Result<Vec<Card>, CardError> {
-        let text: String = text.chars().filter_map(ironed).collect();
+        let text = line::ironed(text);
         let mut cards = Vec::new();
         for (at, body) in text.split(MARK).skip(1).enumerate() {
             let number = at + 1;
@@ -208,11 +207,7 @@ impl Card {
     }
 
     fn check_sum(&self) -> String {
-        let hash = Sha256::new()
-            .chain_update(b"trefoil card v1\0")
-            .chain_update(self.body())
-            .finalize();
-        Hex(&hash[..4]).to_string()
+        line::check_sum(b"trefoil card v1\0", &self.body())
     }
 }
 
@@ -222,79 +217,22 @@ impl fmt::Display for Card {
     }
 }
 
-/// A character without what mail and word processors do to it.
-fn ironed(c: char) -> Option<char> {
-    match c {
-        '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' | '\u{ad}' => None,
-        '“' | '”' | '„' | '«' | '»' => Some('"'),
-        c if c.is_whitespace() => Some(' '),
-        c => Some(c),
-    }
-}
-
 /// Parses what follows the mark, up to the check.
 fn parse(body: &str) -> Result<Card, String> {
-    let mut rest = body.trim_start();
-    let version = rest.split(' ').next().unwrap_or_default();
-    if version != VERSION {
-        return Err(format!(
-            "has version {version:?}; this software reads {VERSION} ({})",
-            crate::SOFTWARE
-        ));
-    }
-    rest = &rest[version.len()..];
     let keys = ["role", "id", "name", "pin", "address", "check"];
-    let mut values: [Option<String>; 6] = Default::default();
-    while values[5].is_none() {
-        // A mark of quoted mail may stand between two fields.
-        rest = rest.trim_start_matches([' ', '>', '|']);
-        if rest.is_empty() {
-            return Err("is cut off: it has no check; copy the whole line".into());
-        }
-        let (key, after) = rest
-            .split_once('=')
-            .ok_or("is cut off or altered; copy the whole line")?;
-        let at = keys.iter().position(|known| *known == key);
-        let at = at.ok_or_else(|| format!("has an unknown field {:?}", clip(key)))?;
-        let (value, left) = match after.strip_prefix('"') {
-            Some(quoted) => quoted
-                .split_once('"')
-                .ok_or("is cut off: a quotation mark is missing; copy the whole line")?,
-            None => after.split_once(' ').unwrap_or((after, "")),
-        };
-        let value = value.split_whitespace().collect::<Vec<_>>().join(" ");
-        if values[at].replace(value).is_some() {
-            return Err(format!("gives {key} twice"));
-        }
-        rest = left;
-    }
-    let [role, id, title, pin, address, check] = values;
-    let given = |value: Option<String>, key| {
-        value.ok_or_else(|| format!("has no {key}; copy the whole line"))
-    };
+    let [role, id, title, pin, address, check] = line::fields(body, VERSION, &keys)?;
     let card = Card {
-        role: given(role, "role")?.parse()?,
-        id: given(id, "id")?,
-        title: given(title, "name")?,
-        pin: given(pin, "pin")?
+        role: line::given(role, "role")?.parse()?,
+        id: line::given(id, "id")?,
+        title: line::given(title, "name")?,
+        pin: line::given(pin, "pin")?
             .parse()
             .map_err(|err| format!("pin: {err}"))?,
         address,
     };
-    let check = given(check, "check")?;
-    if check != card.check_sum() {
-        return Err(format!(
-            "was altered on its way: its check is {:?}, its content gives {}; ask for it again",
-            clip(&check),
-            card.check_sum()
-        ));
-    }
+    line::check(check, &card.check_sum())?;
     card.check()?;
     Ok(card)
-}
-
-fn clip(text: &str) -> String {
-    text.chars().take(40).collect()
 }
 
 #[cfg(test)]

@@ -36,22 +36,29 @@ pub enum ConfigError {
 }
 
 pub(crate) fn read_toml<T: DeserializeOwned>(path: &Path) -> Result<T, ConfigError> {
+    parse_toml(path, &read_text(path)?)
+}
+
+pub(crate) fn parse_toml<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, ConfigError> {
+    toml::from_str(text).map_err(|err| ConfigError::Parse {
+        path: path.to_owned(),
+        detail: err.to_string(),
+    })
+}
+
+pub(crate) fn read_text(path: &Path) -> Result<String, ConfigError> {
     let file = |source| ConfigError::File {
         path: path.to_owned(),
         source,
     };
     let len = std::fs::metadata(path).map_err(file)?.len();
-    let parse = |detail: String| ConfigError::Parse {
-        path: path.to_owned(),
-        detail,
-    };
     if len > FILE_MAX_BYTES {
-        return Err(parse(format!(
-            "{len} bytes are too long for a configuration"
-        )));
+        return Err(ConfigError::Parse {
+            path: path.to_owned(),
+            detail: format!("{len} bytes are too long for a configuration"),
+        });
     }
-    let text = std::fs::read_to_string(path).map_err(file)?;
-    toml::from_str(&text).map_err(|err| parse(err.to_string()))
+    std::fs::read_to_string(path).map_err(file)
 }
 
 /// Where a node's certificate and private key are.

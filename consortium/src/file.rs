@@ -1,7 +1,9 @@
 //! The consortium file: who takes part, and by which public key each is known.
 //!
-//! `core` (parties, dealer, ring) makes a consortium what it is; its hash is in every session id.
-//! `members` (hospitals, analysts) may come and go. Addresses are advice and in no hash.
+//! `core` (parties, dealer, ring) makes a consortium what it is; its hash is in every session id, and
+//! all four nodes sign it. `members` (hospitals, analysts) come and go under a number that rises; the
+//! three parties sign them. Addresses are advice and in no hash. Signatures: `signature.rs`; a node
+//! that follows its file while it runs: `live.rs`. Why so: docs/adr/0009-consortium-file.md.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,11 +13,14 @@ use sha2::{Digest, Sha256};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::Pin;
 
-use crate::check_name;
-use crate::config::{ConfigError, read_toml};
+use crate::config::{ConfigError, parse_toml, read_text};
+use crate::signature::{Part, SignatureFault, Signatures};
+use crate::{check_name, hex};
 
 /// Most members of a consortium.
 const MEMBERS_MAX: usize = 10_000;
+/// Most keys of one member: the old and the new one while a key is rotated.
+const KEYS_MAX: usize = 2;
 
 /// Why a consortium file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +36,66 @@ pub enum ConsortiumError {
         /// The key.
         field: String,
         /// What is wrong with it.
+        detail: String,
+    },
+    /// It is not signed as it has to be.
+    #[error("{path}: {source}")]
+    Signature {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: SignatureFault,
+    },
+    /// An older list of members than this node has used.
+    #[error(
+        "{path}: members number {found}, and this node has used number {seen} already: an older \
+         list brings removed members back; ask for the newest file ({record} remembers the number)"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its number.
+        found: u64,
+        /// The highest number that this node has used.
+        seen: u64,
+        /// Where that is kept.
+        record: PathBuf,
+    },
+    /// Another list of members under a number that this node has used.
+    #[error(
+        "{path}: members number {number} are others than this node has used under that number \
+         (hash {found}, before {seen}): whoever keeps the file raises the number, and the parties \
+         sign again"
+    )]
+    Twofold {
+        /// The file.
+        path: PathBuf,
+        /// The number.
+        number: u64,
+        /// The start of the hash in the file.
+        found: String,
+        /// The start of the hash used before.
+        seen: String,
+    },
+    /// Another core than the one this node runs with.
+    #[error(
+        "{path}: core hash {found}, this node runs with {running}: that is another consortium; a \
+         node takes another core only when it is started"
+    )]
+    OtherCore {
+        /// The file.
+        path: PathBuf,
+        /// The core hash in the file.
+        found: String,
+        /// The core hash this node runs with.
+        running: String,
+    },
+    /// What this node remembers of earlier files cannot be read or written.
+    #[error("{path}: {detail}")]
+    Record {
+        /// The record.
+        path: PathBuf,
+        /// What is wrong.
         detail: String,
     },
 }
@@ -65,8 +130,32 @@ pub struct MemberEntry {
     pub name: String,
     /// What it may do.
     pub role: MemberRole,
-    /// Its public key's pin.
+    /// The pin of its first public key: who it is, in everything it shares and asks for.
     pub pin: Pin,
+    /// The pins of the public keys it holds now, where that is not the first one alone: two while a
+    /// key is rotated, then the new one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<Pin>,
+}
+
+impl MemberEntry {
+    /// A member with its first key.
+    pub fn new(name: &str, role: MemberRole, pin: Pin) -> MemberEntry {
+        MemberEntry {
+            name: name.into(),
+            role,
+            pin,
+            keys: Vec::new(),
+        }
+    }
+
+    /// The keys that it may connect with.
+    pub fn accepted(&self) -> &[Pin] {
+        match self.keys.as_slice() {
+            [] => std::slice::from_ref(&self.pin),
+            keys => keys,
+        }
+    }
 }
 
 /// What makes a consortium what it is.
@@ -87,11 +176,16 @@ pub struct Core {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ConsortiumFile {
+    /// Number of the list of members: raised with each change of it, never lowered.
+    pub members_number: u64,
     /// Parties, dealer, ring.
     pub core: Core,
     /// Hospitals and analysts.
     #[serde(default)]
     pub members: Vec<MemberEntry>,
+    /// Who has signed what.
+    #[serde(default, skip_serializing_if = "Signatures::is_empty")]
+    pub signatures: Signatures,
 }
 
 /// Who a public key belongs to.
@@ -104,9 +198,38 @@ pub enum Role {
 }
 
 impl ConsortiumFile {
-    /// Reads and checks the file.
+    /// A file that nobody has signed, with members number 1.
+    pub fn new(core: Core, members: Vec<MemberEntry>) -> ConsortiumFile {
+        ConsortiumFile {
+            members_number: 1,
+            core,
+            members,
+            signatures: Signatures::default(),
+        }
+    }
+
+    /// Reads and checks the file and its signatures.
     pub fn load(path: &Path) -> Result<ConsortiumFile, ConsortiumError> {
-        let file: ConsortiumFile = read_toml(path)?;
+        ConsortiumFile::parse_signed(path, &read_text(path)?)
+    }
+
+    /// Reads and checks the file, signed or not: for those who make and sign it.
+    pub fn load_unsigned(path: &Path) -> Result<ConsortiumFile, ConsortiumError> {
+        ConsortiumFile::parse(path, &read_text(path)?)
+    }
+
+    /// The content of `path`, checked with its signatures.
+    pub(crate) fn parse_signed(path: &Path, text: &str) -> Result<ConsortiumFile, ConsortiumError> {
+        let file = ConsortiumFile::parse(path, text)?;
+        file.verify().map_err(|source| ConsortiumError::Signature {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(file)
+    }
+
+    fn parse(path: &Path, text: &str) -> Result<ConsortiumFile, ConsortiumError> {
+        let file: ConsortiumFile = parse_toml(path, text)?;
         file.check()
             .map_err(|(field, detail)| ConsortiumError::Content {
                 path: path.to_owned(),
@@ -134,31 +257,39 @@ impl ConsortiumFile {
                 format!("at most {MEMBERS_MAX} are possible"),
             );
         }
-        let nodes = self
-            .core
-            .parties
-            .iter()
-            .enumerate()
-            .map(|(at, node)| (format!("core.parties[{at}]"), node));
+        if self.members_number == 0 {
+            return fail("members_number".into(), "numbers start at 1".into());
+        }
+        let nodes = self.core.parties.iter().enumerate();
+        let nodes = nodes.map(|(at, node)| (format!("core.parties[{at}]"), node));
         let nodes = nodes.chain([("core.dealer".to_owned(), &self.core.dealer)]);
-        let nodes = nodes.map(|(field, node)| (field, &node.name, node.pin));
-        let members = self.members.iter().enumerate();
-        let members =
-            members.map(|(at, member)| (format!("members[{at}]"), &member.name, member.pin));
+        let nodes = nodes.map(|(field, node)| (field, &node.name, vec![node.pin]));
+        let members = self.members.iter().enumerate().map(|(at, member)| {
+            let others = member.keys.iter().filter(|key| **key != member.pin);
+            let keys = [member.pin].into_iter().chain(others.copied());
+            (format!("members[{at}]"), &member.name, keys.collect())
+        });
         let (mut names, mut pins) = (BTreeSet::new(), BTreeSet::new());
-        for (field, name, pin) in nodes.chain(members) {
+        for (field, name, keys) in nodes.chain(members) {
             if let Err(detail) = check_name(name) {
                 return fail(format!("{field}.name"), detail);
             }
             if !names.insert(name.clone()) {
                 return fail(format!("{field}.name"), format!("{name:?} is used twice"));
             }
-            if !pins.insert(pin) {
-                return fail(
-                    format!("{field}.pin"),
-                    format!("the key of {name:?} belongs to another entry too"),
-                );
+            for key in keys {
+                if !pins.insert(key) {
+                    return fail(
+                        format!("{field}.pin"),
+                        format!("the key {key} of {name:?} is in the file twice"),
+                    );
+                }
             }
+        }
+        let many = self.members.iter().position(|m| m.keys.len() > KEYS_MAX);
+        if let Some(at) = many {
+            let detail = format!("at most {KEYS_MAX} keys are possible, while a key is rotated");
+            return fail(format!("members[{at}].keys"), detail);
         }
         Ok(())
     }
@@ -180,6 +311,43 @@ impl ConsortiumFile {
         hash.finalize().into()
     }
 
+    /// SHA-256 of the core hash and of the members with their number.
+    pub fn members_hash(&self) -> [u8; 32] {
+        let mut hash = Sha256::new()
+            .chain_update(b"trefoil consortium members v1\0")
+            .chain_update(self.core_hash())
+            .chain_update(self.members_number.to_le_bytes())
+            .chain_update((self.members.len() as u64).to_le_bytes());
+        for member in &self.members {
+            hash.update((member.name.len() as u64).to_le_bytes());
+            hash.update(member.name.as_bytes());
+            hash.update([match member.role {
+                MemberRole::Hospital => 0,
+                MemberRole::Analyst => 1,
+            }]);
+            hash.update(member.pin.as_bytes());
+            hash.update((member.keys.len() as u64).to_le_bytes());
+            member
+                .keys
+                .iter()
+                .for_each(|key| hash.update(key.as_bytes()));
+        }
+        hash.finalize().into()
+    }
+
+    /// What is signed of a part.
+    pub fn hash_of(&self, part: Part) -> [u8; 32] {
+        match part {
+            Part::Core => self.core_hash(),
+            Part::Members => self.members_hash(),
+        }
+    }
+
+    /// The start of the members' hash, as people compare it.
+    pub fn members_short(&self) -> String {
+        hex(&self.members_hash()[..8])
+    }
+
     /// The entry of a party or the dealer.
     pub fn node(&self, peer: Peer) -> &Member {
         match peer {
@@ -188,28 +356,35 @@ impl ConsortiumFile {
         }
     }
 
-    /// Who holds the key pinned as `pin`.
-    pub fn role(&self, pin: Pin) -> Option<Role> {
+    /// Who may connect with the key pinned as `key`.
+    pub fn role(&self, key: Pin) -> Option<Role> {
         let peers = PartyId::ALL
             .map(Peer::Party)
             .into_iter()
             .chain([Peer::Dealer]);
         let node = peers
             .into_iter()
-            .find(|peer| self.node(*peer).pin == pin)
+            .find(|peer| self.node(*peer).pin == key)
             .map(Role::Node);
         node.or_else(|| {
             self.members
                 .iter()
-                .find(|member| member.pin == pin)
+                .find(|member| member.accepted().contains(&key))
                 .cloned()
                 .map(Role::Member)
         })
     }
 
-    /// All members' pins.
+    /// The member whose first key is pinned as `pin`, whichever it holds now.
+    pub fn member(&self, pin: Pin) -> Option<&MemberEntry> {
+        self.members.iter().find(|member| member.pin == pin)
+    }
+
+    /// The keys of all members.
     pub fn member_pins(&self) -> impl Iterator<Item = Pin> + '_ {
-        self.members.iter().map(|member| member.pin)
+        self.members
+            .iter()
+            .flat_map(|member| member.accepted().iter().copied())
     }
 }
 
@@ -224,19 +399,14 @@ pub(crate) mod tests {
             pin: pin(byte),
             address: format!("127.0.0.1:{port}"),
         };
-        ConsortiumFile {
-            core: Core {
-                name: "test".into(),
-                ring_bits: 64,
-                parties: [node("north", 0, 1), node("west", 1, 2), node("east", 2, 3)],
-                dealer: node("centre", 3, 4),
-            },
-            members: vec![MemberEntry {
-                name: "st-anna".into(),
-                role: MemberRole::Hospital,
-                pin: pin(9),
-            }],
-        }
+        let core = Core {
+            name: "test".into(),
+            ring_bits: 64,
+            parties: [node("north", 0, 1), node("west", 1, 2), node("east", 2, 3)],
+            dealer: node("centre", 3, 4),
+        };
+        let anna = MemberEntry::new("st-anna", MemberRole::Hospital, pin(9));
+        ConsortiumFile::new(core, vec![anna])
     }
 
     #[test]
@@ -244,8 +414,10 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("consortium.toml");
         std::fs::write(&path, example().to_toml()).unwrap();
-        let file = ConsortiumFile::load(&path).unwrap();
+        let file = ConsortiumFile::load_unsigned(&path).unwrap();
         assert_eq!(file, example());
+        let err = ConsortiumFile::load(&path).unwrap_err().to_string();
+        assert!(err.contains("north, west, east, centre"), "{err}");
         assert_eq!(
             file.role(Pin::from_bytes([1; 32])),
             Some(Role::Node(Peer::Party(PartyId::P1)))
@@ -276,5 +448,36 @@ pub(crate) mod tests {
         file.members[0].pin = file.core.dealer.pin;
         let (field, _) = file.check().unwrap_err();
         assert_eq!(field, "members[0].pin");
+    }
+
+    #[test]
+    fn a_member_connects_with_the_keys_it_holds_and_stays_who_it_is() {
+        let [first, second] = [9, 10].map(|byte| Pin::from_bytes([byte; 32]));
+        let mut file = example();
+        file.members[0].keys = vec![first, second];
+        file.check().unwrap();
+        for key in [first, second] {
+            assert!(matches!(file.role(key), Some(Role::Member(m)) if m.pin == first));
+        }
+        file.members[0].keys = vec![second];
+        file.check().unwrap();
+        assert_eq!(file.role(first), None);
+        assert!(matches!(file.role(second), Some(Role::Member(m)) if m.pin == first));
+        assert_eq!(file.member(first).unwrap().name, "st-anna");
+        assert_eq!(file.member(second), None);
+        assert_eq!(file.member_pins().collect::<Vec<_>>(), [second]);
+
+        let mut other = MemberEntry::new("berta", MemberRole::Hospital, first);
+        file.members.push(other.clone());
+        let (field, _) = file.check().unwrap_err();
+        assert_eq!(
+            field, "members[1].pin",
+            "a key that was given up is not another's"
+        );
+        other.pin = Pin::from_bytes([11; 32]);
+        other.keys = [11, 12, 13].map(|byte| Pin::from_bytes([byte; 32])).into();
+        file.members[1] = other;
+        let (field, _) = file.check().unwrap_err();
+        assert_eq!(field, "members[1].keys");
     }
 }

@@ -3,6 +3,7 @@
 
 use std::io::{self, BufRead, Read, Write};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -93,6 +94,20 @@ pub fn peak_memory_bytes() -> u64 {
             .ok()
     });
     kib.unwrap_or(0) * 1024
+}
+
+/// Bytes that this user may still write where `path` is; none where the platform does not say.
+pub fn disk_free_bytes(path: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let stat = rustix::fs::statvfs(path).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        None
+    }
 }
 
 /// Ctrl-C and, on Unix, `SIGTERM`: from here on they no longer end the process unnoticed. To be

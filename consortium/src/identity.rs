@@ -1,4 +1,5 @@
-//! A node's or a member's key pair: made, saved, loaded, and used to sign receipts.
+//! A node's or a member's key pair: made, saved, loaded, and used to sign receipts and consortium
+//! files.
 //!
 //! Keys are ECDSA on P-256. Nothing in a certificate counts but its public key; TLS itself is the
 //! transport's business.
@@ -220,6 +221,16 @@ impl Signer {
 }
 
 impl Signature {
+    /// The public point and the ASN.1 signature, for text forms.
+    pub(crate) fn parts(&self) -> (&[u8], &[u8]) {
+        (&self.point, &self.signature)
+    }
+
+    /// From what [`Signature::parts`] gave; nothing is checked before [`Signature::verify`].
+    pub(crate) fn from_parts(point: Vec<u8>, signature: Vec<u8>) -> Signature {
+        Signature { point, signature }
+    }
+
     /// Checks that the holder of the key pinned as `signer` signed `message`.
     pub fn verify(&self, signer: Pin, message: &[u8]) -> Result<(), IdentityError> {
         let known = pin_of_point(&self.point) == Some(signer)

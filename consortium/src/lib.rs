@@ -3,13 +3,14 @@
 //!
 //! What it does not: it opens no connection and runs no job; it decides nothing for a node.
 //!
-//! Where to read next: `file.rs` (who takes part), `job.rs` (what is computed, in words),
+//! Where to read next: `file.rs` (who takes part), `live.rs` (how a node follows it), `job.rs` (what is computed, in words),
 //! `wire.rs` (what the nodes say to each other), `receipt.rs` (what makes an upload complete).
 
 #![forbid(unsafe_code)]
 
 mod bytes;
 pub mod card;
+mod changes;
 pub mod config;
 mod config_member;
 mod derived;
@@ -19,9 +20,13 @@ pub mod host;
 pub mod identity;
 mod job;
 pub mod keys;
+mod line;
+mod live;
 pub mod logging;
+pub mod meeting;
 pub mod receipt;
 mod session;
+pub mod signature;
 pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
@@ -32,6 +37,7 @@ pub use derived::Derived;
 pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, MemberRole, Role};
 pub use identity::IdentityError;
 pub use job::{JobDescription, JobError, JobId, Limits, check_name};
+pub use live::{CONSORTIUM_RECORD, LiveConsortium, Reloaded};
 pub use session::{Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};
 

@@ -3,9 +3,10 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
 
 use tracing::field::{Field, Visit};
-use tracing::{Event, Subscriber, span};
+use tracing::{Event, Level, Subscriber, span};
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -13,6 +14,8 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::meeting::unix_ms;
 
 /// The fields that every line has, in this order. Spans that carry one are error spans, so that no
 /// filter takes the field away.
@@ -38,6 +41,16 @@ pub fn init(filter: &str) -> Result<(), String> {
         .try_init();
     Ok(())
 }
+
+/// The last thing that this process logged as a warning or an error: when, in milliseconds since
+/// 1970, and what.
+pub fn last_trouble() -> Option<(u64, String)> {
+    LAST.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+static LAST: Mutex<Option<(u64, String)>> = Mutex::new(None);
+/// Longest text of it that is kept.
+const LAST_MAX_CHARS: usize = 400;
 
 /// Values of the columns, and what else there is to say.
 #[derive(Clone, Default)]
@@ -82,6 +95,19 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Keep {
         if let Some(span) = ctx.span(id) {
             span.extensions_mut().insert(columns);
         }
+    }
+
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        if *event.metadata().level() > Level::WARN {
+            return;
+        }
+        let mut said = Columns::default();
+        event.record(&mut said);
+        let peer = said.values[COLUMNS.len() - 1].take();
+        let peer = peer.map_or(String::new(), |peer| format!("{peer}: "));
+        let text = format!("{peer}{}{}", said.message, said.others);
+        let text = text.chars().take(LAST_MAX_CHARS).collect();
+        *LAST.lock().unwrap_or_else(PoisonError::into_inner) = Some((unix_ms(), text));
     }
 }
 

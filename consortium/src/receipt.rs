@@ -234,8 +234,7 @@ mod tests {
             parties: [p0, p1, p2],
             dealer: node("centre").0,
         };
-        let members = Vec::new();
-        (ConsortiumFile { core, members }, [s0, s1, s2])
+        (ConsortiumFile::new(core, Vec::new()), [s0, s1, s2])
     }
 
     fn about() -> StagedReceipt {

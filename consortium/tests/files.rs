@@ -36,7 +36,7 @@ fn the_shipped_examples_are_read_and_show_the_defaults() {
     assert_eq!(member.transport, Settings::default());
     assert!(member.identity.key.ends_with("configs/key.der"));
 
-    let consortium = ConsortiumFile::load(&shipped("consortium.toml")).unwrap();
+    let consortium = ConsortiumFile::load_unsigned(&shipped("consortium.toml")).unwrap();
     assert_eq!(consortium.members.len(), 2);
     let seen = member.seen_from_here(consortium.clone());
     assert_eq!(seen.core.parties[0].address, "10.0.0.10:7100");
@@ -91,7 +91,9 @@ fn error_of(name: &str, change: impl Fn(String) -> String) -> String {
         "party.toml" => PartyConfig::load(&path).unwrap_err().to_string(),
         "dealer.toml" => DealerConfig::load(&path).unwrap_err().to_string(),
         "member.toml" => MemberConfig::load(&path).unwrap_err().to_string(),
-        _ => ConsortiumFile::load(&path).unwrap_err().to_string(),
+        _ => ConsortiumFile::load_unsigned(&path)
+            .unwrap_err()
+            .to_string(),
     };
     assert!(err.contains(name), "{err}");
     err

@@ -1,20 +1,23 @@
 //! The process: one runtime on its own thread, links from the three parties, orderly end.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::Instrument;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
+use trefoil_consortium::meeting::{self, Met, NodeInfo, NodeStatus, PeerStatus};
 use trefoil_consortium::{
-    ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError, Role, host, logging,
+    CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, DealerConfig, IdentityError,
+    LiveConsortium, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
 
 use crate::session;
 
@@ -43,8 +46,9 @@ pub enum DealerError {
 
 /// Everything that the tasks of the dealer share.
 pub(crate) struct Dealer {
-    pub(crate) consortium: ConsortiumFile,
+    pub(crate) consortium: Arc<LiveConsortium>,
     pub(crate) core_hash: [u8; 32],
+    started: Instant,
     pub(crate) settings: Settings,
     pub(crate) keys: KeyDesk,
     pub(crate) coin_seed: Option<u64>,
@@ -83,6 +87,35 @@ impl Dealer {
                 "{party} has not connected to the dealer within {} ms",
                 wait.as_millis()
             )),
+        }
+    }
+
+    /// Whose keys may connect: the parties', and the dealer's own, so that its operator can look.
+    fn allowed(file: &ConsortiumFile) -> BTreeSet<Pin> {
+        let nodes = PartyId::ALL.map(Peer::Party).into_iter();
+        let nodes = nodes.chain([Peer::Dealer]);
+        nodes.map(|peer| file.node(peer).pin).collect()
+    }
+
+    /// How the dealer is, as it tells others.
+    fn status(&self) -> NodeStatus {
+        let peers = PartyId::ALL
+            .into_iter()
+            .zip(&self.links)
+            .map(|(party, held)| {
+                let link = held.borrow().as_ref().map(|(_, link)| link.clone());
+                PeerStatus {
+                    peer: party.to_string(),
+                    rtt_us: link.as_ref().map(|link| link.rtt().as_micros() as u64),
+                    trouble: None,
+                }
+            });
+        NodeStatus {
+            info: NodeInfo::of(&self.consortium.now()),
+            uptime_s: self.started.elapsed().as_secs(),
+            peers: peers.collect(),
+            last_error: logging::last_trouble(),
+            ..NodeStatus::default()
         }
     }
 
@@ -153,9 +186,12 @@ impl Daemon {
                 "simulation_coin_seed is set: the coins of stochastic rounding are no secret"
             );
         }
+        let record = config.identity.key.with_file_name(CONSORTIUM_RECORD);
+        let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
         let dealer = Arc::new(Dealer {
             core_hash: consortium.core_hash(),
-            consortium,
+            started: Instant::now(),
+            consortium: live,
             settings: config.transport.clone(),
             keys: KeyDesk::default(),
             coin_seed: config.simulation_coin_seed,
@@ -170,13 +206,9 @@ impl Daemon {
             .map_err(|err| DealerError::Setup(format!("the runtime cannot be started: {err}")))?;
         let node = {
             let _inside = runtime.enter();
-            Node::bind(&identity, config.listen, &config.transport)?
+            Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
         };
-        node.set_allowed(
-            PartyId::ALL
-                .map(|party| dealer.consortium.node(Peer::Party(party)).pin)
-                .into(),
-        );
+        node.set_allowed(Dealer::allowed(&dealer.consortium.now()));
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let consortium = trefoil_consortium::hex(&dealer.core_hash);
@@ -263,10 +295,15 @@ pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
 
 async fn serve(
     dealer: Arc<Dealer>,
-    node: Node,
+    node: Arc<Node>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) -> String {
     let span = tracing::Span::current();
+    let following = dealer
+        .consortium
+        .clone()
+        .follow(node.clone(), Dealer::allowed);
+    tokio::spawn(following.instrument(span.clone()));
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
@@ -279,9 +316,9 @@ async fn serve(
         let Some(link) = link else {
             return "the endpoint has closed".into();
         };
-        match dealer.consortium.role(link.peer()) {
-            Some(Role::Node(Peer::Party(party))) => {
-                tokio::spawn(serve_party(dealer.clone(), party, link).instrument(span.clone()));
+        match dealer.consortium.now().role(link.peer()) {
+            Some(Role::Node(peer)) => {
+                tokio::spawn(meet_peer(dealer.clone(), peer, link).instrument(span.clone()));
             }
             _ => link.close("the dealer serves the three parties alone"),
         }
@@ -300,6 +337,24 @@ async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {
     }
     node.close(&reason).await;
     format!("ended: {reason}")
+}
+
+/// Meets a node that has connected, and keeps the link where a party came to stay.
+async fn meet_peer(dealer: Arc<Dealer>, peer: Peer, link: Link) {
+    let name = format!("{peer} ({})", dealer.consortium.now().node(peer).name);
+    let met = meeting::meet(&link, &name, dealer.short_wait(), || dealer.status()).await;
+    match (met, peer) {
+        (Ok(Met::Stays(_)), Peer::Party(party)) => serve_party(dealer, party, link).await,
+        (Ok(Met::Stays(_)), Peer::Dealer) => link.close("a node has no link to itself"),
+        // Whoever looked leaves by itself, and the link with this task.
+        (Ok(Met::Looked), _) => {
+            let _ = tokio::time::timeout(dealer.short_wait(), link.closed()).await;
+        }
+        (Err(reason), _) => {
+            tracing::warn!(%peer, %reason, "a link was not taken");
+            link.close(&reason);
+        }
+    }
 }
 
 /// Keeps a link to a party and answers what it opens, until it closes.

@@ -62,7 +62,8 @@ async fn take_part(
     };
     let job = proposal.job.clone();
     job.check().map_err(|err| refused(err.to_string()))?;
-    let ring_bits = dealer.consortium.core.ring_bits;
+    let consortium = dealer.consortium.now();
+    let ring_bits = consortium.core.ring_bits;
     if job.format().0 != ring_bits {
         let reason = format!(
             "the consortium's ring has {ring_bits} bits, the job's {}",
@@ -141,9 +142,10 @@ async fn run(
     mut tray: KeyTray,
     wall: Duration,
 ) -> Result<NodeStats, String> {
+    let consortium = dealer.consortium.now();
     let peers = PartyId::ALL
         .map(Peer::Party)
-        .map(|peer| (peer, dealer.consortium.node(peer).pin));
+        .map(|peer| (peer, consortium.node(peer).pin));
     let keys = tray
         .take(&peers, dealer.short_wait())
         .await

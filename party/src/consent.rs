@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use trefoil_consortium::{JobDescription, JobId, MemberEntry, Role, SessionId, hex};
+use trefoil_consortium::{JobDescription, JobId, MemberEntry, SessionId, hex};
 use trefoil_models::JobKind;
 use trefoil_protocol::party::PartyId;
 
@@ -125,14 +125,12 @@ pub(crate) fn standing(party: &Party, job: &Job) -> Standing {
 
 /// What policy and operator say: `false` where a person still has to approve.
 pub(crate) fn permitted(party: &Party, job: &Job) -> Result<bool, String> {
-    let requester = match party.consortium.role(job.description.requester) {
-        Some(Role::Member(member)) => member,
-        _ => {
-            return Err(format!(
-                "requester {} is no member of the consortium",
-                job.description.requester
-            ));
-        }
+    let consortium = party.consortium.now();
+    let Some(requester) = consortium.member(job.description.requester) else {
+        return Err(format!(
+            "requester {} is no member of the consortium",
+            job.description.requester
+        ));
     };
     let ruling = party
         .policy
@@ -207,10 +205,9 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
         }
         let failed = |detail: String| PartyError::Setup(detail);
         let description = record.description().map_err(failed)?;
-        let member = match party.consortium.role(description.requester) {
-            Some(Role::Member(member)) => Some(member.name),
-            _ => None,
-        };
+        let consortium = party.consortium.now();
+        let member = consortium.member(description.requester);
+        let member = member.map(|member| member.name.clone());
         let ruling = match (&member, record.state) {
             (_, JobState::Running) => Err(format!("{} ended while the job ran", party.label)),
             (None, _) => Err(format!("{} is no member any more", record.requester)),

@@ -1,23 +1,26 @@
 //! The process: one runtime on its own thread, links to the peers, streams of members, orderly end.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::Instrument;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
+use trefoil_consortium::meeting::{self, MEETING, Met, NodeInfo, NodeStatus};
 use trefoil_consortium::{
-    Addresses, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, JobId, MemberEntry,
-    PartyConfig, Role, host, logging,
+    Addresses, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, IdentityError,
+    JobId, LiveConsortium, PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
-use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Settings, TransportError};
+use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings, TransportError};
 
 use crate::audit::{Audit, AuditError};
+use crate::desk::JobState;
 use crate::files::FileError;
 use crate::jobs::Jobs;
 use crate::mesh::Mesh;
@@ -65,8 +68,9 @@ pub(crate) struct Party {
     /// With its institution's name, as people know it.
     pub(crate) label: String,
     pub(crate) home: PathBuf,
-    pub(crate) consortium: Arc<ConsortiumFile>,
+    pub(crate) consortium: Arc<LiveConsortium>,
     pub(crate) core_hash: [u8; 32],
+    started: Instant,
     pub(crate) policy: PolicyDesk,
     pub(crate) audit: Audit,
     /// Held while a job's record is written.
@@ -99,11 +103,36 @@ impl Party {
 
     /// A node with its institution's name, as people know it.
     pub(crate) fn name(&self, peer: Peer) -> String {
-        format!("{peer} ({})", self.consortium.node(peer).name)
+        format!("{peer} ({})", self.consortium.now().node(peer).name)
     }
 
-    pub(crate) fn pin(&self, peer: Peer) -> trefoil_transport::Pin {
-        self.consortium.node(peer).pin
+    pub(crate) fn pin(&self, peer: Peer) -> Pin {
+        self.consortium.now().node(peer).pin
+    }
+
+    /// Whose keys may connect. The party's own is among them, so that its operator can look.
+    fn allowed(file: &ConsortiumFile) -> BTreeSet<Pin> {
+        let nodes = PartyId::ALL.map(Peer::Party).into_iter();
+        let nodes = nodes.chain([Peer::Dealer]).map(|peer| file.node(peer).pin);
+        nodes.chain(file.member_pins()).collect()
+    }
+
+    /// How this party is, as it tells the other nodes.
+    fn status(&self) -> NodeStatus {
+        let jobs = self.jobs.all();
+        let count = |states: &[JobState]| {
+            let among = jobs.iter().filter(|job| states.contains(&job.state()));
+            among.count() as u64
+        };
+        NodeStatus {
+            info: NodeInfo::of(&self.consortium.now()),
+            uptime_s: self.started.elapsed().as_secs(),
+            peers: self.mesh.status(),
+            jobs_waiting: count(&[JobState::Held, JobState::Waiting]),
+            jobs_running: count(&[JobState::Running]),
+            disk_free_bytes: host::disk_free_bytes(&self.home),
+            last_error: logging::last_trouble(),
+        }
     }
 }
 
@@ -157,22 +186,24 @@ impl Daemon {
                 )));
             }
         };
+        // Not an error: members come and go, and a node has to start all the same.
         for name in &config.policy.requesters {
             if !consortium.members.iter().any(|member| member.name == *name) {
                 let file = config.consortium.display();
-                return Err(PartyError::Setup(format!(
-                    "policy.requesters: {name:?} is no member in {file}"
-                )));
+                tracing::warn!("policy.requesters: {name:?} is no member in {file}");
             }
         }
         let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
         let store = Store::open(&config.home)?.with_quota(config.store.quota_mb_per_hospital);
+        let record = config.home.join(CONSORTIUM_RECORD);
+        let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
         let audit = Audit::open(&config.home, &label)?;
         let policy = PolicyDesk::open(&config.home, config.policy.clone(), label.clone())?;
         let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
         let party = Arc::new(Party {
             me,
             core_hash: consortium.core_hash(),
+            started: Instant::now(),
             label,
             home: config.home.clone(),
             policy,
@@ -181,7 +212,7 @@ impl Daemon {
             settings: config.transport.clone(),
             signer: Signer::new(&identity)?,
             mesh: Mesh::new(me, &consortium),
-            consortium: Arc::new(consortium),
+            consortium: live,
             store,
             jobs: Jobs::default(),
             keys: KeyDesk::default(),
@@ -199,13 +230,7 @@ impl Daemon {
             let _inside = runtime.enter();
             Arc::new(Node::bind(&identity, config.listen, &config.transport)?)
         };
-        let peers = [Peer::Dealer]
-            .into_iter()
-            .chain(me.others().map(Peer::Party));
-        let pins = peers
-            .map(|peer| party.pin(peer))
-            .chain(party.consortium.member_pins());
-        node.set_allowed(pins.collect());
+        node.set_allowed(Party::allowed(&party.consortium.now()));
         let local_addr = node.local_addr();
         let (commands, receiver) = mpsc::unbounded_channel();
         let overrides = addresses.subscribe();
@@ -312,16 +337,10 @@ async fn serve(
         let (party, node, addresses) = (party.clone(), node.clone(), addresses.clone());
         let dial = async move {
             let serve = |link| hold_peer(party.clone(), peer, link);
+            let (file, settings) = (&party.consortium, &party.settings);
             party
                 .mesh
-                .dial(
-                    peer,
-                    &node,
-                    &party.consortium,
-                    addresses,
-                    &party.settings,
-                    serve,
-                )
+                .dial(peer, &node, file, addresses, settings, serve)
                 .await;
         };
         dialling.spawn(dial.instrument(span.clone()));
@@ -336,6 +355,11 @@ async fn serve(
         async move { consent::watch_desk(&party).await }
     };
     tokio::spawn(watching.instrument(span.clone()));
+    let following = party
+        .consortium
+        .clone()
+        .follow(node.clone(), Party::allowed);
+    tokio::spawn(following.instrument(span.clone()));
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
@@ -351,13 +375,13 @@ async fn serve(
         let Some(link) = link else {
             return "the endpoint has closed".into();
         };
-        match party.consortium.role(link.peer()) {
+        match party.consortium.now().role(link.peer()) {
             Some(Role::Node(peer)) => {
-                tokio::spawn(hold_peer(party.clone(), peer, link).instrument(span.clone()));
+                tokio::spawn(meet_peer(party.clone(), peer, link).instrument(span.clone()));
             }
             Some(Role::Member(member)) => {
-                let member = Arc::new(member);
-                tokio::spawn(serve_member(party.clone(), member, link).instrument(span.clone()));
+                tracing::info!(member = %member.name, addr = %link.remote_addr(), "connected");
+                tokio::spawn(serve_member(party.clone(), link).instrument(span.clone()));
             }
             None => link.close("this public key belongs to no member"),
         }
@@ -381,6 +405,23 @@ async fn stop(party: &Party, node: &Node, reason: &str) -> String {
     format!("ended: {reason}")
 }
 
+/// Meets a node that has connected, and keeps the link where it came to stay.
+async fn meet_peer(party: Arc<Party>, peer: Peer, link: Link) {
+    let name = party.name(peer);
+    match meeting::meet(&link, &name, party.short_wait(), || party.status()).await {
+        Ok(Met::Stays(_)) if peer != Peer::Party(party.me) => hold_peer(party, peer, link).await,
+        Ok(Met::Stays(_)) => link.close("a node has no link to itself"),
+        // Whoever looked leaves by itself, and the link with this task.
+        Ok(Met::Looked) => {
+            let _ = tokio::time::timeout(party.short_wait(), link.closed()).await;
+        }
+        Err(reason) => {
+            tracing::warn!(%peer, %reason, "a link was not taken");
+            link.close(&reason);
+        }
+    }
+}
+
 /// Keeps a link to another node and answers what it opens, until it closes.
 async fn hold_peer(party: Arc<Party>, peer: Peer, link: Link) {
     let streams = {
@@ -394,12 +435,31 @@ async fn hold_peer(party: Arc<Party>, peer: Peer, link: Link) {
     tokio::join!(party.mesh.hold(peer, link), streams);
 }
 
-async fn serve_member(party: Arc<Party>, member: Arc<MemberEntry>, link: Link) {
-    tracing::info!(member = %member.name, addr = %link.remote_addr(), "connected");
-    let answer = move |_, stream| {
-        let (party, member) = (party.clone(), member.clone());
+/// Answers a hospital or analyst. Who it is and what it may do is looked up for every stream: the
+/// list of members may change while the link is open.
+async fn serve_member(party: Arc<Party>, link: Link) {
+    let key = link.peer();
+    let answer = move |name, stream| {
+        let party = party.clone();
         async move {
-            if let Err(reason) = members::answer(&party, &member, stream).await {
+            let Some(Role::Member(member)) = party.consortium.now().role(key) else {
+                return;
+            };
+            let done = match name == MEETING {
+                true => {
+                    // What went wrong here may name files and other members.
+                    let status = || NodeStatus {
+                        last_error: None,
+                        ..party.status()
+                    };
+                    let answering = meeting::answer(stream, None, status);
+                    let answered = tokio::time::timeout(party.short_wait(), answering).await;
+                    let late = || Err("it asked nothing in time".into());
+                    answered.unwrap_or_else(|_| late()).map(drop)
+                }
+                false => members::answer(&party, &member, stream).await,
+            };
+            if let Err(reason) = done {
                 tracing::info!(member = %member.name, %reason, "a request ended early");
             }
         }

@@ -76,9 +76,9 @@ async fn stranger(party: &Arc<Party>, proposal: &Proposal) -> String {
             party.me, past.state, past.note
         );
     }
-    let requester = match party.consortium.role(proposal.job.requester) {
-        Some(trefoil_consortium::Role::Member(member)) => member.name,
-        _ => proposal.job.requester.to_string(),
+    let requester = match party.consortium.now().member(proposal.job.requester) {
+        Some(member) => member.name.clone(),
+        None => proposal.job.requester.to_string(),
     };
     format!(
         "{} has not received job {id} from its requester {requester} itself",

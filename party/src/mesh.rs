@@ -1,12 +1,14 @@
 //! The links to the other nodes: of two parties the higher dials, parties dial the dealer. A link
 //! that breaks is made again; who is at the other end is the certificate's word alone.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trefoil_consortium::{Addresses, ConsortiumFile};
+use trefoil_consortium::meeting::{self, NodeInfo, PeerStatus};
+use trefoil_consortium::{Addresses, ConsortiumFile, LiveConsortium};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Link, Node, Pin, Settings};
 
@@ -57,6 +59,20 @@ impl Mesh {
             .iter()
             .filter(|place| place.dials)
             .map(|place| place.peer)
+    }
+
+    /// The links as they are now.
+    pub(crate) fn status(&self) -> Vec<PeerStatus> {
+        let status = |place: &Place| {
+            let link = place.link.borrow().as_ref().map(|(_, link)| link.clone());
+            let trouble = place.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+            PeerStatus {
+                peer: place.peer.to_string(),
+                rtt_us: link.as_ref().map(|link| link.rtt().as_micros() as u64),
+                trouble: link.is_none().then(|| trouble.clone()).flatten(),
+            }
+        };
+        self.places.iter().map(status).collect()
     }
 
     /// Puts a link in its place until it closes.
@@ -114,7 +130,7 @@ impl Mesh {
         &self,
         peer: Peer,
         node: &Node,
-        consortium: &Arc<ConsortiumFile>,
+        consortium: &LiveConsortium,
         mut addresses: watch::Receiver<Option<Addresses>>,
         settings: &Settings,
         serve: impl Fn(Link) -> F,
@@ -128,7 +144,7 @@ impl Mesh {
                 Ok(overrides) => overrides.clone().unwrap_or_default(),
                 Err(_) => return,
             };
-            let address = overrides.resolve(peer, consortium);
+            let address = overrides.resolve(peer, &consortium.now());
             let found = tokio::time::timeout(
                 Duration::from_millis(settings.connect_timeout_ms),
                 tokio::net::lookup_host(&address),
@@ -141,10 +157,7 @@ impl Mesh {
                 Err(_) => Err(format!("{address} was not found in time")),
             };
             let connected = match found {
-                Ok(addr) => node
-                    .connect(addr, place.pin)
-                    .await
-                    .map_err(|err| err.to_string()),
+                Ok(addr) => place.meet(node, addr, consortium, settings).await,
                 Err(reason) => Err(reason),
             };
             match connected {
@@ -161,6 +174,35 @@ impl Mesh {
 }
 
 impl Place {
+    /// Connects and introduces this node; a node of another consortium is none.
+    async fn meet(
+        &self,
+        node: &Node,
+        addr: SocketAddr,
+        consortium: &LiveConsortium,
+        settings: &Settings,
+    ) -> Result<Link, String> {
+        let link = node.connect(addr, self.pin).await;
+        let link = link.map_err(|err| err.to_string())?;
+        let ours = NodeInfo::of(&consortium.now());
+        let wait = Duration::from_millis(settings.handshake_timeout_ms);
+        match meeting::introduce(&link, &ours, &self.peer.to_string(), wait).await {
+            Ok(theirs) => {
+                if theirs.members_number != ours.members_number {
+                    tracing::warn!(
+                        peer = %self.peer, there = theirs.members_number, here = ours.members_number,
+                        "the members' numbers differ: hand the newest consortium file to every node"
+                    );
+                }
+                Ok(link)
+            }
+            Err(reason) => {
+                link.close(&reason);
+                Err(reason)
+            }
+        }
+    }
+
     fn note(&self, reason: String) {
         let mut trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
         if trouble.as_ref() != Some(&reason) {

@@ -30,7 +30,7 @@ pub(crate) async fn prepare(party: &Arc<Party>, job: &Job) -> Result<Prepared, S
     }
     let description = &job.description;
     description.check().map_err(|err| err.to_string())?;
-    let ring_bits = party.consortium.core.ring_bits;
+    let ring_bits = party.consortium.now().core.ring_bits;
     if description.format().0 != ring_bits {
         return Err(format!(
             "the consortium's ring has {ring_bits} bits, the job's {}",

@@ -11,26 +11,29 @@ use trefoil_consortium::{Addresses, ConsortiumFile, Core, Member, PartyConfig, i
 
 /// A folder with P0's configuration; the other nodes exist by their keys only.
 fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::PathBuf {
-    let node = |name: &str| {
+    let mut identities = Vec::new();
+    let mut node = |name: &str| {
         let made = identity::generate(name).unwrap();
         if name == "p0" {
             identity::save(&made, &folder.join("cert.der"), &folder.join("key.der")).unwrap();
         }
+        let pin = identity::pin(&made).unwrap();
+        identities.push(made);
         Member {
             name: name.into(),
-            pin: identity::pin(&made).unwrap(),
+            pin,
             address: "127.0.0.1:1".into(),
         }
     };
-    let consortium = ConsortiumFile {
-        core: Core {
-            name: "test".into(),
-            ring_bits: 64,
-            parties: [node("p0"), node("p1"), node("p2")],
-            dealer: node("dealer"),
-        },
-        members: vec![],
+    let core = Core {
+        name: "test".into(),
+        ring_bits: 64,
+        parties: [node("p0"), node("p1"), node("p2")],
+        dealer: node("dealer"),
     };
+    let consortium = ConsortiumFile::new(core, vec![])
+        .signed_by(&identities)
+        .unwrap();
     std::fs::write(folder.join("consortium.toml"), consortium.to_toml()).unwrap();
     let mut config = PartyConfig {
         listen: "127.0.0.1:0".parse().unwrap(),

@@ -80,7 +80,7 @@ pub fn init(args: &InitArgs) -> Result<()> {
     println!("{card}");
     eprintln!(
         "made {} with a new key; the line above is its public card (also in {}): send it to whoever \
-         keeps the consortium file, and put that file beside {config} as consortium.toml",
+         keeps the consortium file, and put that file, signed, beside {config} as consortium.toml",
         dir.display(),
         dir.join(CARD).display()
     );

@@ -6,10 +6,14 @@
 
 mod ask;
 mod consortium;
+mod doctor;
 mod init;
+mod look;
 mod npz;
+mod place;
 mod record;
 mod share;
+mod status;
 mod store;
 mod train;
 mod watch;
@@ -33,8 +37,10 @@ use crate::follow::{Finished, follow};
 use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
+pub use doctor::{DoctorArgs, doctor};
 pub use init::{InitArgs, init};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
+pub use status::{StatusArgs, status};
 pub use store::{StoreArgs, store};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
@@ -224,7 +230,7 @@ fn advise(err: RemoteError, what: &str) -> anyhow::Error {
         RemoteError::Link { source, .. } => match source {
             TransportError::Refused { .. } => Some(
                 "the party does not know this member's public key: it needs the consortium file \
-                 with this member's card, and a restart",
+                 with this member's card, or the member was removed there",
             ),
             TransportError::WrongCertificate { .. } => Some(
                 "another node answers there, or the party has a new key: compare the pin with the \

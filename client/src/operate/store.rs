@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use trefoil_consortium::{ConsortiumFile, PartyConfig, Role};
+use trefoil_consortium::{ConsortiumFile, PartyConfig};
 use trefoil_party::{Stored, StoredAs, stored};
 
 use super::record::part_name;
@@ -36,10 +36,8 @@ pub fn store(args: &StoreArgs) -> Result<()> {
     });
     println!("dataset,member,upload,part,rows,megabytes,state");
     for one in &all {
-        let member = match consortium.role(one.owner) {
-            Some(Role::Member(member)) => member.name,
-            _ => one.owner.to_string(),
-        };
+        let member = consortium.member(one.owner);
+        let member = member.map_or_else(|| one.owner.to_string(), |member| member.name.clone());
         println!(
             "{},{member},{},{},{},{:.3},{}",
             one.dataset,

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use trefoil_consortium::meeting::{self, NodeInfo};
 use trefoil_consortium::wire::{Answer, Ask, CONTROL_MAX_BYTES, CONTROL_VERSION, Request};
 use trefoil_consortium::{ConsortiumFile, hex};
 pub use trefoil_consortium::{DatasetInfo, JobId, NodeStats, Part, wire::Progress};
@@ -54,6 +55,9 @@ pub enum RemoteError {
         /// What is wrong.
         detail: String,
     },
+    /// A party of another consortium, or with other software.
+    #[error("{0}")]
+    Consortium(String),
     /// A party said no.
     #[error("{party} refused {what}: {reason}")]
     Refused {
@@ -190,7 +194,8 @@ impl Remote {
         let places = [a, b, c];
         let ip = own_ip(&places);
         let node = Node::bind(identity, (ip, 0).into(), settings).map_err(RemoteError::Endpoint)?;
-        let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()]);
+        let wait = Duration::from_millis(settings.handshake_timeout_ms);
+        let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()], wait);
         let (a, b, c) = tokio::try_join!(
             connect(PartyId::P0),
             connect(PartyId::P1),
@@ -238,7 +243,8 @@ impl Remote {
             return Ok(link);
         }
         let place = resolve(party, &self.consortium, self.addresses, &self.settings).await?;
-        let link = dial(&self.node, party, &self.consortium, place).await?;
+        let wait = Duration::from_millis(self.settings.handshake_timeout_ms);
+        let link = dial(&self.node, party, &self.consortium, place, wait).await?;
         self.current()[party.index()] = link.clone();
         Ok(link)
     }
@@ -433,10 +439,22 @@ async fn dial(
     party: PartyId,
     consortium: &ConsortiumFile,
     place: SocketAddr,
+    wait: Duration,
 ) -> Result<Link, RemoteError> {
     let pin = consortium.node(Peer::Party(party)).pin;
     let dialled = node.connect(place, pin).await;
-    dialled.map_err(|source| RemoteError::Link { party, source })
+    let link = dialled.map_err(|source| RemoteError::Link { party, source })?;
+    // The dealer is in the core: a party that works with another one gets no share.
+    let ours = NodeInfo::of(consortium);
+    let name = format!("{party} ({})", consortium.node(Peer::Party(party)).name);
+    let status = meeting::look(&link, &ours, &name, wait).await;
+    let status = status.map_err(|reason| {
+        let addr = link.remote_addr();
+        let source = TransportError::Closed { addr, reason };
+        RemoteError::Link { party, source }
+    })?;
+    let fits = status.info.differs_from(&ours, &name);
+    fits.map(|()| link).map_err(RemoteError::Consortium)
 }
 
 async fn resolve(

@@ -59,9 +59,9 @@ impl Withdrawer {
     /// The lowest upload number of this hospital that is free, at each party.
     pub async fn next_numbers(&self, dataset: &str) -> Answers<u64> {
         let ask = Ask::NextNumber(dataset.into());
-        self.all(&ask, |answer| match answer {
+        self.all(&ask, |party, answer| match answer {
             Answer::NextNumber(next) => Ok(next),
-            other => Err(other),
+            other => Err(unexpected(party, "the next upload number", other)),
         })
         .await
     }
@@ -72,22 +72,24 @@ impl Withdrawer {
             dataset: dataset.into(),
             uploads,
         };
-        self.all(&ask, |answer| match answer {
+        self.all(&ask, |party, answer| match answer {
             Answer::RowsWithdrawn { left } => Ok(left),
-            other => Err(other),
+            other => Err(unexpected(party, "the withdrawal", other)),
         })
         .await
     }
 
-    async fn all<T>(&self, ask: &Ask, take: impl Fn(Answer) -> Result<T, Answer>) -> Answers<T> {
+    async fn all<T>(
+        &self,
+        ask: &Ask,
+        take: impl Fn(PartyId, Answer) -> Result<T, RemoteError>,
+    ) -> Answers<T> {
         let take = &take;
         let [a, b, c] = PartyId::ALL.map(|party| async move {
             let start = Instant::now();
             loop {
                 match self.one(party, ask).await {
-                    Ok(answer) => {
-                        return take(answer).map_err(|other| unexpected(party, "a request", other));
-                    }
+                    Ok(answer) => return take(party, answer),
                     Err(err) if !err.may_pass() || start.elapsed() > PATIENCE => return Err(err),
                     Err(_) => tokio::time::sleep(PAUSE).await,
                 }
@@ -101,7 +103,8 @@ impl Withdrawer {
         let link = |source| RemoteError::Link { party, source };
         let place = resolve(party, &self.consortium, None, &self.settings).await?;
         let exchange = async {
-            let connection = dial(&self.node, party, &self.consortium, place).await?;
+            let wait = Duration::from_millis(self.settings.handshake_timeout_ms);
+            let connection = dial(&self.node, party, &self.consortium, place, wait).await?;
             let opened = connection.open(StreamKind::Control, [0; 32]).await;
             let mut stream = opened.map_err(link)?;
             let request = Request {

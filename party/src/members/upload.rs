@@ -194,7 +194,7 @@ fn commit_checked(
     commit: &Commit,
 ) -> Result<[u8; 32], StoreError> {
     let digest = check_receipts(
-        &party.consortium,
+        &party.consortium.now(),
         &staging.begin().receipt(),
         staging.chunk_rows(),
         &commit.receipts,

@@ -180,24 +180,21 @@ impl World {
             pin: pin(name),
             address: "127.0.0.1:1".into(),
         };
-        let member = |name: &str, role| MemberEntry {
-            name: name.into(),
-            role,
-            pin: pin(name),
+        let member = |name: &str, role| MemberEntry::new(name, role, pin(name));
+        let core = Core {
+            name: "test".into(),
+            ring_bits: 64,
+            parties: [node("p0"), node("p1"), node("p2")],
+            dealer: node("centre"),
         };
-        let consortium = ConsortiumFile {
-            core: Core {
-                name: "test".into(),
-                ring_bits: 64,
-                parties: [node("p0"), node("p1"), node("p2")],
-                dealer: node("centre"),
-            },
-            members: vec![
-                member("st-anna", MemberRole::Hospital),
-                member("st-bernd", MemberRole::Hospital),
-                member("analyst", MemberRole::Analyst),
-            ],
-        };
+        let members = vec![
+            member("st-anna", MemberRole::Hospital),
+            member("st-bernd", MemberRole::Hospital),
+            member("analyst", MemberRole::Analyst),
+        ];
+        let consortium = ConsortiumFile::new(core, members)
+            .signed_by(identities.values())
+            .unwrap();
         std::fs::write(folder.path().join("consortium.toml"), consortium.to_toml()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()

@@ -1,17 +1,15 @@
 //! Institutions that have been set up and run: three parties, a dealer, two hospitals and an analyst,
-//! with the commands of `operate.rs`.
+//! with the commands of `world.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::{Duration, Instant};
 
 use crate::common::trefoil;
-use crate::operate::{Running, World, await_line, ports, succeeds};
+use crate::world::{LIMIT, NODES, Running, World, await_line, ports, succeeds};
 
 /// The parties' folders, in order.
 pub const PARTIES: [&str; 3] = ["north", "west", "east"];
-/// What is waited for happens by then, or never.
-pub const LIMIT: Duration = Duration::from_secs(60);
 
 /// A world whose nodes run.
 pub struct Deployment {
@@ -30,13 +28,7 @@ impl Deployment {
         let root = tempfile::tempdir().expect("a temporary folder");
         let world = World { root };
         let listen = ports().map(|port| format!("127.0.0.1:{port}"));
-        let nodes = [
-            ("party", "north", "North Clinic"),
-            ("party", "west", "West University"),
-            ("party", "east", "East Ministry"),
-            ("dealer", "notary", "Notary"),
-        ];
-        for ((role, who, name), listen) in nodes.into_iter().zip(&listen) {
+        for ((role, who, name), listen) in NODES.into_iter().zip(&listen) {
             world.init(role, who, name, &["--listen", listen]);
         }
         world.init("hospital", "anna", "St. Anna", &[]);
@@ -48,6 +40,12 @@ impl Deployment {
         create.args(["consortium", "create", "--name", "Two hospitals", "--out"]);
         create.arg(&file);
         succeeds(create.args(everybody.map(|who| world.card(who))));
+        for (_, who, _) in NODES {
+            world.sign(&file, who);
+        }
+        for (_, who, _) in NODES {
+            world.sign(&file, who);
+        }
         world.hand_out(&file, &everybody);
         for who in PARTIES {
             let path = world.dir(who).join("party.toml");
@@ -62,7 +60,7 @@ impl Deployment {
             world,
             nodes: Vec::new(),
         };
-        for (role, who, _) in nodes {
+        for (role, who, _) in NODES {
             deployment.start_node(role, who);
         }
         deployment

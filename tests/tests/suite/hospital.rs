@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use crate::deployment::{Deployment, PARTIES, eventually, files, peak_of};
-use crate::operate::{refused, succeeds};
+use crate::world::{refused, succeeds};
 
 const PREPROCESS: [&str; 2] = ["--preprocess", "mean=0.5,std=0.5"];
 /// Pictures of the smaller and of the larger upload.

@@ -3,12 +3,15 @@
 mod bench;
 mod common;
 mod deployment;
+mod doctor;
 mod end_to_end;
 mod errors;
 mod faults;
 mod guide;
 mod hospital;
+mod members;
 mod operate;
 mod operations;
 mod uploads;
 mod withdraw;
+mod world;

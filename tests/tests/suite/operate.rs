@@ -2,130 +2,16 @@
 //! folder and a key of its own, and nothing but cards and the consortium file goes between them.
 
 use std::io::Write;
-use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 use crate::common::{output, trefoil};
+use crate::world::{NODES, Running, World, await_line, ports, refused, succeeds};
 use trefoil_client::data::{Dataset, embedded_digits, idx, subset};
 
-/// What is waited for happens by then, or never.
-const LIMIT: Duration = Duration::from_secs(60);
 const PREPROCESS: [&str; 2] = ["--preprocess", "mean=0.1307,std=0.3081"];
 const NETWORK: &str =
     "name = \"linear\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"dense\"\n";
-
-/// A node that was started here and ends with the test.
-pub struct Running(pub Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It may have ended by itself; both are for a process that was started here.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Institutions, each with a folder.
-pub struct World {
-    pub root: tempfile::TempDir,
-}
-
-impl World {
-    pub fn dir(&self, who: &str) -> PathBuf {
-        self.root.path().join(who)
-    }
-
-    pub fn card(&self, who: &str) -> PathBuf {
-        self.dir(who).join("card")
-    }
-
-    pub fn init(&self, role: &str, who: &str, name: &str, more: &[&str]) {
-        let card = succeeds(
-            trefoil()
-                .args(["init", role, "--name", name, "--dir"])
-                .arg(self.dir(who))
-                .args(more),
-        );
-        assert_eq!(card.lines().count(), 1, "{card}");
-        let kept = std::fs::read_to_string(self.card(who)).expect("the card is kept too");
-        assert_eq!(kept, card);
-    }
-
-    /// A member's command, at its home.
-    pub fn member(&self, who: &str, args: &[&str]) -> Command {
-        let mut command = trefoil();
-        command.args(args).env("TREFOIL_HOME", self.dir(who));
-        command
-    }
-
-    /// A command of a party's operator.
-    pub fn operator(&self, who: &str, args: &[&str]) -> Command {
-        let mut command = trefoil();
-        command.args(args).arg("--config");
-        command.arg(self.dir(who).join("party.toml"));
-        command
-    }
-
-    pub fn hand_out(&self, file: &Path, to: &[&str]) {
-        for who in to {
-            std::fs::copy(file, self.dir(who).join("consortium.toml")).expect("a file is copied");
-        }
-    }
-
-    pub fn start(&self, role: &str, who: &str) -> (Running, PathBuf) {
-        let log = self.dir(who).join("log");
-        let file = std::fs::File::create(&log).expect("a log is made");
-        let child = trefoil()
-            .args([role, "--config"])
-            .arg(self.dir(who).join(format!("{role}.toml")))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .expect("the node starts");
-        (Running(child), log)
-    }
-}
-
-pub fn succeeds(command: &mut Command) -> String {
-    let (code, stdout, stderr) = output(command);
-    assert_eq!(code, Some(0), "{command:?}:\n{stdout}\n{stderr}");
-    stdout
-}
-
-/// Fails with exit code 1, prints no result, and says all of `parts`.
-pub fn refused(command: &mut Command, parts: &[&str]) {
-    let (code, stdout, stderr) = output(command);
-    assert_eq!(code, Some(1), "{command:?}:\n{stdout}\n{stderr}");
-    assert_eq!(stdout, "", "{command:?}");
-    for part in parts {
-        assert!(
-            stderr.contains(part),
-            "{command:?}: {part:?} is not in:\n{stderr}"
-        );
-    }
-}
-
-/// Ports that were free a moment ago.
-pub fn ports() -> [u16; 4] {
-    let sockets: [UdpSocket; 4] =
-        std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port"));
-    sockets.map(|socket| socket.local_addr().expect("it is bound").port())
-}
-
-pub fn await_line(log: &Path, part: &str) -> String {
-    let start = Instant::now();
-    loop {
-        let text = std::fs::read_to_string(log).expect("the log is readable");
-        if let Some(line) = text.lines().find(|line| line.contains(part)) {
-            return line.into();
-        }
-        assert!(start.elapsed() < LIMIT, "{part:?} is not in:\n{text}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
 
 /// Writes a hospital's rows as IDX files.
 fn rows(folder: &Path, prefix: &str, data: &Dataset, rows: std::ops::Range<usize>) {
@@ -136,14 +22,7 @@ fn rows(folder: &Path, prefix: &str, data: &Dataset, rows: std::ops::Range<usize
 
 /// Keys, cards, the consortium file: everything before a node starts. Returns the core hash.
 fn found(world: &World) -> String {
-    let ports = ports();
-    let nodes = [
-        ("party", "north", "North Clinic"),
-        ("party", "west", "West University"),
-        ("party", "east", "East Ministry"),
-        ("dealer", "notary", "Notary"),
-    ];
-    for ((role, who, name), port) in nodes.into_iter().zip(ports) {
+    for ((role, who, name), port) in NODES.into_iter().zip(ports()) {
         let listen = format!("127.0.0.1:{port}");
         world.init(role, who, name, &["--listen", &listen]);
     }
@@ -212,6 +91,37 @@ fn found(world: &World) -> String {
     assert!(!shown.contains("stranger"), "{shown}");
     let core = made.trim().strip_prefix("core hash ").expect("the hash");
     assert!(shown.contains(core), "{shown}");
+
+    // Nobody takes a file that is not signed.
+    world.hand_out(&file, &["north", "anna"]);
+    let parts = ["core: not signed by north-clinic", "consortium sign"];
+    refused(&mut world.member("anna", &["dataset", "digits"]), &parts);
+    let mut party = trefoil();
+    party.args(["party", "--config"]);
+    refused(party.arg(world.dir("north").join("party.toml")), &parts);
+    // North signs a copy of its own and mails the lines; the others sign the file itself.
+    let copy = world.dir("north").join("copy.toml");
+    std::fs::copy(&file, &copy).expect("it is copied");
+    let lines = world.sign(&copy, "north");
+    std::fs::write(world.dir("north").join("lines"), lines).expect("they are written");
+    for who in ["west", "east", "notary"] {
+        world.sign(&file, who);
+    }
+    let shown = change(&["show"], &[]);
+    assert!(
+        shown.contains("members number 3: NOT SIGNED by north-clinic"),
+        "{shown}"
+    );
+    change(&["add"], &[world.dir("north").join("lines")]);
+    let mut hospital = trefoil();
+    hospital
+        .args(["consortium", "sign"])
+        .arg(&file)
+        .arg("--home");
+    refused(
+        hospital.arg(world.dir("anna")),
+        &["hospitals and analysts do not sign"],
+    );
 
     world.hand_out(
         &file,
@@ -470,7 +380,7 @@ fn three_institutions_a_dealer_and_members_work_with_commands_alone() {
     succeeds(trefoil().args(["consortium", "add"]).args([&file, &card]));
     refused(
         &mut world.member("stranger", &ask),
-        &["does not know", "card"],
+        &["members number 4: not signed by north-clinic, west-university, east-ministry"],
     );
 
     share(&world);

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::common::{output, pictures};
 use crate::deployment::{Deployment, PARTIES, eventually, files};
-use crate::operate::{refused, succeeds};
+use crate::world::{refused, succeeds};
 
 const PREPROCESS: [&str; 2] = ["--preprocess", "mean=0.1307,std=0.3081"];
 
