@@ -55,6 +55,10 @@ enum Command {
     Share(operate::ShareArgs),
     /// Show what the three parties hold of a data set.
     Dataset(operate::DatasetArgs),
+    /// As a hospital: have the three parties delete what this hospital shared with a data set.
+    Withdraw(operate::WithdrawArgs),
+    /// As a party's operator: list what lies in its store, by hospital and upload.
+    Store(operate::StoreArgs),
     /// Train a network on a shared data set; the parties keep shares of the weights.
     Train(operate::TrainArgs),
     /// Judge a kept model by a data set's test split.
@@ -202,6 +206,8 @@ fn run(command: Command) -> Result<()> {
         Command::Status(args) => operate::status(&args),
         Command::Share(args) => operate::share(&args),
         Command::Dataset(args) => operate::dataset(&args),
+        Command::Withdraw(args) => operate::withdraw(&args),
+        Command::Store(args) => operate::store(&args),
         Command::Train(args) => operate::train(&args),
         Command::Evaluate(args) => operate::evaluate(&args),
         Command::Predict(args) => operate::predict(&args),

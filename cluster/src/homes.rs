@@ -147,6 +147,7 @@ impl Homes {
             resume_wait_s: spec.resume_wait_s,
             identity: identity_files(),
             peers: Addresses::default(),
+            store: Default::default(),
             policy: Policy {
                 requesters: self.members.iter().map(|m| m.name.clone()).collect(),
                 // All parties of a cluster are one person's, who starts its jobs.

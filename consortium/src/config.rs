@@ -335,6 +335,16 @@ impl Policy {
     }
 }
 
+/// What hospitals may bring.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StoreLimits {
+    /// Megabytes (10^6 bytes) of shares that one hospital's uploads may take here, committed and
+    /// staged ones together; no bound without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quota_mb_per_hospital: Option<u64>,
+}
+
 /// A party's configuration. Which party it is follows from its certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -368,6 +378,9 @@ pub struct PartyConfig {
     /// Who may do what.
     #[serde(default)]
     pub policy: Policy,
+    /// What hospitals may bring.
+    #[serde(default)]
+    pub store: StoreLimits,
     /// Time-outs, windows and sizes of the links.
     #[serde(default)]
     pub transport: Settings,

@@ -98,6 +98,14 @@ pub enum Ask {
     StopServing(JobId),
     /// Predictions in a serving session; a [`ServedImages`] follows. Answer: [`Answer::Predicted`].
     Served(ServedRequest),
+    /// Delete one's own contributions to a data set, staged ones too; may be repeated. Answer:
+    /// [`Answer::RowsWithdrawn`].
+    WithdrawRows {
+        /// The data set.
+        dataset: String,
+        /// Which.
+        uploads: Withdrawal,
+    },
 }
 
 /// A request for predictions in a serving session.
@@ -209,6 +217,25 @@ pub fn serve_stream(session: &SessionId) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     let hash = Sha256::new().chain_update(b"trefoil serving v1\0");
     hash.chain_update(session).finalize().into()
+}
+
+/// Which of a hospital's uploads to a data set are withdrawn. Their numbers are never given again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Withdrawal {
+    /// That of this number.
+    One(u64),
+    /// All with a lower number.
+    Below(u64),
+}
+
+impl Withdrawal {
+    /// Whether it is about the upload of this number.
+    pub fn covers(self, number: u64) -> bool {
+        match self {
+            Withdrawal::One(one) => number == one,
+            Withdrawal::Below(end) => number < end,
+        }
+    }
 }
 
 /// What is going to be uploaded.
@@ -350,6 +377,11 @@ pub enum Answer {
         /// The share of this request's rows alone.
         share: WireOutput,
     },
+    /// What was withdrawn is not here any more.
+    RowsWithdrawn {
+        /// The hospital's contributions that the data set still has here.
+        left: Vec<Contribution>,
+    },
 }
 
 /// What is public about a data set.
@@ -363,6 +395,8 @@ pub struct DatasetInfo {
     pub test_rows: u64,
     /// Hash of the list of contributions, in order.
     pub snapshot: [u8; 32],
+    /// The contributions, in order.
+    pub contributions: Vec<Contribution>,
 }
 
 /// What the requester of a job hears from each party.

@@ -417,7 +417,7 @@ fn words(party: &Party, what: &str, reason: &str) -> String {
 }
 
 /// Ends a job that has not started; P0 tells the other parties.
-async fn end(party: &Arc<Party>, job: &Arc<Job>, how: JobState, reason: &str) {
+pub(crate) async fn end(party: &Arc<Party>, job: &Arc<Job>, how: JobState, reason: &str) {
     if !job.end(how, reason) {
         return;
     }

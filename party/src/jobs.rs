@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use trefoil_consortium::wire::{Event, clip_reason};
 use trefoil_consortium::{Attempt, JobDescription, JobId, Mark};
+use trefoil_transport::Pin;
 
 use crate::desk::{JobRecord, JobState};
 use crate::policy::Ruling;
@@ -59,6 +60,8 @@ struct Inner {
     furthest: u64,
     /// Sessions since then.
     stalled: u32,
+    /// Hospital and upload number of the rows that it reads, once it has been prepared.
+    reads: Vec<(Pin, u64)>,
 }
 
 impl Inner {
@@ -93,6 +96,7 @@ impl Job {
             paused: interrupted.then(Instant::now),
             furthest: 0,
             stalled: 0,
+            reads: Vec::new(),
         };
         if record_held {
             inner.push(Event::Held);
@@ -286,7 +290,19 @@ impl Job {
         take
     }
 
-    /// Marks a running job as ended by this party's operator.
+    /// Notes which contributions it reads.
+    pub(crate) fn note_reads(&self, contributions: &[(Pin, u64)]) {
+        self.lock().reads = contributions.to_vec();
+    }
+
+    /// Whether it reads one of these uploads of a hospital.
+    pub(crate) fn reads(&self, hospital: Pin, numbers: &[u64]) -> bool {
+        let inner = self.lock();
+        let mut reads = inner.reads.iter();
+        reads.any(|(pin, number)| *pin == hospital && numbers.contains(number))
+    }
+
+    /// Marks a running job as ended by this party's operator, or by a hospital that took back rows.
     pub(crate) fn cancel(&self, reason: &str) {
         self.lock().cancelled = Some(reason.into());
     }
@@ -571,7 +587,6 @@ pub(crate) fn known_already(id: &JobId) -> String {
 mod tests {
     use trefoil_models::JobKind;
     use trefoil_models::job::{DatasetRef, TrainSpec};
-    use trefoil_transport::Pin;
 
     use super::*;
 

@@ -49,19 +49,30 @@ async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String>
     if !consent::permitted(party, job)? {
         return Err(format!("job {} is not approved at {}", job.id, party.label));
     }
-    let job = &job.description;
-    job.check().map_err(|err| err.to_string())?;
+    let description = &job.description;
+    description.check().map_err(|err| err.to_string())?;
     let ring_bits = party.consortium.now().core.ring_bits;
-    if job.format().0 != ring_bits {
+    if description.format().0 != ring_bits {
         return Err(format!(
             "the consortium's ring has {ring_bits} bits, the job's {}",
-            job.format().0
+            description.format().0
         ));
     }
-    let (party, job) = (party.clone(), job.clone());
-    let work = tokio::task::spawn_blocking(move || open(&party, &job));
-    work.await
-        .map_err(|err| format!("this node failed: {err}"))?
+    let (at, wanted) = (party.clone(), description.clone());
+    let work = tokio::task::spawn_blocking(move || open(&at, &wanted));
+    let prepared = work
+        .await
+        .map_err(|err| format!("this node failed: {err}"))??;
+    if let Some(dataset) = description.dataset() {
+        // In this order: a withdrawal removes rows, and then looks for jobs that read them.
+        let reads = prepared.tables.contributions();
+        job.note_reads(reads);
+        if !party.store.holds(&dataset.name, reads) {
+            let name = &dataset.name;
+            return Err(format!("rows of data set {name} have just been withdrawn"));
+        }
+    }
+    Ok(prepared)
 }
 
 fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {

@@ -49,6 +49,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
             key: "key.der".into(),
         },
         peers: Addresses::default(),
+        store: Default::default(),
         policy: Policy::default(),
         transport: Default::default(),
     };

@@ -17,8 +17,10 @@ mod record;
 mod serve;
 mod share;
 mod status;
+mod store;
 mod train;
 mod watch;
+mod withdraw;
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -47,8 +49,10 @@ pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
 pub use serve::{ServeArgs, serve};
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
 pub use status::{StatusArgs, status};
+pub use store::{StoreArgs, store};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};
+pub use withdraw::{WithdrawArgs, withdraw};
 
 /// How long a party may be away while its job is watched: a little longer than the parties wait for
 /// each other (resume_wait_s).

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use trefoil_consortium::wire::Withdrawal;
 use trefoil_consortium::{JobDescription, hex};
 
 use super::{replace, write_new};
@@ -161,6 +162,28 @@ pub fn upload_path(
     home.join("uploads").join(name)
 }
 
+/// Forgets uploads that were withdrawn: their rows may be shared again.
+pub fn forget_uploads(home: &Path, dataset: &str, what: Withdrawal) -> Result<()> {
+    let folder = home.join("uploads");
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    let failed = || format!("cannot read {}", folder.display());
+    for entry in std::fs::read_dir(&folder).with_context(failed)? {
+        let path = entry.with_context(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        // A data set's name may have hyphens, part and hash have none.
+        let mut parts = name.rsplitn(3, '-');
+        let of_it = parts.nth(2) == Some(dataset);
+        let record = UploadRecord::load(&path).ok().flatten().filter(|_| of_it);
+        if record.is_some_and(|record| what.covers(record.number)) {
+            std::fs::remove_file(&path)
+                .with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
 impl UploadRecord {
     /// An upload that begins.
     pub fn begun(pending: &PendingUpload) -> UploadRecord {
@@ -280,5 +303,15 @@ mod tests {
         let read = UploadRecord::load(&path).unwrap().unwrap();
         assert_eq!(read, record);
         assert_eq!(read.pending().unwrap(), pending);
+        for (dataset, what) in [
+            ("other", Withdrawal::Below(9)),
+            ("digits", Withdrawal::One(3)),
+            ("digits", Withdrawal::Below(4)),
+        ] {
+            forget_uploads(home.path(), dataset, what).unwrap();
+            assert!(path.exists(), "{dataset} {what:?}");
+        }
+        forget_uploads(home.path(), "digits", Withdrawal::One(4)).unwrap();
+        assert!(!path.exists());
     }
 }

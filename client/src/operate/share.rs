@@ -158,6 +158,18 @@ pub fn dataset(args: &DatasetArgs) -> Result<()> {
     println!("training rows {}", info.train_rows);
     println!("test rows     {}", info.test_rows);
     println!("snapshot      {}", hex(&info.snapshot));
+    for contribution in &info.contributions {
+        let members = member.consortium.members.iter();
+        let mut owner = members.filter(|member| member.pin == contribution.hospital);
+        let owner = owner.next().map_or("(no member now)", |owner| &owner.name);
+        println!(
+            "{:13} upload {}, {} {} rows",
+            owner,
+            contribution.number,
+            contribution.rows,
+            part_name(contribution.part)
+        );
+    }
     Ok(())
 }
 

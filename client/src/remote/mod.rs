@@ -8,6 +8,7 @@
 mod jobs;
 mod served;
 mod upload;
+mod withdraw;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ use trefoil_transport::{Identity, Link, MsgStream, Node, Settings, StreamKind, T
 pub use jobs::{Event, JobResult, Revealed};
 pub use served::HeldModel;
 pub use upload::{LazyUpload, PendingUpload, ReadRows, Receipt, Upload};
+pub use withdraw::{Answers, Withdrawer};
 
 /// How long an upload that does not go forward is tried, unless [`Remote::set_resume_timeout`] says
 /// otherwise.
@@ -197,13 +199,8 @@ impl Remote {
         let [a, b, c] = PartyId::ALL.map(place);
         let (a, b, c) = tokio::try_join!(a, b, c)?;
         let places = [a, b, c];
-        let local = places.iter().all(|addr| addr.ip().is_loopback());
-        let ip: IpAddr = match (local, places.iter().any(SocketAddr::is_ipv6)) {
-            (true, false) => Ipv4Addr::LOCALHOST.into(),
-            (false, false) => Ipv4Addr::UNSPECIFIED.into(),
-            (_, true) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let node = Node::dial_only(identity, ip, settings).map_err(RemoteError::Endpoint)?;
+        let node =
+            Node::dial_only(identity, own_ip(&places), settings).map_err(RemoteError::Endpoint)?;
         let wait = Duration::from_millis(settings.handshake_timeout_ms);
         let connect = |party: PartyId| dial(&node, party, consortium, places[party.index()], wait);
         let (a, b, c) = tokio::try_join!(
@@ -289,13 +286,43 @@ impl Remote {
                     hex(&info.snapshot[..8])
                 )
             };
-            let detail: Vec<String> = PartyId::ALL.into_iter().zip(&infos).map(say).collect();
+            let mut detail: Vec<String> = PartyId::ALL.into_iter().zip(&infos).map(say).collect();
+            detail.extend(self.partial(&infos));
             return Err(RemoteError::Disagree {
                 what,
                 detail: detail.join("; "),
             });
         }
         Ok(infos.swap_remove(0))
+    }
+
+    /// The contributions that some parties lack.
+    fn partial(&self, infos: &[DatasetInfo]) -> Vec<String> {
+        let mut all: Vec<_> = infos.iter().flat_map(|info| &info.contributions).collect();
+        all.sort_by_key(|contribution| (contribution.hospital, contribution.number));
+        all.dedup();
+        let mut said = Vec::new();
+        for contribution in all {
+            let has = |info: &DatasetInfo| info.contributions.contains(contribution);
+            let places = PartyId::ALL.into_iter().zip(infos);
+            let places = places.filter(|(_, info)| has(info));
+            let places: Vec<String> = places.map(|(party, _)| party.to_string()).collect();
+            if places.len() < infos.len() {
+                let members = self.consortium.members.iter();
+                let mut owner = members.filter(|member| member.pin == contribution.hospital);
+                let owner = owner.next().map_or_else(
+                    || contribution.hospital.to_string(),
+                    |member| member.name.clone(),
+                );
+                said.push(format!(
+                    "upload {} of {owner} is at {} only: its hospital finishes it with `trefoil share` \
+                     or takes it back with `trefoil withdraw`",
+                    contribution.number,
+                    places.join(" and ")
+                ));
+            }
+        }
+        said
     }
 
     async fn open_all(&self, ask: &Ask) -> Result<[MsgStream; 3], RemoteError> {
@@ -407,6 +434,16 @@ impl Remote {
                 waited_ms,
             }),
         }
+    }
+}
+
+/// The address to bind for dialling these.
+fn own_ip(places: &[SocketAddr]) -> IpAddr {
+    let local = places.iter().all(|addr| addr.ip().is_loopback());
+    match (local, places.iter().any(SocketAddr::is_ipv6)) {
+        (true, false) => Ipv4Addr::LOCALHOST.into(),
+        (false, false) => Ipv4Addr::UNSPECIFIED.into(),
+        (_, true) => Ipv6Addr::UNSPECIFIED.into(),
     }
 }
 

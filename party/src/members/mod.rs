@@ -1,8 +1,10 @@
-//! What hospitals and analysts ask of a party: data sets, jobs, results; uploads in `upload.rs`.
+//! What hospitals and analysts ask of a party: data sets, jobs, results; uploads in `upload.rs`, and
+//! taking them back in `withdraw.rs`.
 
 mod models;
 mod served;
 mod upload;
+mod withdraw;
 
 use std::sync::Arc;
 
@@ -83,6 +85,12 @@ pub(crate) async fn answer(
             Ok(job) => watch(party, &job, &mut stream).await?,
             Err(reason) => say(party, &mut stream, &Event::Failed(reason)).await?,
         },
+        Ask::WithdrawRows { dataset, uploads } => {
+            match withdraw::rows(party, member, dataset, uploads).await {
+                Ok(left) => say(party, &mut stream, &Answer::RowsWithdrawn { left }).await?,
+                Err(reason) => refuse(party, &mut stream, reason).await?,
+            }
+        }
     }
     stream.finish().await.map_err(|err| err.to_string())
 }

@@ -1,6 +1,7 @@
 //! Uploads on the wire: one stream stages chunks, another one commits. Both may be repeated until
 //! they have been answered; what is staged and what is committed is the store's business.
 
+use std::io;
 use std::sync::Arc;
 
 use serde_json::json;
@@ -166,6 +167,15 @@ async fn turn_down(party: &Party, stream: &mut MsgStream, err: &StoreError) -> R
     let answer = match err {
         StoreError::Busy(reason) => Answer::Busy(clip_reason(reason)),
         StoreError::NumberTaken(_) => Answer::NumberTaken,
+        StoreError::File { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
+            tracing::error!(%err, "the disk is full");
+            let reason = format!(
+                "{}: its disk is full; nothing of this chunk is kept, what is staged stays, and the \
+                 upload can go on when there is room",
+                party.label
+            );
+            return refuse(party, stream, reason).await;
+        }
         other => return refuse(party, stream, other.to_string()).await,
     };
     tracing::info!(reason = %err, "turned down");

@@ -7,21 +7,27 @@
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
 //! home/models/NAME.model                 shares of weights
+//! home/withdrawn/NAME/HOSPITAL.bin       upload numbers that were withdrawn and are spent
 //! home/checkpoints/JOB/STEP.state        shares of a running job's state
 //! home/results/JOB.log                   output shares of a job, for its requester
 //! home/store.key                         the store key, unless the service manager has it
 //! ```
 //! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
-//! `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives a session.
+//! `withdraw.rs` taking them back, `quota.rs` how much a member may bring, `listing.rs` what lies
+//! here, `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
+//! a session.
 
 mod checkpoint;
 mod file;
+mod listing;
 mod model;
+mod quota;
 mod results;
 mod staging;
 mod table;
 mod upload;
 mod vault;
+mod withdraw;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -37,6 +43,7 @@ use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
 use trefoil_transport::Pin;
 
 pub(crate) use checkpoint::{Checkpoint, Checkpoints};
+pub use listing::{StoredAs, StoredUpload, stored};
 pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use results::{Results, Stored};
 pub(crate) use staging::{Found, Staging};
@@ -113,6 +120,8 @@ pub(crate) struct Store {
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
     checkpoints: Checkpoints,
+    /// Bytes that one member's uploads may take.
+    quota_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -123,6 +132,8 @@ struct Catalog {
     uploads: BTreeMap<String, Entry>,
     /// What is staged and not committed.
     staged: BTreeMap<staging::Key, staging::Place>,
+    /// Upload numbers that are spent.
+    withdrawn: withdraw::AllWithdrawn,
 }
 
 impl Store {
@@ -136,12 +147,14 @@ impl Store {
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
+            quota_bytes: None,
         };
         for folder in [
             "staging",
             "datasets",
             "uploads",
             "models",
+            "withdrawn",
             "checkpoints",
             "results",
         ] {
@@ -149,6 +162,7 @@ impl Store {
         }
         let mut catalog = Catalog {
             staged: staging::read_all(home, &store.vault)?,
+            withdrawn: withdraw::read_all(home, &store.vault)?,
             ..Catalog::default()
         };
         for left in file::list(&home.join("models"))? {
@@ -188,6 +202,7 @@ impl Store {
                 .insert(name, upload::read_entry(&folder, &store.vault)?);
         }
         *store.lock() = catalog;
+        store.finish_withdrawals()?;
         store.sweep(SystemTime::now());
         Ok(store)
     }
@@ -199,14 +214,7 @@ impl Store {
     /// What a data set holds; an unknown one is empty.
     pub(crate) fn dataset(&self, name: &str) -> Result<DatasetInfo, StoreError> {
         check_name(name).map_err(StoreError::Refused)?;
-        let catalog = self.lock();
-        let entries: Vec<&Entry> = catalog
-            .datasets
-            .get(name)
-            .into_iter()
-            .flat_map(BTreeMap::values)
-            .collect();
-        Ok(info(&entries))
+        Ok(self.lock().info(name))
     }
 
     /// The upload number of a hospital from which on all are free; staged uploads have theirs.
@@ -295,7 +303,9 @@ impl Catalog {
         let staged = staged
             .filter(move |((pin, _), place)| *pin == hospital && place.begin.dataset == dataset)
             .map(|(_, place)| place.begin.number);
-        committed.chain(staged)
+        let withdrawn = self.withdrawn.get(&(dataset.to_owned(), hospital));
+        let withdrawn = withdrawn.and_then(withdraw::Withdrawn::last);
+        committed.chain(staged).chain(withdrawn)
     }
 }
 
@@ -305,13 +315,29 @@ fn same_schema(
     begin: &UploadBegin,
 ) -> Result<(), StoreError> {
     let known = known.and_then(|entries| entries.values().next());
-    match known.map(|entry| &entry.schema) {
-        Some(schema) if *schema != begin.schema => Err(StoreError::Refused(format!(
-            "data set {} holds {schema:?}, these rows are {:?}",
-            begin.dataset, begin.schema
-        ))),
-        _ => Ok(()),
+    let Some(schema) = known.map(|entry| &entry.schema) else {
+        return Ok(());
+    };
+    let mut differs = Vec::new();
+    if schema.shape != begin.schema.shape {
+        let sides = |shape: &[u32]| {
+            let sides: Vec<String> = shape.iter().map(u32::to_string).collect();
+            sides.join(" x ")
+        };
+        let (held, new) = (sides(&schema.shape), sides(&begin.schema.shape));
+        differs.push(format!("images of {held}, these are {new}"));
     }
+    if schema.classes != begin.schema.classes {
+        let (held, new) = (schema.classes, begin.schema.classes);
+        differs.push(format!("{held} classes, these rows have {new}"));
+    }
+    if differs.is_empty() {
+        return Ok(());
+    }
+    let (name, differs) = (&begin.dataset, differs.join("; "));
+    Err(StoreError::Refused(format!(
+        "data set {name} holds {differs}"
+    )))
 }
 
 /// Why a folder of images to predict may be removed at start-up. One with a commit record is kept
@@ -352,6 +378,10 @@ fn info(entries: &[&Entry]) -> DatasetInfo {
         train_rows: rows(Part::Train),
         test_rows: rows(Part::Test),
         snapshot: hash.finalize().into(),
+        contributions: entries
+            .iter()
+            .map(|entry| entry.contribution.clone())
+            .collect(),
     }
 }
 

@@ -44,7 +44,7 @@ const STAGED_MAX: usize = 32;
 /// Most rows in one upload: row numbers are 32 bits wide, one is taken.
 const ROWS_MAX: u64 = 1 << 24;
 /// Upload numbers stay below this.
-const NUMBERS_END: u64 = 1 << 32;
+pub(super) const NUMBERS_END: u64 = 1 << 32;
 
 /// Owner and name of an upload. Another member's upload of the same name is another one.
 pub(super) type Key = (Pin, UploadId);
@@ -188,12 +188,15 @@ impl Staging {
                 ));
             }
         };
+        self.check_wanted()?;
         let (images, labels) = (Words::to_bytes(&images), Words::to_bytes(&labels));
         let payload: [&[u8]; 3] = [&images, &labels, &chunk.sharing];
         let mut hash = Sha256::new();
         payload.iter().for_each(|part| hash.update(part));
         self.vault
             .write(&chunk_path(&self.folder, number), &payload)?;
+        // It may have been withdrawn while it was written.
+        self.check_wanted()?;
         let staged = Chunk {
             rows,
             sharing: chunk.sharing,
@@ -203,6 +206,21 @@ impl Staging {
         self.chunks.truncate(number);
         self.chunks.push(staged);
         Ok(receipt)
+    }
+
+    /// Fails where the upload was withdrawn; nothing of it stays then, whatever was written
+    /// meanwhile.
+    pub(super) fn check_wanted(&self) -> Result<(), StoreError> {
+        if lock(&self.catalog).staged.contains_key(&self.key) {
+            return Ok(());
+        }
+        match std::fs::remove_dir_all(&self.folder) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(at(&self.folder)(err)),
+            _ => Err(StoreError::Refused(format!(
+                "upload {} of data set {} was withdrawn",
+                self.begin.number, self.begin.dataset
+            ))),
+        }
     }
 
     /// Writes what the upload is, before its first chunk.
@@ -215,7 +233,8 @@ impl Staging {
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
         file::make_folder(&self.folder)?;
         file::sync_folder(self.folder.parent().unwrap_or(&self.folder))?;
-        self.vault.write(&self.folder.join(BEGIN_FILE), &[&bytes])
+        self.vault.write(&self.folder.join(BEGIN_FILE), &[&bytes])?;
+        self.check_wanted()
     }
 
     /// Reads what an earlier run has staged. A chunk that is damaged, and all after it, must be
@@ -296,6 +315,29 @@ fn folder(home: &Path, key: &Key) -> PathBuf {
         .join(format!("{}-{}", key.0, upload_name(&key.1)))
 }
 
+/// Whose upload lies in a folder, and what was asked for; `None` where it is being begun or removed.
+pub(super) fn begun(
+    folder: &Path,
+    vault: &Vault,
+) -> Result<Option<(Pin, UploadBegin)>, StoreError> {
+    let path = folder.join(BEGIN_FILE);
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    if name.starts_with(REMOVED) || !path.try_exists().map_err(at(&path))? {
+        return Ok(None);
+    }
+    let bytes = match vault.read(&path, BEGIN_MAX_BYTES) {
+        Ok(bytes) => bytes,
+        // It was removed or committed meanwhile.
+        Err(_) if !path.exists() => return Ok(None),
+        Err(err) => return Err(err),
+    };
+    let record: BeginRecord = postcard::from_bytes(&bytes).map_err(|err| StoreError::Damaged {
+        path,
+        detail: err.to_string(),
+    })?;
+    Ok(Some((record.owner, record.begin)))
+}
+
 /// What an earlier run has staged. Removes folders that nobody can resume.
 pub(super) fn read_all(home: &Path, vault: &Vault) -> Result<BTreeMap<Key, Place>, StoreError> {
     let mut staged = BTreeMap::new();
@@ -332,7 +374,7 @@ pub(super) fn read_all(home: &Path, vault: &Vault) -> Result<BTreeMap<Key, Place
 }
 
 /// Checks what does not depend on what is stored; returns the rows of each chunk.
-fn rows_of(begin: &UploadBegin) -> Result<Vec<u32>, StoreError> {
+pub(super) fn rows_of(begin: &UploadBegin) -> Result<Vec<u32>, StoreError> {
     let refuse = |detail: String| Err(StoreError::Refused(detail));
     let predict = begin.part == Part::Predict;
     if predict != begin.dataset.is_empty() || predict != (begin.schema.classes == 0) {
@@ -373,6 +415,9 @@ impl Catalog {
     /// Whether a new upload may be staged.
     fn admit(&self, key: &Key, begin: &UploadBegin) -> Result<(), StoreError> {
         same_schema(self.datasets.get(&begin.dataset), begin)?;
+        if self.is_withdrawn(&begin.dataset, key.0, begin.number) {
+            return Err(StoreError::NumberTaken(begin.number));
+        }
         let mut numbers = self.numbers(&begin.dataset, key.0);
         if begin.part != Part::Predict && numbers.any(|number| number == begin.number) {
             return Err(StoreError::NumberTaken(begin.number));
@@ -396,6 +441,10 @@ impl Catalog {
 }
 
 impl Store {
+    pub(super) fn staged_folder(&self, key: &Key) -> PathBuf {
+        folder(&self.home, key)
+    }
+
     /// Begins an upload, or opens one that is staged and was begun alike.
     pub(crate) fn begin(&self, begin: UploadBegin, owner: Pin) -> Result<Found, StoreError> {
         let rows = rows_of(&begin)?;
@@ -418,6 +467,7 @@ impl Store {
                 Some(_) => false,
                 None => {
                     catalog.admit(&key, &begin)?;
+                    self.check_quota(&catalog, owner, &begin)?;
                     true
                 }
             };
@@ -547,23 +597,23 @@ fn expired(folder: &Path, now: SystemTime) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use trefoil_consortium::wire::Share;
 
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     const HOUR: Duration = Duration::from_secs(60 * 60);
 
-    fn anna() -> Pin {
+    pub(in super::super) fn anna() -> Pin {
         Pin::from_bytes([1; 32])
     }
 
-    fn bernd() -> Pin {
+    pub(in super::super) fn bernd() -> Pin {
         Pin::from_bytes([2; 32])
     }
 
     /// Three chunks.
-    fn begin(name: u8, number: u64) -> UploadBegin {
+    pub(in super::super) fn begin(name: u8, number: u64) -> UploadBegin {
         UploadBegin {
             upload: [name; 16],
             dataset: "shapes".into(),
@@ -577,7 +627,7 @@ mod tests {
         }
     }
 
-    fn chunk(number: u32, sharing: u8) -> wire::Chunk {
+    pub(in super::super) fn chunk(number: u32, sharing: u8) -> wire::Chunk {
         wire::Chunk {
             chunk: number,
             sharing: [sharing; 16],
@@ -594,10 +644,23 @@ mod tests {
     }
 
     /// The first chunks of an upload, each with a sharing of its own.
-    fn stage(store: &Store, begin: UploadBegin, chunks: u32) -> Vec<StagedReceipt> {
+    pub(in super::super) fn stage(
+        store: &Store,
+        begin: UploadBegin,
+        chunks: u32,
+    ) -> Vec<StagedReceipt> {
         let mut staging = staging(store.begin(begin, anna()));
         let all = (0..chunks).map(|number| staging.stage(chunk(number, 10 * number as u8)));
         all.collect::<Result<_, _>>().unwrap()
+    }
+
+    /// A complete upload, committed.
+    pub(in super::super) fn commit(store: &Store, begin: UploadBegin, owner: Pin) {
+        let mut staging = staging(store.begin(begin, owner));
+        for number in 0..3 {
+            staging.stage(chunk(number, 40 + number as u8)).unwrap();
+        }
+        store.commit(&staging, [7; 32]).unwrap();
     }
 
     fn home() -> (tempfile::TempDir, Store) {

@@ -9,6 +9,7 @@ use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
     PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
 };
+use trefoil_transport::Pin;
 
 use super::upload::chunk_path;
 use super::vault::{Sealed, Vault};
@@ -23,6 +24,8 @@ pub(crate) struct Tables {
     vault: Arc<Vault>,
     files: Vec<Piece>,
     tables: BTreeMap<&'static str, Table>,
+    /// Hospital and upload number of each contribution to a data set in them.
+    contributions: Vec<(Pin, u64)>,
 }
 
 #[derive(Debug)]
@@ -57,6 +60,7 @@ impl Tables {
         Tables {
             vault,
             files: Vec::new(),
+            contributions: Vec::new(),
             tables: BTreeMap::from([(ZEROS, zeros)]),
         }
     }
@@ -68,6 +72,11 @@ impl Tables {
             Part::Test => (TEST_IMAGES, Some(TEST_LABELS)),
             Part::Predict => (UPLOAD_IMAGES, None),
         };
+        let contribution = &entry.contribution;
+        if contribution.part != Part::Predict {
+            let key = (contribution.hospital, contribution.number);
+            self.contributions.push(key);
+        }
         let image_words = entry.schema.image_words().unwrap_or(0);
         let classes = entry.schema.classes as usize;
         for (number, chunk) in entry.chunks.iter().enumerate() {
@@ -108,6 +117,11 @@ impl Tables {
             });
         }
         Ok(())
+    }
+
+    /// Hospital and upload number of each contribution to a data set that can be read here.
+    pub(crate) fn contributions(&self) -> &[(Pin, u64)] {
+        &self.contributions
     }
 
     /// Words of a table's rows, and their number.

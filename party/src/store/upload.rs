@@ -120,6 +120,7 @@ impl Store {
     pub(crate) fn commit(&self, staging: &Staging, digest: [u8; 32]) -> Result<(), StoreError> {
         let begin = staging.begin();
         staging.check_complete()?;
+        staging.check_wanted()?;
         let record = CommitRecord {
             upload: begin.upload,
             contribution: Contribution {
@@ -150,6 +151,12 @@ impl Store {
 
         // From here on other commits wait, so that number and schema stay true.
         let mut catalog = self.lock();
+        if !catalog.staged.contains_key(&staging.key()) {
+            let (number, dataset) = (begin.number, &begin.dataset);
+            return Err(StoreError::Refused(format!(
+                "upload {number} of data set {dataset} was withdrawn"
+            )));
+        }
         let known = catalog.datasets.get(&begin.dataset);
         if !predict && known.is_some_and(|entries| entries.contains_key(&key)) {
             return Err(StoreError::NumberTaken(begin.number));

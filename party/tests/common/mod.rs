@@ -281,6 +281,7 @@ impl World {
             resume_wait_s: self.resume_wait_s,
             identity: files(&home),
             peers: Addresses::default(),
+            store: Default::default(),
             policy: self.policies[party.index()].clone(),
             transport: settings(),
         };

@@ -1,5 +1,5 @@
 //! Institutions that have been set up and run: three parties, a dealer, two hospitals and an analyst,
-//! with the commands of `operate.rs`.
+//! with the commands of `world.rs`.
 
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -18,9 +18,13 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Sets everything up and starts the nodes. `more` goes into each party's configuration; the
-    /// analyst may start jobs.
-    pub fn start(more: &str) -> Deployment {
+    /// Sets everything up and starts the nodes; the analyst may start jobs.
+    pub fn start() -> Deployment {
+        Deployment::start_with("", "")
+    }
+
+    /// As [`Deployment::start`], with something replaced in each party's configuration.
+    pub fn start_with(replaced: &str, by: &str) -> Deployment {
         let root = tempfile::tempdir().expect("a temporary folder");
         let world = World { root };
         let listen = ports().map(|port| format!("127.0.0.1:{port}"));
@@ -39,6 +43,9 @@ impl Deployment {
         for (_, who, _) in NODES {
             world.sign(&file, who);
         }
+        for (_, who, _) in NODES {
+            world.sign(&file, who);
+        }
         world.hand_out(&file, &everybody);
         for who in PARTIES {
             let path = world.dir(who).join("party.toml");
@@ -46,7 +53,8 @@ impl Deployment {
             let named = "requesters = [\"statistics-office\"]";
             let changed = text.replace("requesters = []", named);
             assert_ne!(changed, text);
-            std::fs::write(&path, changed + more).expect("it is written");
+            assert!(changed.contains(replaced), "{replaced} is not in {changed}");
+            std::fs::write(&path, changed.replacen(replaced, by, 1)).expect("it is written");
         }
         let mut deployment = Deployment {
             world,
@@ -63,6 +71,38 @@ impl Deployment {
         let (running, log) = self.world.start(role, who);
         await_line(&log, "listening");
         self.nodes.push((who, running));
+    }
+
+    /// Starts a party whose store is a file system of its own, of `size` as mount takes it. Returns
+    /// where its view of the files begins.
+    pub fn start_in(&mut self, who: &'static str, store: &Path, size: &str) -> PathBuf {
+        let log = self.world.dir(who).join("log");
+        let file = std::fs::File::create(&log).expect("a log is made");
+        let tool = trefoil();
+        let script = "mount -t tmpfs -o mode=0700,size=\"$1\" none \"$2\" && exec \"$3\" party --config \"$4\"";
+        let child = std::process::Command::new("unshare")
+            .args([
+                "--user",
+                "--map-root-user",
+                "--mount",
+                "sh",
+                "-c",
+                script,
+                "sh",
+            ])
+            .arg(size)
+            .arg(store)
+            .arg(tool.get_program())
+            .arg(self.world.dir(who).join("party.toml"))
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .stderr(file)
+            .spawn()
+            .expect("unshare starts");
+        let inside = PathBuf::from(format!("/proc/{}/root", child.id()));
+        self.nodes.push((who, Running(child)));
+        await_line(&log, "listening");
+        inside
     }
 
     /// Ends a node without warning.

@@ -66,7 +66,7 @@ fn share(deployment: &Deployment, who: &str, dataset: &str, images: &Path) -> Co
 
 #[test]
 fn dicom_files_are_shared_and_problems_are_listed_before_anything_leaves() {
-    let deployment = Deployment::start("");
+    let deployment = Deployment::start();
     let folder = deployment.world.dir("anna").join("pictures");
     std::fs::create_dir_all(&folder).expect("a folder is made");
     let write = |name: &str, content: &[u8]| {
@@ -161,7 +161,7 @@ fn pictures(folder: &Path, count: usize) {
 
 #[test]
 fn an_upload_that_was_killed_goes_on_and_memory_does_not_grow_with_the_pictures() {
-    let deployment = Deployment::start("");
+    let deployment = Deployment::start();
     let (few, many) = (deployment.world.dir("few"), deployment.world.dir("many"));
     pictures(&few, FEW);
     pictures(&many, MANY);

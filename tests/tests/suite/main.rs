@@ -16,4 +16,5 @@ mod serve;
 mod survival;
 mod tcp;
 mod uploads;
+mod withdraw;
 mod world;
