@@ -341,15 +341,17 @@ fn train(
     let mut state = initial.clone();
     if spec.momentum > 0.0 {
         state.extend(
-            initial
+            network
+                .parameters()
                 .iter()
-                .map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))),
+                .map(|(name, shape)| (programs::velocity_name(name), Tensor::zeros(shape))),
         );
     }
     let mut schedule = empty(InitialState::Public(state));
     schedule.save = network
         .parameters()
         .into_iter()
+        .chain(network.statistics())
         .map(|(name, _)| name)
         .collect();
     let evaluation = match test_rows {
