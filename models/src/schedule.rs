@@ -352,7 +352,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
 /// Words of a row of an upload of weights.
 pub const IMPORT_ROW_WORDS: usize = 1024;
 
-/// What an upload of weights holds: the parameters in the network's order, one after the other,
+/// What an upload of weights holds: all that a model consists of ([`Network::kept`]), in order, one after the other,
 /// in rows of [`IMPORT_ROW_WORDS`], the last one filled up with zeros.
 ///
 /// # Errors
@@ -362,7 +362,7 @@ pub fn import_words(
     weights: &BTreeMap<String, Tensor>,
 ) -> Result<Vec<u64>, ModelError> {
     let mut words = Vec::new();
-    for (name, shape) in network.parameters() {
+    for (name, shape) in network.kept() {
         let bad = |problem: String| ModelError::Weights {
             name: name.clone(),
             problem,
@@ -382,7 +382,7 @@ pub fn import_words(
 pub fn import_tensors(network: &Network, mut words: &[u64]) -> Option<BTreeMap<String, Tensor>> {
     let mut tensors = BTreeMap::new();
     let total = words.len();
-    for (name, shape) in network.parameters() {
+    for (name, shape) in network.kept() {
         let (own, rest) = words.split_at_checked(shape.iter().product())?;
         tensors.insert(name, Tensor::new(shape, own.to_vec()));
         words = rest;
@@ -392,8 +392,8 @@ pub fn import_tensors(network: &Network, mut words: &[u64]) -> Option<BTreeMap<S
 }
 
 fn names(network: &Network) -> Vec<String> {
-    let parameters = network.parameters().into_iter();
-    parameters.map(|(name, _)| name).collect()
+    let kept = network.kept().into_iter();
+    kept.map(|(name, _)| name).collect()
 }
 
 pub(crate) fn empty(initial: InitialState) -> Schedule {
@@ -427,9 +427,10 @@ fn train(
     let mut state = initial.clone();
     if spec.momentum > 0.0 {
         state.extend(
-            initial
+            network
+                .parameters()
                 .iter()
-                .map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))),
+                .map(|(name, shape)| (programs::velocity_name(name), Tensor::zeros(shape))),
         );
     }
     let mut schedule = empty(InitialState::Public(state));

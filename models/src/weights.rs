@@ -9,10 +9,11 @@ use sha2::{Digest, Sha256};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::ring::elements;
 
-use crate::network::Network;
+use crate::network::{Network, statistics_frac_bits};
 use crate::schedule::{below, stream};
 
-/// Kaiming-uniform weights with `frac_bits` fraction bits, and zero biases, by carried name.
+/// Kaiming-uniform weights with `frac_bits` fraction bits, and zero biases, by carried name; scales of a
+/// normalisation are 1, its running statistics mean 0 and variance 1.
 ///
 /// Weights are uniform in `[-b, b]` with `b = sqrt(3 / fan_in)` (He et al. 2015, gain 1). Gain `sqrt 2`
 /// before a ReLU made the first steps of `lenet` and `minionn` overshoot: after one epoch of the
@@ -23,6 +24,15 @@ pub fn initial(network: &Network, seed: u64, frac_bits: u32) -> BTreeMap<String,
         let (Some(shape), Some(bias)) = (layer.weight_shape(), layer.bias_len()) else {
             continue;
         };
+        if layer.is_norm() {
+            let (one, s) = (1u64 << frac_bits, statistics_frac_bits(frac_bits as u8));
+            weights.insert(layer.weight_name(), Tensor::new(shape, vec![one; bias]));
+            weights.insert(layer.bias_name(), Tensor::zeros(&[bias]));
+            weights.insert(layer.mean_name(), Tensor::zeros(&[bias]));
+            let ones = Tensor::new(vec![bias], vec![1 << s; bias]);
+            weights.insert(layer.variance_name(), ones);
+            continue;
+        }
         let bound = ((3 << (2 * frac_bits)) / layer.fan_in() as u64).isqrt();
         let mut rng = stream(seed, &layer.weight_name());
         let data = (0..elements(&shape))

@@ -85,4 +85,12 @@ fn gradients_equal_finite_differences() {
          [[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\ngroups=4\nstride=[2,1]\npadding=\"same\"\n\
          [[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\ndilation=[1,2]\n[[layer]]\nkind=\"dense\"\n",
     );
+    // Normalisation behind a convolution, behind a sum, behind a dense layer; leaky ReLU and ReLU6.
+    check(
+        "[[layer]]\nname=\"a\"\nkind=\"conv\"\nfilters=3\nkernel=3\npadding=1\n\
+         [[layer]]\nkind=\"batch_norm\"\n[[layer]]\nname=\"b\"\nkind=\"leaky_relu\"\nslope=0.25\n\
+         [[layer]]\nname=\"s\"\nkind=\"add\"\nfrom=[\"a\",\"b\"]\n[[layer]]\nkind=\"batch_norm\"\n\
+         [[layer]]\nkind=\"relu6\"\n[[layer]]\nkind=\"dense\"\nunits=5\n[[layer]]\nkind=\"batch_norm\"\n\
+         [[layer]]\nkind=\"dense\"\n",
+    );
 }

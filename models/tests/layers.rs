@@ -3,9 +3,14 @@
 
 mod common;
 
-use common::{gradients_agree, secure_equals_plain};
-use trefoil_models::Network;
+use common::{gradients_agree, plain, secure_equals_plain, seed, synthetic, train_job};
+use ndarray::{ArrayView2, Axis};
+use trefoil_models::float::{Data, Model};
 use trefoil_models::job::TrainSpec;
+use trefoil_models::plain_run::Tables;
+use trefoil_models::schedule::{Phase, epoch_order, schedule};
+use trefoil_models::{Network, outcome};
+use trefoil_protocol::fixed::decode;
 
 fn network(text: &str) -> Network {
     Network::parse(text).expect("valid")
@@ -112,4 +117,200 @@ fn grouped_and_dilated_convolutions_are_exact_and_train_as_the_float_twin() {
     let network = network(GROUPS);
     secure_equals_plain(&network, &spec());
     gradients_agree(&network, 20, 0.01);
+}
+
+/// A residual block with normalisation: one folded into a convolution, one into a dense layer, one
+/// behind a sum, where nothing can be folded.
+const RESIDUAL: &str = r#"
+name = "tiny-residual"
+input = [2, 6, 6]
+classes = 3
+[[layer]]
+name = "stem"
+kind = "conv"
+filters = 4
+kernel = 3
+padding = "same"
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+name = "skip"
+kind = "relu"
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 3
+padding = "same"
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 3
+padding = "same"
+[[layer]]
+name = "block"
+kind = "batch_norm"
+momentum = 0.5
+[[layer]]
+kind = "add"
+from = ["block", "skip"]
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "global_avg_pool"
+[[layer]]
+kind = "dense"
+units = 5
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn a_residual_network_with_normalisation_is_exact() {
+    secure_equals_plain(&network(RESIDUAL), &spec());
+    let narrow = TrainSpec {
+        frac_bits: 13,
+        ring_bits: 48,
+        momentum: 0.5,
+        ..spec()
+    };
+    secure_equals_plain(&network(RESIDUAL), &narrow);
+}
+
+#[test]
+fn the_gradient_of_a_normalised_network_is_that_of_the_float_twin() {
+    gradients_agree(&network(RESIDUAL), 20, 0.02);
+    gradients_agree(&network(RESIDUAL), 16, 0.03);
+}
+
+/// After some steps the running statistics are those of the float twin, and the set-up's folded weights
+/// predict as the twin does, which folds nothing.
+#[test]
+fn running_statistics_and_folded_weights_follow_the_float_twin() {
+    let seed = seed();
+    let network = network(RESIDUAL);
+    let spec = TrainSpec {
+        batch: 32,
+        epochs: 2,
+        learning_rate: 0.0625,
+        ..TrainSpec::default()
+    };
+    let train = synthetic(&network, 6 * spec.batch, 0.5, seed);
+    let test = synthetic(&network, 96, 0.5, seed + 1);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    test.tables("test", spec.frac_bits, &mut tables);
+    let job = train_job(&network, &spec, train.rows(), test.rows());
+    let schedule = schedule(&job).expect("valid");
+    let fixed = plain(&schedule, &tables, None, seed);
+    let view = |rows: &'_ common::Synthetic| {
+        let shape = (rows.rows(), rows.row);
+        ArrayView2::from_shape(shape, &rows.images)
+            .expect("rows")
+            .to_owned()
+    };
+    let (images, unseen) = (view(&train), view(&test));
+    let mut model = Model::initial(&network, &spec).expect("valid");
+    for epoch in 0..spec.epochs {
+        for rows in epoch_order(spec.seed, epoch, train.rows()).chunks_exact(spec.batch) {
+            let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
+            let batch = images.select(Axis(0), &rows);
+            let labels: Vec<u8> = rows.iter().map(|row| train.labels[*row]).collect();
+            let data = Data {
+                images: batch.view(),
+                labels: &labels,
+            };
+            let gradients = model.gradients(data).expect("valid");
+            model.update(&gradients, spec.learning_rate, 0.0);
+        }
+    }
+    for (at, layer) in network
+        .layers
+        .iter()
+        .enumerate()
+        .filter(|(_, layer)| layer.is_norm())
+    {
+        let twin = model.statistics[at]
+            .as_ref()
+            .expect("a normalisation has statistics");
+        for (name, twin) in [
+            (layer.mean_name(), &twin.mean),
+            (layer.variance_name(), &twin.variance),
+        ] {
+            for (word, twin) in fixed.state[&name].data().iter().zip(twin) {
+                let own = decode(*word, 18);
+                let twin = f64::from(*twin);
+                assert!(
+                    (own - twin).abs() < 0.01 + 0.02 * twin.abs(),
+                    "{name}: {own} beside {twin}"
+                );
+            }
+        }
+    }
+    let logits = model.logits(unseen.view()).expect("valid");
+    let right = |(row, label): (ndarray::ArrayView1<'_, f32>, &u8)| {
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b]));
+        best == Some(usize::from(*label))
+    };
+    let twin = logits
+        .rows()
+        .into_iter()
+        .zip(&test.labels)
+        .filter(|pair| right((pair.0, pair.1)))
+        .count();
+    let last = schedule.steps.len() - 1;
+    assert!(matches!(schedule.steps[last].phase, Phase::Result { .. }));
+    let counts = outcome::confusion(&fixed.outputs[last]).expect("revealed");
+    let own = counts.diag().sum() as usize;
+    // By chance 32 of 96.
+    println!("right of {}: fixed point {own}, twin {twin}", test.rows());
+    assert!(own > 40 && own.abs_diff(twin) <= 4, "{own}, {twin}");
+}
+
+/// ReLU6 before and behind a convolution, leaky ReLU with a slope that is no power of two, wide values.
+const GATES: &str = r#"
+name = "tiny-gates"
+input = [1, 5, 5]
+classes = 3
+[[layer]]
+kind = "relu6"
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = 3
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+kind = "leaky_relu"
+slope = 0.01
+[[layer]]
+kind = "dense"
+units = 6
+[[layer]]
+kind = "relu6"
+[[layer]]
+kind = "leaky_relu"
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn relu6_and_leaky_relu_are_exact_and_train_as_the_float_twin() {
+    secure_equals_plain(&network(GATES), &spec());
+    let narrow = TrainSpec {
+        frac_bits: 13,
+        ring_bits: 48,
+        ..spec()
+    };
+    secure_equals_plain(&network(GATES), &narrow);
+    gradients_agree(&network(GATES), 20, 0.02);
 }

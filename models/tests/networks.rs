@@ -1,7 +1,10 @@
 //! Networks: what is shipped has the shapes it claims; what does not fit is refused with its reason.
 
 use trefoil_models::Network;
+use trefoil_models::cost::{self, Work};
+use trefoil_models::job::{PredictOutput, TrainSpec};
 use trefoil_models::network::LayerKind;
+use trefoil_protocol::plan::LinkProfile;
 
 fn shapes(name: &str) -> Vec<(String, Vec<usize>)> {
     let network = Network::builtin(name).expect("shipped networks are valid");
@@ -235,4 +238,68 @@ fn errors_name_layer_key_and_both_shapes() {
         error.contains("resnet") && error.contains("lenet"),
         "{error}"
     );
+}
+
+/// Large networks are compiled only: what a training step and an inference would cost is known without
+/// running them. The numbers of parameters are those of the usual definitions, with a bias for every
+/// convolution.
+#[test]
+fn large_networks_have_plans() {
+    for (name, parameters, norms, folded) in [
+        ("resnet18", Some(11_178_762), 20, 20),
+        ("vgg16", Some(14_990_922), 13, 13),
+        ("mobilenet", None, 52, 52),
+        ("alexnet", None, 2, 0),
+    ] {
+        let network = Network::builtin(name).expect("shipped");
+        let shapes = network.parameters().into_iter();
+        let count: usize = shapes
+            .map(|(_, shape)| shape.iter().product::<usize>())
+            .sum();
+        if let Some(parameters) = parameters {
+            assert_eq!(count, parameters, "{name}");
+        }
+        assert_eq!(network.statistics().len(), 2 * norms, "{name}");
+        let layers = 0..network.layers.len();
+        let folds = layers.filter_map(|at| network.folded_into(at)).count();
+        assert_eq!(folds, folded, "{name}");
+        let spec = TrainSpec {
+            batch: 1,
+            ..TrainSpec::default()
+        };
+        for work in [
+            Work::Train,
+            Work::Predict(PredictOutput::Class),
+            Work::Setup,
+        ] {
+            let plan = cost::plan(&network, &spec, work, LinkProfile::default()).expect("compiles");
+            let cost = plan.cost();
+            let mb = |bytes: u64| bytes as f64 / 1e6;
+            println!(
+                "{name}, {count} parameters, {work:?}: {} rounds, {:.1} MB sent by a party, {:.1} MB dealt, \
+                 {:.0} MB peak",
+                cost.rounds,
+                mb(cost.bytes_sent_per_party),
+                mb(cost.dealer_bytes),
+                mb(cost.peak_memory_bytes)
+            );
+            assert_eq!(plan.check(), Ok(()), "{name}");
+            // Weights are opened at least once; a normalisation at inference opens nothing where it is
+            // folded.
+            let opened = if matches!(work, Work::Predict(_)) {
+                0
+            } else {
+                16 * count as u64
+            };
+            assert!(cost.bytes_sent_per_party > opened, "{name} {work:?}");
+            let norms = cost
+                .layers
+                .iter()
+                .filter(|layer| layer.name.starts_with("batchnorm"));
+            let sent: u64 = norms.map(|layer| layer.bytes_sent_per_party).sum();
+            if matches!(work, Work::Predict(_)) {
+                assert_eq!(sent == 0, folded > 0, "{name}");
+            }
+        }
+    }
 }

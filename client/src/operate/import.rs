@@ -27,6 +27,8 @@ use crate::follow::bar;
 use crate::remote::{Part, Upload};
 
 /// Weights are below 2 to the power of this: the programs presume it.
+/// Running statistics lie between minus this and this.
+const STATISTICS_BOUND: f64 = 256.0;
 const INTEGER_BITS: u32 = trefoil_models::programs::WEIGHT_INTEGER_BITS as u32;
 
 /// Arguments of `trefoil import-model`.
@@ -71,7 +73,13 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
     }
     let mut weights = BTreeMap::new();
     let bound = 2f64.powi(INTEGER_BITS as i32);
-    for (name, shape) in network.parameters() {
+    for (name, shape) in network.kept() {
+        let own_bits = network.kept_frac_bits(&name, frac_bits);
+        // Running statistics have a wider range than weights.
+        let bound = match own_bits == frac_bits {
+            true => bound,
+            false => STATISTICS_BOUND,
+        };
         let Some(array) = arrays.remove(&name) else {
             bail!(
                 "{}: there is no array {name}, which network {} has with shape {shape:?}",
@@ -99,7 +107,7 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
         }
         let words = array
             .iter()
-            .map(|value| encode(*value, u32::from(frac_bits)));
+            .map(|value| encode(*value, u32::from(own_bits)));
         weights.insert(name, Tensor::new(shape, words.collect()));
     }
     if let Some(unknown) = arrays.keys().next() {

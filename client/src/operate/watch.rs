@@ -5,6 +5,7 @@ use std::fmt::Display;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use trefoil_models::Network;
 use trefoil_models::job::JobKind;
 use trefoil_models::schedule;
 use trefoil_protocol::fixed::decode;
@@ -104,12 +105,16 @@ fn revealed(done: &Finished, show: &Show, frac_bits: u8) -> Result<()> {
         .to
         .as_ref()
         .context("there is no file for the weights")?;
-    let frac_bits = u32::from(frac_bits);
+    let (JobKind::Train { network, .. } | JobKind::RevealModel { network, .. }) = &done.kind else {
+        bail!("this job reveals no weights");
+    };
+    let network = Network::parse(network)?;
     let arrays: Vec<_> = done
         .weights()?
         .into_iter()
         .map(|(name, weights)| {
-            let values = weights.data().iter().map(|word| decode(*word, frac_bits));
+            let own_bits = u32::from(network.kept_frac_bits(&name, frac_bits));
+            let values = weights.data().iter().map(|word| decode(*word, own_bits));
             (name, weights.shape().to_vec(), values.collect())
         })
         .collect();

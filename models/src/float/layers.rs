@@ -4,6 +4,7 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::Parameters;
 use super::conv::{conv, conv_backward};
+use super::norm::{self, Statistics, normalise};
 use crate::network::{Layer, LayerKind, Network, Window};
 
 /// What a forward pass leaves. All values are `[rows, elements]`.
@@ -13,6 +14,8 @@ pub(super) struct Tape {
     outputs: Vec<Array2<f32>>,
     /// For each max pool and output the index of the input that it is.
     winners: Vec<Vec<u32>>,
+    /// For each normalisation what it used.
+    pub(super) statistics: Vec<Option<Statistics>>,
 }
 
 impl Tape {
@@ -26,24 +29,36 @@ impl Tape {
     }
 }
 
-/// Computes all layers.
+/// Computes all layers; normalises with `running`, or with the batch's own statistics.
 pub(super) fn forward(
     network: &Network,
     parameters: &[Option<Parameters>],
+    running: Option<&[Option<Statistics>]>,
     images: Array2<f32>,
 ) -> Tape {
     let mut tape = Tape {
         images,
         outputs: Vec::new(),
         winners: Vec::new(),
+        statistics: Vec::new(),
     };
-    for (layer, parameters) in network.layers.iter().zip(parameters) {
+    for (at, (layer, parameters)) in network.layers.iter().zip(parameters).enumerate() {
+        let mut statistics = None;
         let x = tape.source(layer.sources[0]);
         let mut winners = Vec::new();
         let y = match (&layer.kind, parameters) {
             (LayerKind::Conv { .. }, Some(p)) => conv(layer, p, x),
             (LayerKind::Dense { .. }, Some(p)) => x.dot(&p.weight) + &p.bias,
             (LayerKind::Relu, _) => x.mapv(|x| x.max(0.0)),
+            (LayerKind::Relu6, _) => x.mapv(|x| x.clamp(0.0, 6.0)),
+            (LayerKind::LeakyRelu(slope), _) => x.mapv(|x| x.max(x * *slope as f32)),
+            (LayerKind::BatchNorm { .. }, Some(p)) => {
+                let kept = running.and_then(|running| running[at].clone());
+                let by = kept.unwrap_or_else(|| Statistics::of(x, p.bias.len()));
+                let y = normalise(x, p, &by);
+                statistics = Some(by);
+                y
+            }
             (LayerKind::Square, _) => x.mapv(|x| x * x),
             (LayerKind::Poly(c), _) => x.mapv(|x| polynomial(c, x)),
             (LayerKind::MaxPool(window), _) => {
@@ -71,6 +86,7 @@ pub(super) fn forward(
         };
         tape.outputs.push(y);
         tape.winners.push(winners);
+        tape.statistics.push(statistics);
     }
     tape
 }
@@ -106,6 +122,18 @@ pub(super) fn backward(
                 if wanted { g.dot(&p.weight.t()) } else { g }
             }
             (LayerKind::Relu, _) => times(g, x, |x| f32::from(u8::from(x > 0.0))),
+            (LayerKind::Relu6, _) => times(g, x, |x| f32::from(u8::from(x > 0.0 && x < 6.0))),
+            (LayerKind::LeakyRelu(slope), _) => {
+                times(g, x, |x| if x > 0.0 { 1.0 } else { *slope as f32 })
+            }
+            (LayerKind::BatchNorm { .. }, Some(p)) => {
+                let by = tape.statistics[at]
+                    .as_ref()
+                    .expect("the forward pass kept them");
+                let (gradient, dx) = norm::backward(x, p, by, &g);
+                gradients[at] = Some(gradient);
+                dx
+            }
             (LayerKind::Square, _) => times(g, x, |x| 2.0 * x),
             (LayerKind::Poly(c), _) => {
                 let slopes: Vec<f64> = c

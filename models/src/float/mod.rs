@@ -6,6 +6,7 @@
 
 mod conv;
 mod layers;
+mod norm;
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -15,9 +16,11 @@ use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::decode;
 
 use crate::job::TrainSpec;
-use crate::network::Network;
+use crate::network::{Layer, LayerKind, Network, statistics_frac_bits};
 use crate::schedule::epoch_order;
 use crate::{ModelError, weights};
+
+pub use norm::Statistics;
 
 /// Rows in one forward pass outside training.
 const CHUNK_ROWS: usize = 128;
@@ -61,6 +64,8 @@ pub struct Model {
     /// For each layer of the network its parameters, if it has any.
     pub parameters: Vec<Option<Parameters>>,
     velocities: Vec<Option<Parameters>>,
+    /// For each normalisation its running statistics.
+    pub statistics: Vec<Option<Statistics>>,
 }
 
 /// A loss and its gradient for each layer.
@@ -70,6 +75,8 @@ pub struct Gradients {
     pub loss: f64,
     /// Gradients of the mean.
     pub layers: Vec<Option<Parameters>>,
+    /// For each normalisation the batch's statistics.
+    pub statistics: Vec<Option<Statistics>>,
 }
 
 /// What one epoch gave.
@@ -88,7 +95,7 @@ impl Model {
         weights: &BTreeMap<String, Tensor>,
         frac_bits: u32,
     ) -> Result<Model, ModelError> {
-        let get = |name: String, expected: &[usize]| {
+        let get = |name: String, expected: &[usize], frac_bits: u32| {
             let bad = |problem: String| ModelError::Weights {
                 name: name.clone(),
                 problem,
@@ -110,7 +117,7 @@ impl Model {
         for layer in &network.layers {
             parameters.push(match (layer.weight_shape(), layer.bias_len()) {
                 (Some(shape), Some(bias_len)) => {
-                    let words = get(layer.weight_name(), &shape)?;
+                    let words = get(layer.weight_name(), &shape, frac_bits)?;
                     let cols: usize = shape[1..].iter().product();
                     let weight = Array2::from_shape_vec((shape[0], cols), words).map_err(|e| {
                         ModelError::Weights {
@@ -120,10 +127,22 @@ impl Model {
                     })?;
                     Some(Parameters {
                         weight,
-                        bias: get(layer.bias_name(), &[bias_len])?.into(),
+                        bias: get(layer.bias_name(), &[bias_len], frac_bits)?.into(),
                     })
                 }
                 _ => None,
+            });
+        }
+        let s = u32::from(statistics_frac_bits(frac_bits as u8));
+        let mut statistics = Vec::new();
+        for layer in &network.layers {
+            let channels = [layer.input[0]];
+            statistics.push(match layer.is_norm() {
+                true => Some(Statistics {
+                    mean: get(layer.mean_name(), &channels, s)?.into(),
+                    variance: get(layer.variance_name(), &channels, s)?.into(),
+                }),
+                false => None,
             });
         }
         let velocities = parameters
@@ -134,6 +153,7 @@ impl Model {
             network: network.clone(),
             parameters,
             velocities,
+            statistics,
         })
     }
 
@@ -176,8 +196,12 @@ impl Model {
                     for (chunk, mut out) in
                         chunks.zip(logits.axis_chunks_iter_mut(Axis(0), CHUNK_ROWS))
                     {
-                        let tape =
-                            layers::forward(&self.network, &self.parameters, chunk.to_owned());
+                        let tape = layers::forward(
+                            &self.network,
+                            &self.parameters,
+                            Some(&self.statistics),
+                            chunk.to_owned(),
+                        );
                         out.assign(tape.logits());
                     }
                 });
@@ -191,7 +215,9 @@ impl Model {
         self.check(&data.images)?;
         check_labels(&data, self.network.classes)?;
         let rows = data.labels.len();
-        let part = part_rows(rows);
+        // Statistics are those of the whole batch.
+        let whole = self.network.layers.iter().any(Layer::is_norm);
+        let part = if whole { rows.max(1) } else { part_rows(rows) };
         let parts: Vec<Gradients> = thread::scope(|scope| {
             let parts = data
                 .images
@@ -210,9 +236,11 @@ impl Model {
         let mut sum = Gradients {
             loss: 0.0,
             layers: vec![None; self.parameters.len()],
+            statistics: Vec::new(),
         };
         for part in parts {
             sum.loss += part.loss;
+            sum.statistics = part.statistics;
             for (sum, part) in sum.layers.iter_mut().zip(part.layers) {
                 match (sum.as_mut(), part) {
                     (Some(sum), Some(part)) => {
@@ -229,11 +257,12 @@ impl Model {
 
     /// What some rows of a batch of `rows` contribute to its mean.
     fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
-        let tape = layers::forward(&self.network, &self.parameters, images.to_owned());
+        let tape = layers::forward(&self.network, &self.parameters, None, images.to_owned());
         let (loss, dz) = cross_entropy(tape.logits(), labels, rows);
         Gradients {
             loss,
             layers: layers::backward(&self.network, &self.parameters, &tape, dz),
+            statistics: tape.statistics,
         }
     }
 
@@ -251,6 +280,14 @@ impl Model {
                 v.bias.zip_mut_with(&g.bias, |v, g| *v = mu * *v + g);
                 p.weight.scaled_add(-rate, &v.weight);
                 p.bias.scaled_add(-rate, &v.bias);
+            }
+        }
+        let statistics = self.statistics.iter_mut().zip(&gradients.statistics);
+        for (layer, (running, batch)) in self.network.layers.iter().zip(statistics) {
+            if let (LayerKind::BatchNorm { momentum }, Some(running), Some(batch)) =
+                (&layer.kind, running, batch)
+            {
+                running.follow(batch, *momentum);
             }
         }
     }

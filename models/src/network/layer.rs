@@ -1,5 +1,13 @@
 //! A layer with every parameter resolved, and what it carries between steps.
 
+/// What a normalisation adds to a variance, as a power of two.
+pub const VARIANCE_EPSILON_LOG2: i8 = -10;
+
+/// Fraction bits of running means and variances, for f of weights.
+pub fn statistics_frac_bits(frac_bits: u8) -> u8 {
+    (frac_bits + 4).min(18)
+}
+
 /// What a layer does, every parameter resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum LayerKind {
@@ -25,6 +33,15 @@ pub enum LayerKind {
     },
     /// `max(0, x)`
     Relu,
+    /// `min(max(x, 0), 6)`
+    Relu6,
+    /// x where it is positive, this fraction of it elsewhere.
+    LeakyRelu(f64),
+    /// Every channel to mean beta and deviation gamma.
+    BatchNorm {
+        /// The part of a batch's statistics in the running ones.
+        momentum: f64,
+    },
     /// `x * x`
     Square,
     /// A polynomial, from the constant upward.
@@ -76,6 +93,7 @@ impl Layer {
                 ..
             } => Some(vec![filters, self.input[0] / groups, kh, kw]),
             LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
+            LayerKind::BatchNorm { .. } => Some(vec![self.input[0]]),
             _ => None,
         }
     }
@@ -85,8 +103,14 @@ impl Layer {
         match self.kind {
             LayerKind::Conv { filters, .. } => Some(filters),
             LayerKind::Dense { units } => Some(units),
+            LayerKind::BatchNorm { .. } => Some(self.input[0]),
             _ => None,
         }
+    }
+
+    /// Whether it is a batch normalisation.
+    pub fn is_norm(&self) -> bool {
+        matches!(self.kind, LayerKind::BatchNorm { .. })
     }
 
     /// Inputs that meet in one output.
@@ -104,6 +128,16 @@ impl Layer {
     /// The name of its weights among the carried state.
     pub fn weight_name(&self) -> String {
         format!("{}.weight", self.name)
+    }
+
+    /// The name of its running mean among the carried state, if it is a normalisation.
+    pub fn mean_name(&self) -> String {
+        format!("{}.mean", self.name)
+    }
+
+    /// The name of its running variance among the carried state, if it is a normalisation.
+    pub fn variance_name(&self) -> String {
+        format!("{}.variance", self.name)
     }
 
     /// The name of its bias among the carried state.

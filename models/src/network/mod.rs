@@ -12,7 +12,7 @@ mod spec;
 use serde::{Deserialize, Serialize};
 
 pub use graph::{From, LayerEntry};
-pub use layer::{Layer, LayerKind, Window};
+pub use layer::{Layer, LayerKind, VARIANCE_EPSILON_LOG2, Window, statistics_frac_bits};
 pub use spec::{Extent, LayerSpec, Padding, PaddingName};
 use spec::{MAX_ELEMENTS, elements};
 
@@ -26,7 +26,7 @@ const MAX_LAYERS: usize = 256;
 const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
-const SHIPPED: [(&str, &str); 7] = [
+const SHIPPED: [(&str, &str); 11] = [
     ("mlp", include_str!("../../../configs/networks/mlp.toml")),
     (
         "minionn",
@@ -49,6 +49,22 @@ const SHIPPED: [(&str, &str); 7] = [
         include_str!("../../../configs/networks/logistic.toml"),
     ),
     ("xray", include_str!("../../../configs/networks/xray.toml")),
+    (
+        "resnet18",
+        include_str!("../../../configs/networks/resnet18.toml"),
+    ),
+    (
+        "mobilenet",
+        include_str!("../../../configs/networks/mobilenet.toml"),
+    ),
+    (
+        "vgg16",
+        include_str!("../../../configs/networks/vgg16.toml"),
+    ),
+    (
+        "alexnet",
+        include_str!("../../../configs/networks/alexnet.toml"),
+    ),
 ];
 
 /// A checked network.
@@ -224,6 +240,41 @@ impl Network {
             }
         }
         parameters
+    }
+
+    /// Names and shapes of all running statistics, in order: carried, but not trained.
+    pub fn statistics(&self) -> Vec<(String, Vec<usize>)> {
+        let norms = self.layers.iter().filter(|layer| layer.is_norm());
+        norms
+            .flat_map(|layer| {
+                [layer.mean_name(), layer.variance_name()].map(|name| (name, vec![layer.input[0]]))
+            })
+            .collect()
+    }
+
+    /// Names and shapes of all that a model consists of: parameters, then running statistics.
+    pub fn kept(&self) -> Vec<(String, Vec<usize>)> {
+        let mut kept = self.parameters();
+        kept.extend(self.statistics());
+        kept
+    }
+
+    /// Fraction bits of one of them, in a model of `frac_bits`.
+    pub fn kept_frac_bits(&self, name: &str, frac_bits: u8) -> u8 {
+        match self.statistics().iter().any(|(known, _)| known == name) {
+            true => layer::statistics_frac_bits(frac_bits),
+            false => frac_bits,
+        }
+    }
+
+    /// The linear layer that a normalisation is folded into at inference: the one before it, if nobody
+    /// else reads that.
+    pub fn folded_into(&self, norm: usize) -> Option<usize> {
+        let layer = self.layers.get(norm).filter(|layer| layer.is_norm())?;
+        let linear = layer.sources[0]?;
+        let kind = &self.layers[linear].kind;
+        let fits = matches!(kind, LayerKind::Conv { .. } | LayerKind::Dense { .. });
+        (fits && self.readers(linear) == 1).then_some(linear)
     }
 
     /// Values of one image.

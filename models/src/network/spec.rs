@@ -78,6 +78,20 @@ pub enum LayerSpec {
     },
     /// `max(0, x)`
     Relu {},
+    /// `min(max(x, 0), 6)`
+    Relu6 {},
+    /// x where it is positive, `slope x` elsewhere.
+    LeakyRelu {
+        /// Between 0 and 1; 1/64 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        slope: Option<f64>,
+    },
+    /// Batch normalisation of every channel, with learnt scale and shift.
+    BatchNorm {
+        /// The part of a batch's statistics in the running ones; 1/8 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        momentum: Option<f64>,
+    },
     /// `x * x`
     Square {},
     /// `c_0 + c_1 x + .. + c_d x^d`, degree 2 to 4.
@@ -117,6 +131,9 @@ impl LayerSpec {
             LayerSpec::Conv { .. } => "conv",
             LayerSpec::Dense { .. } => "dense",
             LayerSpec::Relu {} => "relu",
+            LayerSpec::Relu6 {} => "relu6",
+            LayerSpec::LeakyRelu { .. } => "leaky_relu",
+            LayerSpec::BatchNorm { .. } => "batch_norm",
             LayerSpec::Square {} => "square",
             LayerSpec::Poly { .. } => "poly",
             LayerSpec::MaxPool { .. } => "max_pool",
@@ -246,6 +263,21 @@ pub(super) fn resolve(
             (LayerKind::Dense { units }, vec![units])
         }
         LayerSpec::Relu {} => (LayerKind::Relu, shape.to_vec()),
+        LayerSpec::Relu6 {} => (LayerKind::Relu6, shape.to_vec()),
+        LayerSpec::LeakyRelu { slope } => {
+            let slope = slope.unwrap_or(1.0 / 64.0);
+            if !(0.001..=0.999).contains(&slope) {
+                return Err(format!("slope = {slope}; 0.001 to 0.999 are possible"));
+            }
+            (LayerKind::LeakyRelu(slope), shape.to_vec())
+        }
+        LayerSpec::BatchNorm { momentum } => {
+            let momentum = momentum.unwrap_or(0.125);
+            if !(0.001..=1.0).contains(&momentum) {
+                return Err(format!("momentum = {momentum}; 0.001 to 1 are possible"));
+            }
+            (LayerKind::BatchNorm { momentum }, shape.to_vec())
+        }
         LayerSpec::Square {} => (LayerKind::Square, shape.to_vec()),
         LayerSpec::Poly { coefficients } => {
             if !(3..=5).contains(&coefficients.len()) {

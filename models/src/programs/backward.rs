@@ -7,7 +7,7 @@
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
 
 use super::forward::{Recorded, What, aligned, conv_spec, divide, pool_spec};
-use super::{Format, at_most, exactly};
+use super::{Format, activation, at_most, exactly, norm};
 use crate::network::{LayerKind, Network};
 
 /// The gradient of one parameter, summed over the batch.
@@ -125,6 +125,25 @@ pub(crate) fn backward(
                 let product = b.mul(*value, at_f)?;
                 let frac = b.ty(product).frac_bits - log2_factor;
                 passed.push((first, b.rescale(product, frac)?));
+            }
+            What::Gates(gates) => {
+                passed.push((first, activation::gradient(b, gates, g, f, rounding)?));
+            }
+            What::BatchNorm(kept) => {
+                let gradient = norm::gradient(b, kept, g, wanted, format, rounding)?;
+                gradients.push(Gradient {
+                    layer: at,
+                    name: layer.bias_name(),
+                    value: kept.beta,
+                    sum: gradient.beta,
+                });
+                gradients.push(Gradient {
+                    layer: at,
+                    name: layer.weight_name(),
+                    value: kept.gamma,
+                    sum: gradient.gamma,
+                });
+                passed.extend(gradient.x.map(|dx| (first, dx)));
             }
             What::Reshape => passed.push((first, g)),
             What::Join => {

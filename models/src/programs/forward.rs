@@ -3,6 +3,8 @@
 use trefoil_protocol::fixed::encode;
 use trefoil_protocol::program::{BuildError, Builder, ConvSpec, PoolSpec, Rounding, Val};
 
+use super::activation::{self, Gates};
+use super::norm::{self, Normalised};
 use super::{Format, Ratio, WEIGHT_INTEGER_BITS, at_most, exactly};
 use crate::network::{Layer, LayerKind, Network, Window};
 
@@ -39,6 +41,10 @@ pub(crate) enum What {
     AvgPool { factor: Ratio },
     /// Another shape for the same elements.
     Reshape,
+    /// An activation of comparisons.
+    Gates(Gates),
+    /// A normalisation with the batch's statistics.
+    BatchNorm(Normalised),
     /// A sum, or inputs put one after the other.
     Join,
 }
@@ -91,7 +97,10 @@ pub(crate) fn forward(
     let rows = b.shape(images)[0];
     let mut outputs: Vec<Val> = Vec::new();
     let mut tape = Vec::new();
-    for layer in &network.layers {
+    let folded: Vec<usize> = (0..network.layers.len())
+        .filter_map(|at| network.folded_into(at))
+        .collect();
+    for (at, layer) in network.layers.iter().enumerate() {
         b.scope(&layer.name);
         let source = |source: &Option<usize>| source.map_or(images, |layer| outputs[layer]);
         let sources: Vec<Val> = layer.sources.iter().map(source).collect();
@@ -100,7 +109,10 @@ pub(crate) fn forward(
         let what = match &layer.kind {
             LayerKind::Conv { .. } | LayerKind::Dense { .. } => {
                 let at_f = exactly(b, x, f, rounding)?;
-                let (w, bias) = parameters(b, layer, format, masking)?;
+                let (w, bias) = match masking {
+                    Masking::Kept if folded.contains(&at) => norm::folded(b, layer, format)?,
+                    _ => parameters(b, layer, format, masking)?,
+                };
                 x = linear(b, layer, at_f, w, bias, f)?;
                 What::Linear { x: at_f, w, bias }
             }
@@ -126,6 +138,27 @@ pub(crate) fn forward(
                 let sum = b.sum_pool(x, pool_spec(*window))?;
                 x = divide(b, sum, factor, f, rounding)?;
                 What::AvgPool { factor }
+            }
+            LayerKind::Relu6 => {
+                let (y, gates) = activation::relu6(b, x)?;
+                x = y;
+                What::Gates(gates)
+            }
+            LayerKind::LeakyRelu(slope) => {
+                let (y, gates) = activation::leaky_relu(b, x, *slope, f, rounding)?;
+                x = y;
+                What::Gates(gates)
+            }
+            LayerKind::BatchNorm { .. } if masking == Masking::Fresh => {
+                let (y, kept) = norm::train(b, layer, x, format, rounding)?;
+                x = y;
+                What::BatchNorm(kept)
+            }
+            LayerKind::BatchNorm { .. } => {
+                if network.folded_into(at).is_none() {
+                    x = norm::infer(b, layer, x, format, rounding)?;
+                }
+                What::Reshape
             }
             LayerKind::Square => {
                 let at_f = exactly(b, x, f, rounding)?;
@@ -216,6 +249,11 @@ fn linear(
         )
     };
     b.add(y, bias)
+}
+
+/// `2^log2` with these fraction bits, at least one unit.
+pub(crate) fn exactly_const(log2: i8, frac_bits: u8) -> i64 {
+    1i64 << (i32::from(frac_bits) + i32::from(log2)).max(0)
 }
 
 /// The values with the fraction bits of the one that has most: exact.

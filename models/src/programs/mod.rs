@@ -6,9 +6,11 @@
 //! backward, update, evaluation and AUC have a file each. How an operation is made secure is not
 //! known here.
 
+mod activation;
 mod backward;
 mod evaluation;
 mod forward;
+mod norm;
 mod update;
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
@@ -18,7 +20,7 @@ pub use evaluation::{auc_block, evaluate, evaluation_result, evaluation_setup};
 pub use update::{Ratio, velocity_name};
 
 use crate::job::{PredictOutput, TrainSpec};
-use crate::network::Network;
+use crate::network::{Network, statistics_frac_bits};
 use forward::{Masking, forward};
 
 /// The number format of a model.
@@ -95,8 +97,15 @@ pub fn setup(network: &Network, format: Format) -> Result<Program, BuildError> {
 }
 
 fn open_weights(b: &mut Builder, network: &Network, format: Format) -> Result<(), BuildError> {
-    for layer in network.weighted() {
-        if let Some(shape) = layer.weight_shape() {
+    let folded: Vec<usize> = (0..network.layers.len())
+        .filter_map(|at| network.folded_into(at))
+        .collect();
+    for (at, layer) in network.layers.iter().enumerate() {
+        if layer.is_norm() {
+            norm::open(b, network, at, format)?;
+        } else if let Some(shape) = layer.weight_shape()
+            && !folded.contains(&at)
+        {
             b.scope(&layer.name);
             let name = layer.weight_name();
             let w = b.carried(
@@ -149,7 +158,7 @@ pub fn predict(
     Ok(b.finish())
 }
 
-/// Reveals every weight and bias under its name.
+/// Reveals every weight and bias, and every running statistic, under its name.
 pub fn reveal_weights(network: &Network, format: Format) -> Result<Program, BuildError> {
     let mut b = Builder::new(
         &format!("{}-reveal-weights", network.name),
@@ -163,6 +172,11 @@ pub fn reveal_weights(network: &Network, format: Format) -> Result<Program, Buil
             format.frac_bits + WEIGHT_INTEGER_BITS,
         )?;
         b.output(&name, w, Sink::Reveal)?;
+    }
+    let s = statistics_frac_bits(format.frac_bits);
+    for (name, shape) in network.statistics() {
+        let v = b.carried(&name, &shape, s, s + 8)?;
+        b.output(&name, v, Sink::Reveal)?;
     }
     Ok(b.finish())
 }
