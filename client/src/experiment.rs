@@ -151,6 +151,7 @@ impl Experiment {
     /// Loads network and data and checks that they fit each other.
     pub fn load(self, data: Option<&Path>) -> Result<Loaded> {
         let network = read_network(&self.network)?;
+        self.training.check_for(&network).context("[training]")?;
         let want = Want {
             shape: Some(network.input),
             classes: Some(network.classes),
@@ -246,9 +247,27 @@ mod tests {
             "pneumonia.toml",
             "pneumonia-logistic.toml",
             "mnist-lenet.toml",
+            "training.toml",
         ] {
             let experiment = Experiment::read(Some(&folder.join(name))).expect(name);
             read_network(&experiment.network).expect(name);
+        }
+    }
+
+    #[test]
+    fn the_file_with_every_training_key_leaves_none_out() {
+        let text = include_str!("../../configs/training.toml");
+        let file: toml::Table = text.parse().expect("TOML");
+        let spec = Experiment::parse(text, "training.toml")
+            .expect("parses")
+            .training;
+        let all = toml::Table::try_from(&spec).expect("a table");
+        let written = file["training"].as_table().expect("a table");
+        for key in all.keys() {
+            assert!(
+                written.contains_key(key),
+                "configs/training.toml lacks {key}"
+            );
         }
     }
 

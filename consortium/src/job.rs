@@ -13,7 +13,7 @@ use trefoil_transport::Pin;
 use crate::Hex;
 
 /// Version of the description's format.
-pub const JOB_VERSION: u32 = 1;
+pub const JOB_VERSION: u32 = 2;
 /// Longest description that is accepted.
 pub const JOB_MAX_BYTES: usize = 1 << 20;
 /// Longest name of a job, data set, model or member.
@@ -278,18 +278,7 @@ impl JobDescription {
                     "computes",
                     format!("training of {} on {}", network(toml), snapshot(dataset)),
                 );
-                line(
-                    "with",
-                    format!(
-                        "batch {}, {} epochs, learning rate {}, momentum {}, seed {}, {:?} rounding",
-                        spec.batch,
-                        spec.epochs,
-                        spec.learning_rate,
-                        spec.momentum,
-                        spec.seed,
-                        spec.rounding
-                    ),
-                );
+                line("with", spec.describe());
                 line(
                     "keeps",
                     format!("shares of the weights at the three parties, as {save_as}"),
@@ -440,7 +429,8 @@ mod tests {
             *save_as = "../keys".into();
         }
         assert!(job.check().unwrap_err().to_string().contains("save_as"));
-        job.version = 2;
-        assert_eq!(job.check(), Err(JobError::Version { found: 2 }));
+        job.version = JOB_VERSION + 1;
+        let found = job.version;
+        assert_eq!(job.check(), Err(JobError::Version { found }));
     }
 }

@@ -326,7 +326,7 @@ fn train(
     test_rows: Option<usize>,
     reveal_weights: bool,
 ) -> Result<Schedule, ModelError> {
-    spec.check()?;
+    spec.check_for(network)?;
     check_range("dataset.train_rows", rows, spec.batch..=MAX_SCHEDULED_ROWS)?;
     check_range(
         "epochs * train_rows",
@@ -365,19 +365,18 @@ fn train(
     let of = rows / spec.batch;
     let mut rates: Vec<(f64, usize)> = Vec::new();
     for epoch in 0..spec.epochs {
-        let rate = spec.rate_at(epoch);
-        let program = match rates.iter().find(|(known, _)| *known == rate) {
-            Some((_, program)) => *program,
-            None => {
-                schedule
-                    .programs
-                    .push(programs::train(network, spec, rate)?);
-                rates.push((rate, schedule.programs.len() - 1));
-                schedule.programs.len() - 1
-            }
-        };
         let order = epoch_order(spec.seed, epoch, rows);
         for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+            let rate = spec.rate_at(epoch * of + batch, of);
+            let program = match rates.iter().find(|(known, _)| *known == rate) {
+                Some((_, program)) => *program,
+                None => {
+                    let program = programs::train(network, spec, rate)?;
+                    schedule.programs.push(program);
+                    rates.push((rate, schedule.programs.len() - 1));
+                    schedule.programs.len() - 1
+                }
+            };
             let inputs = vec![
                 input("images", TRAIN_IMAGES, rows.to_vec()),
                 input("labels", TRAIN_LABELS, rows.to_vec()),

@@ -8,6 +8,7 @@ mod ask;
 mod consortium;
 mod init;
 mod npz;
+mod recipe;
 mod record;
 mod share;
 mod train;

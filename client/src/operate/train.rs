@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use trefoil_consortium::DatasetInfo;
 use trefoil_models::Network;
-use trefoil_models::job::{JobKind, LrSchedule, TrainSpec};
-use trefoil_protocol::program::Rounding;
+use trefoil_models::job::JobKind;
 
+use super::recipe::RecipeArgs;
 use super::record::{Record, Show};
 use super::share::held;
 use super::watch::present;
@@ -29,33 +29,8 @@ pub struct TrainArgs {
     /// The name under which the parties keep their shares of the weights.
     #[arg(long, value_name = "MODEL")]
     save_as: String,
-    /// Images in a step.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
-    /// Passes over the training rows.
-    #[arg(long, default_value_t = 1)]
-    epochs: usize,
-    /// Step size.
-    #[arg(long, default_value_t = 0.0625)]
-    learning_rate: f64,
-    /// Multiply the step size by this ..
-    #[arg(long, value_name = "FACTOR", requires = "decay_every")]
-    decay: Option<f64>,
-    /// .. after every so many epochs.
-    #[arg(long, value_name = "EPOCHS", requires = "decay")]
-    decay_every: Option<usize>,
-    /// Momentum, 0 for none.
-    #[arg(long, default_value_t = 0.0)]
-    momentum: f64,
-    /// Seed of initial weights and batch order; public.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How training rounds: nearest, floor or stochastic.
-    #[arg(long, default_value = "nearest", value_parser = parse_rounding)]
-    rounding: Rounding,
-    /// Fraction bits: those that the rows were shared with.
-    #[arg(long, default_value_t = 16)]
-    frac_bits: u8,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// Reveal the confusion matrix on the test rows after every epoch, to this member.
     #[arg(long)]
     reveal_metrics: bool,
@@ -68,15 +43,6 @@ pub struct TrainArgs {
     class_names: Vec<String>,
     #[command(flatten)]
     job: JobArgs,
-}
-
-fn parse_rounding(text: &str) -> Result<Rounding, String> {
-    match text {
-        "nearest" => Ok(Rounding::Nearest),
-        "floor" => Ok(Rounding::Floor),
-        "stochastic" => Ok(Rounding::Stochastic),
-        other => Err(format!("{other:?} is none of nearest, floor, stochastic")),
-    }
 }
 
 /// Refuses a file that is there, or whose folder is not, before anything is computed for it.
@@ -129,25 +95,8 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     check_new(args.reveal_weights.as_deref(), "--reveal-weights")?;
     let names = class_names(&args.class_names, network.classes)?;
     let member = Member::load(&args.home)?;
-    let schedule = match (args.decay_every, args.decay) {
-        (Some(every_epochs), Some(factor)) => LrSchedule::Step {
-            every_epochs,
-            factor,
-        },
-        _ => LrSchedule::Constant,
-    };
-    let spec = TrainSpec {
-        batch: args.batch,
-        epochs: args.epochs,
-        learning_rate: args.learning_rate,
-        momentum: args.momentum,
-        schedule,
-        seed: args.seed,
-        rounding: args.rounding,
-        frac_bits: args.frac_bits,
-        ring_bits: member.consortium.core.ring_bits,
-    };
-    spec.check()?;
+    let spec = args.recipe.spec(member.consortium.core.ring_bits);
+    spec.check_for(&network)?;
     block_on(async {
         let remote = member.connect().await?;
         let info = held(&remote, &args.dataset).await?;

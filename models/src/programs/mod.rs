@@ -9,6 +9,7 @@
 mod backward;
 mod evaluation;
 mod forward;
+mod loss;
 mod update;
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
@@ -51,7 +52,7 @@ pub(crate) fn images(
     )
 }
 
-/// One step of stochastic gradient descent on the softmax cross-entropy.
+/// One step of stochastic gradient descent with the learning rate `rate`.
 ///
 /// Inputs `images [batch, c, h, w]` (f fraction bits) and `labels [batch, classes]` (one-hot, 0
 /// fraction bits); carries the weights (and velocities); reveals nothing.
@@ -72,12 +73,7 @@ pub fn train(network: &Network, spec: &TrainSpec, rate: f64) -> Result<Program, 
         images,
         true,
     )?;
-    b.scope("softmax");
-    let p = b.softmax(pass.logits)?;
-    let frac = b.ty(p).frac_bits;
-    let y = b.scale(labels, 1 << frac)?;
-    let y = b.rescale(y, frac)?;
-    let dz = b.sub(p, y)?;
+    let dz = loss::gradient(&mut b, spec, pass.logits, labels)?;
     let gradients = backward::backward(&mut b, network, format, spec.rounding, &pass.tape, dz)?;
     let step = update::Sgd::new(&b, spec, rate)?;
     for gradient in gradients {
