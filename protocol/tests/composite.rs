@@ -12,6 +12,57 @@ use trefoil_protocol::run::plain;
 
 const SEED: u64 = 20_261_122;
 
+#[test]
+fn inverse_sqrt_is_within_two_to_the_minus_twelve_relative() {
+    // Ring, fraction bits, range: one segment; many; a variance; a second moment; the narrow ring.
+    for (ring, frac, low, high) in [
+        (64, 16, 0, 6),
+        (64, 20, -20, 8),
+        (64, 16, -10, 7),
+        (64, 32, -24, 4),
+        (64, 20, -9, 14),
+        (64, 30, -12, -8),
+        (48, 16, -10, 4),
+    ] {
+        let segments = i32::from(high - low + 5) / 6;
+        let floor = 2f64.powi(i32::from(high) - 6 * segments);
+        let (from, to) = (2f64.powi(low.into()), 2f64.powi(high.into()));
+        let unit = 2f64.powi(-frac);
+        let mut x: Vec<f64> = (0..1400)
+            .map(|i| from * (to / from).powf(f64::from(i) / 1400.0))
+            .collect();
+        // The borders of every octave, and what counts as the floor.
+        for octave in low..high {
+            let border = 2f64.powi(octave.into());
+            x.extend([border, border - unit, border + unit]);
+        }
+        x.extend([to - unit, floor / 2.0, floor / 1024.0, 0.0]);
+        let mut b = Builder::new("inverse sqrt", ring).unwrap();
+        let v = b.input("x", &[x.len()], frac as u8, (frac + i32::from(high)) as u8);
+        let y = b.inverse_sqrt(v.unwrap(), low, high).unwrap();
+        let frac_out = u32::from(b.ty(y).frac_bits);
+        assert_eq!(frac_out as i32, 15 + (i32::from(high) + 1).div_euclid(2));
+        b.output("y", y, Sink::Reveal).unwrap();
+        let program = b.finish();
+        let rounds = Plan::new(&program).cost().rounds;
+        assert!(rounds <= if segments == 1 { 10 } else { 15 }, "{rounds}");
+        let y = both(&program, &x, &[x.len()], frac as u32, frac_out);
+        let mut worst = 0.0f64;
+        for (x, y) in x.iter().zip(y) {
+            let seen = decode(encode(*x, frac as u32), frac as u32).max(floor);
+            worst = worst.max((y * seen.sqrt() - 1.0).abs());
+            assert!(
+                (y * seen.sqrt() - 1.0).abs() < 1.0 / 4096.0,
+                "1/sqrt({x}) = {y}, range 2^{low} to 2^{high}"
+            );
+        }
+        println!(
+            "ring {ring}, 2^{low} to 2^{high}: worst 2^{:.2}, {rounds} rounds",
+            worst.log2()
+        );
+    }
+}
+
 /// Runs plain and secure; gives the output as real numbers.
 fn both(program: &Program, x: &[f64], shape: &[usize], frac_in: u32, frac_out: u32) -> Vec<f64> {
     println!("seed {SEED}");

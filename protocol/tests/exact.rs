@@ -394,6 +394,23 @@ fn comparison_and_selection_are_exact_at_the_edges() {
             let product = b.bit_mul(bit, x)?;
             Ok(vec![bit, product[0]])
         });
+        for c in [0, 1, -1, 77, -top, top] {
+            // x - c must not wrap.
+            let fits = |v: &i64| {
+                v.checked_sub(c)
+                    .is_some_and(|d| (-top - 1..=top).contains(&d))
+            };
+            let mut x: Vec<i64> = vec![c, c.saturating_add(1).min(top), c - 1, 0, top, -top - 1];
+            x.extend(random(&mut rng, 50, 40).iter().map(|v| *v as i64));
+            let x = x.into_iter().filter(fits).map(|v| v as u64).collect();
+            let program = unary("threshold", ring, 8, x, |b, x| {
+                let bit = b.at_least(x, c)?;
+                let other = b.at_least(x, c)?;
+                Ok(vec![bit, b.bit_mul(other, x)?[0]])
+            });
+            // One opening of x serves both: 4 rounds for both bits.
+            assert_eq!(Plan::new(&program).cost().rounds, 4);
+        }
     }
     let limit = (1i64 << 62) - 1;
     let edge = |a: i64, c: i64| (a as u64, c as u64);

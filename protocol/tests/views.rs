@@ -333,6 +333,12 @@ fn programs() -> Vec<Program> {
             let bit = b.non_negative(x).unwrap();
             b.bit_mul(bit, x).unwrap()
         }),
+        one_input("thresholds", |b, x| {
+            let low = b.at_least(x, -5).unwrap();
+            let high = b.at_least(x, 1 << 30).unwrap();
+            let low = b.bit_mul(low, x).unwrap();
+            [low, b.bit_mul(high, x).unwrap()].concat()
+        }),
         one_input("powers", |b, x| {
             let x = b.rescale(x, 10).unwrap();
             b.powers(x, 4).unwrap()
@@ -405,6 +411,11 @@ fn programs() -> Vec<Program> {
         .max_pool_grad(select, a, 8, Rounding::Nearest, &[3, 6, 4], spec)
         .unwrap();
     b.output("g", g, Sink::Carry).unwrap();
+    all.push(b.finish());
+    let mut b = Builder::new("inverse sqrt", 64).unwrap();
+    let x = b.input("x", &[9], 20, 26).unwrap();
+    let y = b.inverse_sqrt(x, -8, 6).unwrap();
+    b.output("y", y, Sink::Carry).unwrap();
     all.push(b.finish());
     let mut b = Builder::new("softmax", 64).unwrap();
     let x = b.input("x", &[5, 3], 32, 50).unwrap();

@@ -87,11 +87,11 @@ pub fn infer_dot(ins: &[&Type]) -> Result<Vec<Type>, String> {
     }])
 }
 
-/// Plain sign bit.
-pub fn plain_non_negative(x: &[u64], ring_bits: u8) -> Result<Vec<u64>, OutOfRange> {
+/// Plain bit `[x >= c]`; `x - c` must not wrap.
+pub fn plain_at_least(x: &[u64], c: i64, ring_bits: u8) -> Result<Vec<u64>, OutOfRange> {
     let top = i64::MAX >> (64 - ring_bits);
-    check_domain(x, 0, -top - 1, top)?;
-    Ok(x.iter().map(|v| u64::from(*v as i64 >= 0)).collect())
+    check_domain(x, c.wrapping_neg(), -top - 1, top)?;
+    Ok(x.iter().map(|v| u64::from(*v as i64 >= c)).collect())
 }
 
 /// Plain products, plane by plane.
@@ -199,10 +199,11 @@ pub(super) fn bit_times(bit: MaskedBit, x: Masked, cx: &mut Lowering<'_>) -> VId
         .local_share(kernel, vec![x.open, x.mask, bit.open.id, beta, beta_r], n)
 }
 
-/// Secure sign bit.
-pub fn lower_non_negative(node: &Node, cx: &mut Lowering<'_>) -> Repr {
+/// Secure bit `[x >= c]`: the sign of `m - c - r`, so that thresholds of one value share its opening.
+pub fn lower_at_least(c: i64, node: &Node, cx: &mut Lowering<'_>) -> Repr {
     let x = cx.masked(node.ins[0]);
-    Repr::bits(vec![sign_bit(x.open, 0, x.mask, cx)])
+    let offset = c.wrapping_neg() as u64;
+    Repr::bits(vec![sign_bit(x.open, offset, x.mask, cx)])
 }
 
 /// Secure products with every plane.

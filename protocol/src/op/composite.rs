@@ -14,7 +14,7 @@ const RECIPROCAL_FRAC: u8 = 24;
 /// Index bits of the reciprocal's tables.
 const RECIPROCAL_INDEX: u8 = 10;
 
-fn table(frac_bits: u8, values: impl Iterator<Item = f64>) -> Table {
+pub(super) fn table(frac_bits: u8, values: impl Iterator<Item = f64>) -> Table {
     let values: Vec<u64> = values.map(|v| encode(v, u32::from(frac_bits))).collect();
     let largest = values.iter().copied().max().unwrap_or(0).max(1);
     Table {

@@ -7,6 +7,7 @@
 pub mod argmax;
 pub mod bits;
 pub mod composite;
+pub mod inverse_sqrt;
 pub mod linear;
 pub mod lookup;
 pub mod max_pool;
@@ -142,7 +143,7 @@ pub fn infer(
         Op::Trunc { shift, .. } => trunc::infer(*shift, ins, ring_bits),
         Op::ReluTrunc { shift, .. } => relu_trunc::infer(*shift, ins, ring_bits),
         Op::BitTrunc { shift, .. } => bits::infer_trunc(*shift, ins, ring_bits),
-        Op::NonNegative => bits::infer_non_negative(ins),
+        Op::NonNegative | Op::AtLeast(_) => bits::infer_non_negative(ins),
         Op::BitMul => bits::infer_mul(ins),
         Op::BitDot => bits::infer_dot(ins),
         Op::BitToRing => bits::infer_to_ring(ins),
@@ -187,7 +188,8 @@ pub fn plain(
         Op::BitTrunc { shift, rounding } => {
             bits::plain_trunc(*shift, *rounding, ins[0], ins[1], ring_bits, coins)?
         }
-        Op::NonNegative => vec![bits::plain_non_negative(ins[0], ring_bits)?],
+        Op::NonNegative => vec![bits::plain_at_least(ins[0], 0, ring_bits)?],
+        Op::AtLeast(c) => vec![bits::plain_at_least(ins[0], *c, ring_bits)?],
         Op::BitMul => bits::plain_mul(ins[0], ins[1]),
         Op::BitDot => vec![bits::plain_dot(ins[0], ins[1], types[0].len())],
         Op::BitToRing => vec![bits::plain_to_ring(ins[0], types[0].len())],
@@ -227,7 +229,8 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
             None => relu_trunc::lower(*shift, *rounding, node, cx),
         },
         Op::BitTrunc { shift, rounding } => bits::lower_trunc(*shift, *rounding, node, cx),
-        Op::NonNegative => vec![bits::lower_non_negative(node, cx)],
+        Op::NonNegative => vec![bits::lower_at_least(0, node, cx)],
+        Op::AtLeast(c) => vec![bits::lower_at_least(*c, node, cx)],
         Op::BitMul => bits::lower_mul(node, cx),
         Op::BitDot => vec![bits::lower_dot(node, cx)],
         Op::BitToRing => vec![bits::lower_to_ring(node, cx)],

@@ -515,6 +515,12 @@ impl Builder {
         self.one(Op::NonNegative, &[x], None)
     }
 
+    /// The bit `[x >= c]` for a public integer at the scale of x: all thresholds of one value share
+    /// its opening.
+    pub fn at_least(&mut self, x: Val, c: i64) -> Built {
+        self.one(Op::AtLeast(c), &[x], None)
+    }
+
     /// The bit `[x >= y]`.
     pub fn greater_equal(&mut self, x: Val, y: Val) -> Built {
         let difference = self.sub(x, y)?;

@@ -132,6 +132,8 @@ pub enum Op {
     },
     /// The bit `[x >= 0]`.
     NonNegative,
+    /// The bit `[x >= c]` for a public integer.
+    AtLeast(i64),
     /// `b * x` for every plane of a bit value.
     BitMul,
     /// Sum over planes of `b_p * x[.., p]`: with a one-hot, the selected element.

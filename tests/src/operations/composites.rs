@@ -10,6 +10,7 @@ type Done = Result<(), BuildError>;
 pub(super) fn add(cases: &mut Cases) -> Done {
     exponentials(cases)?;
     reciprocals(cases)?;
+    inverse_roots(cases)?;
     softmax(cases)?;
     polynomials(cases)
 }
@@ -45,6 +46,20 @@ fn reciprocals(cases: &mut Cases) -> Done {
             values.extend(d.integers(21, one, top));
             let x = d.input_of(&[5, 5], 16, &values)?;
             let y = d.b.reciprocal(x, integer_bits)?;
+            d.reveal(&[y])
+        })?;
+    }
+    Ok(())
+}
+
+fn inverse_roots(cases: &mut Cases) -> Done {
+    for (frac, low, high) in [(16, 0, 6), (16, -10, 4), (14, -14, 8)] {
+        cases.add(&format!("inverse root from 2^{low} to 2^{high}"), |d| {
+            let top = 1i64 << (frac + high);
+            let mut values = vec![0, 1, 2, top - 1, top / 64, top / 64 - 1, top / 4096];
+            values.extend(d.integers(20, 0, top - 1));
+            let x = d.input_of(&[3, 9], frac as u8, &values)?;
+            let y = d.b.inverse_sqrt(x, low, high as i8)?;
             d.reveal(&[y])
         })?;
     }

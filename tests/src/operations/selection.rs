@@ -28,6 +28,17 @@ fn comparisons(cases: &mut Cases) -> Done {
         let ring = d.b.bit_to_ring(bit)?;
         d.reveal(&[bit, kept, passed, ring])
     })?;
+    cases.add("thresholds", |d| {
+        let (low, high) = d.ends();
+        let x = d.input(&[3, 7], 8, low / 2, high / 2)?;
+        let mut outs = Vec::new();
+        for c in [0, 1, -1, 300, high / 2, low / 2] {
+            let bit = d.b.at_least(x, c)?;
+            outs.push(bit);
+            outs.extend(d.b.bit_mul(bit, x)?);
+        }
+        d.reveal(&outs)
+    })?;
     cases.add("greater or equal", |d| {
         let limit = d.limit();
         let pairs = [

@@ -190,7 +190,7 @@ macro_rules! variants {
 
 variants!(OPS, op_name, Op:
     Input Carried CarriedMasked Const Linear AddConst Rescale Reshape Product Powers Trunc ReluTrunc
-    BitTrunc NonNegative BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
+    BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
 variants!(LINEAR, linear_name, Linear:
     Add Sub Scale Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
 variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul);
@@ -256,6 +256,7 @@ fn no_method_of_the_builder_is_left_out() {
     let builder = [
         include_str!("../../../protocol/src/program/builder.rs"),
         include_str!("../../../protocol/src/op/composite.rs"),
+        include_str!("../../../protocol/src/op/inverse_sqrt.rs"),
     ];
     let cases = [
         include_str!("../../src/operations.rs"),
