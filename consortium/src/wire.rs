@@ -76,7 +76,7 @@ pub enum Ask {
     /// What a data set holds. Answer: [`Answer::Dataset`].
     Dataset(String),
     /// Run a job. Answer: [`Answer::Submitted`].
-    Submit(JobDescription),
+    Submit(Box<JobDescription>),
     /// Take a job back that has not started. Answer: [`Answer::Withdrawn`].
     Withdraw(JobId),
     /// Events and results of one's own job. Answer: a stream of [`Event`]; a refusal is a failure.

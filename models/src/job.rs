@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
-pub use crate::recipe::{Loss, LrSchedule};
+pub use crate::recipe::{AdamSpec, Loss, LrSchedule, Optimiser};
 use crate::{Benchmark, ModelError};
 
 /// Hyper-parameters and number formats of a training run.
@@ -43,6 +43,8 @@ pub struct TrainSpec {
     /// The backward pass computes `2^this` times the gradients, which keeps small ones from being
     /// rounded away; the update divides by it.
     pub gradient_scale_log2: u8,
+    /// How weights follow from gradients.
+    pub optimiser: Optimiser,
 }
 
 impl Default for TrainSpec {
@@ -62,6 +64,7 @@ impl Default for TrainSpec {
             nesterov: false,
             weight_decay: 0.0,
             gradient_scale_log2: 0,
+            optimiser: Optimiser::default(),
         }
     }
 }

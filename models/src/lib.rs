@@ -5,7 +5,8 @@
 //! [`mod@schedule`] (the steps that every node derives from a job), [`programs`] (forward, backward and
 //! update as protocol Programs), [`weights`] (initial values, hashes). [`plain_run`] runs a schedule
 //! in the clear and is the reference that a secure run equals bit for bit; [`float`] is the same
-//! training in ordinary floating point; [`outcome`] reads what a job reveals. No input or output here.
+//! training in ordinary floating point; [`ranges`] says how near it comes to
+//! the bounds of the number format. [`outcome`] reads what a job reveals. No input or output here.
 
 pub mod benchmark;
 pub mod cost;
@@ -16,12 +17,13 @@ pub mod network;
 pub mod outcome;
 pub mod plain_run;
 pub mod programs;
+pub mod ranges;
 pub mod recipe;
 pub mod schedule;
 pub mod weights;
 
 pub use benchmark::Benchmark;
 pub use error::ModelError;
-pub use job::{DatasetRef, JobKind, Loss, LrSchedule, PredictOutput, TrainSpec};
+pub use job::{DatasetRef, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, TrainSpec};
 pub use network::Network;
 pub use schedule::{InitialState, PADDING_ROW, Phase, Schedule, Step, StepInput, schedule};

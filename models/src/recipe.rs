@@ -68,6 +68,72 @@ impl Loss {
     }
 }
 
+/// How weights follow from gradients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Optimiser {
+    /// Gradient descent, with momentum if there is one.
+    #[default]
+    Sgd,
+    /// Steps of each weight in units of its gradient's usual size. Needs the 64-bit ring.
+    Adam(AdamSpec),
+}
+
+/// Numerators of the parts that Adam's moments forget have at most this many bits.
+pub(crate) const BETA_BITS: u8 = 10;
+/// Adam's corrections for an octave of their value: each is a Program.
+const CORRECTIONS_AN_OCTAVE: f64 = 8.0;
+
+/// Adam's numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdamSpec {
+    /// Part of the first moment that is kept, 0.5 to 0.99; used as a multiple of 1/1024.
+    pub beta1: f64,
+    /// Part of the second moment that is kept, 0.9 to 0.999; used as a multiple of 1/1024.
+    pub beta2: f64,
+    /// Gradients count as at least about this large: `sqrt(v + epsilon^2)`; 2^-16 to 1.
+    pub epsilon: f64,
+    /// The second moment never shrinks (AMSGrad).
+    pub amsgrad: bool,
+}
+
+impl Default for AdamSpec {
+    fn default() -> AdamSpec {
+        AdamSpec {
+            beta1: 0.9,
+            beta2: 0.999,
+            epsilon: 1e-4,
+            amsgrad: false,
+        }
+    }
+}
+
+impl AdamSpec {
+    /// The parts of the moments that a step forgets, times 1024.
+    pub(crate) fn forgets(&self) -> (i64, i64) {
+        let unit = f64::from(1u32 << BETA_BITS);
+        let part = |beta: f64| (libm::round((1.0 - beta) * unit) as i64).max(1);
+        (part(self.beta1), part(self.beta2))
+    }
+
+    /// The betas as they are used.
+    pub(crate) fn betas(&self) -> (f64, f64) {
+        let unit = f64::from(1u32 << BETA_BITS);
+        let (one, two) = self.forgets();
+        (1.0 - one as f64 / unit, 1.0 - two as f64 / unit)
+    }
+
+    /// What makes up for moments that started at 0, after `steps` steps: to the nearest eighth of an
+    /// octave.
+    fn correction(&self, steps: usize) -> f64 {
+        let (one, two) = self.betas();
+        let left = |beta: f64| 1.0 - libm::pow(beta, steps as f64);
+        let exact = libm::sqrt(left(two)) / left(one);
+        libm::exp2(libm::round(libm::log2(exact) * CORRECTIONS_AN_OCTAVE) / CORRECTIONS_AN_OCTAVE)
+    }
+}
+
 impl TrainSpec {
     /// Checks every field's range, and that there are as many class weights as classes.
     pub fn check_for(&self, network: &Network) -> Result<(), ModelError> {
@@ -115,6 +181,21 @@ impl TrainSpec {
         )?;
         for weight in &self.class_weights {
             between("class_weights", *weight, 1.0 / 64.0, 64.0)?;
+        }
+        if let Optimiser::Adam(adam) = self.optimiser {
+            between("optimiser.adam.beta1", adam.beta1, 0.5, 0.99)?;
+            between("optimiser.adam.beta2", adam.beta2, 0.9, 0.999)?;
+            between("optimiser.adam.epsilon", adam.epsilon, 1.0 / 65536.0, 1.0)?;
+            if self.ring_bits != 64 {
+                return Err(job_error("optimiser", "adam", "it needs ring_bits = 64"));
+            }
+            if self.momentum != 0.0 {
+                return Err(job_error(
+                    "momentum",
+                    self.momentum,
+                    "0 with Adam, whose momentum is beta1",
+                ));
+            }
         }
         self.check_schedule()
     }
@@ -164,8 +245,17 @@ impl TrainSpec {
         Ok(())
     }
 
-    /// The learning rate of a step (from 0) where an epoch has `of` steps.
+    /// The learning rate of a step (from 0) where an epoch has `of` steps; with Adam times the
+    /// correction of its moments.
     pub fn rate_at(&self, step: usize, of: usize) -> f64 {
+        let rate = self.scheduled(step, of);
+        match self.optimiser {
+            Optimiser::Sgd => rate,
+            Optimiser::Adam(adam) => rate * adam.correction(step + 1),
+        }
+    }
+
+    fn scheduled(&self, step: usize, of: usize) -> f64 {
         match self.schedule {
             LrSchedule::Constant => self.learning_rate,
             LrSchedule::Step {
@@ -203,6 +293,14 @@ impl TrainSpec {
                 write!(text, " (along a cosine to {end_factor} of it)")
             }
         };
+        if let Optimiser::Adam(adam) = self.optimiser {
+            let name = if adam.amsgrad { "AMSGrad" } else { "Adam" };
+            let _ = write!(
+                text,
+                ", {name} (beta {} and {}, epsilon {})",
+                adam.beta1, adam.beta2, adam.epsilon
+            );
+        }
         let nesterov = if self.nesterov { "Nesterov " } else { "" };
         let _ = write!(
             text,

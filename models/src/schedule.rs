@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use trefoil_protocol::{Program, Tensor};
 
 use crate::job::{JobKind, TrainSpec, check_format, check_range};
-use crate::programs::{self, Format};
+use crate::programs::{self, AucBy, Format};
 use crate::{ModelError, Network, weights};
 
 /// In [`StepInput::rows`]: a row of zero shares that exists in no table.
@@ -23,8 +23,10 @@ pub const PADDING_ROW: u32 = u32::MAX;
 pub const INFERENCE_ROWS: usize = 128;
 /// Row indices in one schedule, at most: they are held in memory.
 const MAX_SCHEDULED_ROWS: usize = 1 << 26;
-/// Rows of the AUC, at most: every row is compared with every other.
-pub const MAX_AUC_ROWS: usize = 4096;
+/// Rows above which the AUC is computed by a histogram instead of by comparing all pairs.
+pub const MAX_PAIRED_ROWS: usize = 2000;
+/// Rows of an AUC, at most: products of counts have to fit the narrow ring.
+pub const MAX_AUC_ROWS: usize = 1 << 22;
 
 /// Training images.
 pub const TRAIN_IMAGES: &str = "train/images";
@@ -339,12 +341,9 @@ fn train(
     };
     let initial = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
     let mut state = initial.clone();
-    if spec.momentum > 0.0 {
-        state.extend(
-            initial
-                .iter()
-                .map(|(name, w)| (programs::velocity_name(name), Tensor::zeros(w.shape()))),
-        );
+    for (name, w) in &initial {
+        let kept = programs::state_names(spec, name).into_iter();
+        state.extend(kept.map(|name| (name, Tensor::zeros(w.shape()))));
     }
     let mut schedule = empty(InitialState::Public(state));
     schedule.save = network
@@ -409,7 +408,7 @@ fn train(
 struct Evaluation {
     setup: usize,
     rows: usize,
-    auc: bool,
+    auc: Option<AucBy>,
 }
 
 impl Evaluation {
@@ -438,17 +437,22 @@ impl Evaluation {
         }
         let setup = schedule.programs.len();
         let (batches, size) = inference_batches(rows);
-        let scores = auc.then_some(batches * size);
+        let auc = auc.then_some(match rows {
+            ..=MAX_PAIRED_ROWS => AucBy::Pairs {
+                scores: batches * size,
+            },
+            _ => AucBy::Histogram,
+        });
         schedule
             .programs
-            .push(programs::evaluation_setup(network, format, scores)?);
+            .push(programs::evaluation_setup(network, format, auc)?);
         schedule
             .programs
-            .push(programs::evaluate(network, format, size, scores)?);
+            .push(programs::evaluate(network, format, size, auc)?);
         schedule
             .programs
             .push(programs::evaluation_result(network, format, auc)?);
-        if let Some(scores) = scores {
+        if let Some(AucBy::Pairs { scores }) = auc {
             schedule
                 .programs
                 .push(programs::auc_block(format, size, scores)?);
@@ -474,7 +478,7 @@ impl Evaluation {
             ];
             push(1, Phase::Evaluate { epoch, batch, of }, inputs);
         }
-        if self.auc {
+        if matches!(self.auc, Some(AucBy::Pairs { .. })) {
             for block in 0..of {
                 push(3, Phase::Auc { block, of }, Vec::new());
             }

@@ -6,7 +6,7 @@ mod common;
 use common::{assert_secure_equals_plain, plain, seed, synthetic, train_job};
 use ndarray::ArrayView2;
 use trefoil_models::float::{self, Data, Model};
-use trefoil_models::job::{Loss, LrSchedule, TrainSpec};
+use trefoil_models::job::{AdamSpec, Loss, LrSchedule, Optimiser, TrainSpec};
 use trefoil_models::plain_run::Tables;
 use trefoil_models::recipe::MAX_STAIRS;
 use trefoil_models::{Network, schedule};
@@ -118,6 +118,77 @@ fn weighted(loss: Loss) -> TrainSpec {
         class_weights: vec![0.5, 2.0, 1.25],
         ..steep()
     }
+}
+
+fn adam(amsgrad: bool) -> TrainSpec {
+    TrainSpec {
+        learning_rate: 0.01,
+        epochs: 8,
+        optimiser: Optimiser::Adam(AdamSpec {
+            amsgrad,
+            ..AdamSpec::default()
+        }),
+        ..steep()
+    }
+}
+
+#[test]
+fn adam_follows_the_float_twin() {
+    let network = mlp(3);
+    for spec in [
+        adam(false),
+        adam(true),
+        TrainSpec {
+            frac_bits: 16,
+            weight_decay: 0.01,
+            gradient_scale_log2: 3,
+            ..adam(false)
+        },
+    ] {
+        let apart = apart(&network, &spec, &spec);
+        assert!(apart <= 0.03, "{apart} of the way: {}", spec.describe());
+    }
+    // The measure tells the two apart where gradients shrink.
+    let quick = |amsgrad| TrainSpec {
+        optimiser: Optimiser::Adam(AdamSpec {
+            beta2: 0.9,
+            amsgrad,
+            ..AdamSpec::default()
+        }),
+        epochs: 40,
+        ..adam(amsgrad)
+    };
+    let apart = apart(&network, &quick(false), &quick(true));
+    assert!(apart > 0.05, "{apart} of the way");
+}
+
+#[test]
+fn secure_steps_of_adam_equal_plain_and_need_few_programs() {
+    let network = mlp(3);
+    for spec in [
+        adam(true),
+        TrainSpec {
+            weight_decay: 0.01,
+            rounding: Rounding::Stochastic,
+            ..adam(false)
+        },
+    ] {
+        let spec = TrainSpec {
+            batch: 3,
+            epochs: 2,
+            frac_bits: 16,
+            ..spec
+        };
+        secure_equals_plain(&network, &spec);
+    }
+    let long = TrainSpec {
+        epochs: 500,
+        schedule: LrSchedule::Cosine { end_factor: 0.1 },
+        ..adam(false)
+    };
+    let plan = schedule(&train_job(&network, &long, 160, 0)).expect("valid");
+    assert_eq!(plan.steps.len(), 5000);
+    assert!(plan.programs.len() < 96, "{}", plan.programs.len());
 }
 
 #[test]
@@ -331,6 +402,30 @@ fn an_option_out_of_range_is_refused_by_its_field() {
             ..spec()
         },
         "every_epochs",
+    );
+    let narrow = TrainSpec {
+        ring_bits: 48,
+        frac_bits: 14,
+        ..adam(false)
+    };
+    refused(narrow, "optimiser");
+    let epsilon = Optimiser::Adam(AdamSpec {
+        epsilon: 1e-8,
+        ..AdamSpec::default()
+    });
+    refused(
+        TrainSpec {
+            optimiser: epsilon,
+            ..spec()
+        },
+        "epsilon",
+    );
+    refused(
+        TrainSpec {
+            momentum: 0.9,
+            ..adam(false)
+        },
+        "momentum",
     );
     refused(
         TrainSpec {

@@ -33,6 +33,7 @@ use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
 pub use init::{InitArgs, init};
+pub use recipe::RecipeArgs;
 pub use share::{DatasetArgs, ShareArgs, dataset, share};
 pub use train::{TrainArgs, train};
 pub use watch::{WatchArgs, watch};

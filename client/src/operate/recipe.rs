@@ -1,7 +1,7 @@
 //! How `trefoil train` is told to learn; what each option means: docs/training.md.
 
 use clap::{Args, ValueEnum};
-use trefoil_models::job::{Loss, LrSchedule, TrainSpec};
+use trefoil_models::job::{AdamSpec, Loss, LrSchedule, Optimiser, TrainSpec};
 use trefoil_protocol::program::Rounding;
 
 /// A loss by its name on the command line.
@@ -10,6 +10,14 @@ enum LossName {
     SoftmaxCrossEntropy,
     BinaryCrossEntropy,
     MeanSquaredError,
+}
+
+/// An optimiser by its name on the command line.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum OptimiserName {
+    Sgd,
+    Adam,
+    Amsgrad,
 }
 
 /// Hyper-parameters of `trefoil train`.
@@ -33,6 +41,18 @@ pub struct RecipeArgs {
     /// Let the step size fall along half a cosine to this part of it, 0 to 1.
     #[arg(long, value_name = "END_FACTOR", conflicts_with = "decay")]
     cosine: Option<f64>,
+    /// How weights follow from gradients.
+    #[arg(long, value_enum, default_value_t = OptimiserName::Sgd)]
+    optimiser: OptimiserName,
+    /// Part of the first moment that Adam keeps in a step; 0.9 without it.
+    #[arg(long)]
+    beta1: Option<f64>,
+    /// Part of the second moment that Adam keeps in a step; 0.999 without it.
+    #[arg(long)]
+    beta2: Option<f64>,
+    /// Gradients count as at least about this large with Adam; 1e-4 without it.
+    #[arg(long)]
+    epsilon: Option<f64>,
     /// Momentum, 0 for none.
     #[arg(long, default_value_t = 0.0)]
     momentum: f64,
@@ -73,6 +93,21 @@ fn parse_rounding(text: &str) -> Result<Rounding, String> {
 }
 
 impl RecipeArgs {
+    fn optimiser(&self) -> Optimiser {
+        let amsgrad = match self.optimiser {
+            OptimiserName::Sgd => return Optimiser::Sgd,
+            OptimiserName::Adam => false,
+            OptimiserName::Amsgrad => true,
+        };
+        let usual = AdamSpec::default();
+        Optimiser::Adam(AdamSpec {
+            beta1: self.beta1.unwrap_or(usual.beta1),
+            beta2: self.beta2.unwrap_or(usual.beta2),
+            epsilon: self.epsilon.unwrap_or(usual.epsilon),
+            amsgrad,
+        })
+    }
+
     /// As a job says it; not checked yet.
     pub fn spec(&self, ring_bits: u8) -> TrainSpec {
         let schedule = match (self.decay_every, self.decay, self.cosine) {
@@ -102,6 +137,7 @@ impl RecipeArgs {
             nesterov: self.nesterov,
             weight_decay: self.weight_decay,
             gradient_scale_log2: self.gradient_scale_log2,
+            optimiser: self.optimiser(),
         }
     }
 }
@@ -150,8 +186,25 @@ mod tests {
             nesterov: true,
             weight_decay: 0.001,
             gradient_scale_log2: 3,
+            optimiser: Optimiser::Sgd,
         };
         assert_eq!(spec.unwrap(), expected);
+    }
+
+    #[test]
+    fn adam_and_amsgrad_have_their_numbers() {
+        let adam = |amsgrad, epsilon| {
+            Optimiser::Adam(AdamSpec {
+                beta1: 0.8,
+                amsgrad,
+                epsilon,
+                ..AdamSpec::default()
+            })
+        };
+        let found = spec("--optimiser amsgrad --beta1 0.8 --epsilon 0.5").unwrap();
+        assert_eq!(found.optimiser, adam(true, 0.5));
+        let found = spec("--optimiser adam --beta1 0.8").unwrap();
+        assert_eq!(found.optimiser, adam(false, 1e-4));
     }
 
     #[test]

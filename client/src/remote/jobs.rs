@@ -86,7 +86,9 @@ impl Remote {
         for party in [PartyId::P1, PartyId::P2, PartyId::P0] {
             let job = jobs[party.index()].clone();
             let expected = job.id();
-            let asked = self.ask_one(party, &Ask::Submit(job), "the job").await;
+            let asked = self
+                .ask_one(party, &Ask::Submit(Box::new(job)), "the job")
+                .await;
             match asked {
                 Ok(Answer::Submitted(theirs)) if theirs == expected => {}
                 Ok(other) => return Err(unexpected(party, "the job", other)),

@@ -6,11 +6,12 @@
 
 mod layers;
 mod loss;
+mod update;
 
 use std::collections::BTreeMap;
 use std::thread;
 
-use ndarray::{Array, Array1, Array2, ArrayView2, Axis, Dimension, Zip};
+use ndarray::{Array1, Array2, ArrayView2, Axis};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::decode;
 
@@ -60,7 +61,8 @@ pub struct Model {
     network: Network,
     /// For each layer of the network its parameters, if it has any.
     pub parameters: Vec<Option<Parameters>>,
-    velocities: Vec<Option<Parameters>>,
+    /// What the optimiser keeps: for each layer velocities, or Adam's moments.
+    kept: Vec<[Option<Parameters>; 3]>,
     loss: Loss,
     class_weights: Vec<f64>,
 }
@@ -129,14 +131,13 @@ impl Model {
                 _ => None,
             });
         }
-        let velocities = parameters
-            .iter()
-            .map(|p| p.as_ref().map(Parameters::zeros_like))
-            .collect();
+        let zeros = |p: &Option<Parameters>| p.as_ref().map(Parameters::zeros_like);
+        let kept = parameters.iter().map(|p| [zeros(p), zeros(p), zeros(p)]);
+        let kept = kept.collect();
         Ok(Model {
             network: network.clone(),
             parameters,
-            velocities,
+            kept,
             loss: Loss::default(),
             class_weights: Vec::new(),
         })
@@ -248,31 +249,17 @@ impl Model {
         let layers = self
             .parameters
             .iter_mut()
-            .zip(&mut self.velocities)
+            .zip(&mut self.kept)
             .zip(&gradients.layers);
-        for ((parameters, velocity), gradient) in layers {
-            if let (Some(p), Some(v), Some(g)) = (parameters, velocity, gradient) {
-                descend(&mut p.weight, &mut v.weight, &g.weight, spec, rate);
-                descend(&mut p.bias, &mut v.bias, &g.bias, spec, rate);
+        for ((parameters, kept), gradient) in layers {
+            if let (Some(p), [Some(a), Some(b), Some(c)], Some(g)) = (parameters, kept, gradient) {
+                let weights = [&mut a.weight, &mut b.weight, &mut c.weight];
+                update::apply(&mut p.weight, weights, &g.weight, spec, rate);
+                let biases = [&mut a.bias, &mut b.bias, &mut c.bias];
+                update::apply(&mut p.bias, biases, &g.bias, spec, rate);
             }
         }
     }
-}
-
-/// `v = mu v + g + l w`, `w = w - rate v`; with Nesterov `w = w - rate (g + l w + mu v)`.
-fn descend<D: Dimension>(
-    w: &mut Array<f32, D>,
-    v: &mut Array<f32, D>,
-    g: &Array<f32, D>,
-    spec: &TrainSpec,
-    rate: f64,
-) {
-    let (rate, mu, decay) = (rate as f32, spec.momentum as f32, spec.weight_decay as f32);
-    Zip::from(w).and(v).and(g).for_each(|w, v, g| {
-        let g = g + decay * *w;
-        *v = mu * *v + g;
-        *w -= rate * if spec.nesterov { g + mu * *v } else { *v };
-    });
 }
 
 fn check_labels(data: &Data<'_>, classes: usize) -> Result<(), ModelError> {

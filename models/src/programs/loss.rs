@@ -7,6 +7,9 @@ use super::{Ratio, zeros};
 use crate::job::{Loss, TrainSpec};
 use crate::recipe::CLASS_WEIGHT_FRAC;
 
+/// The layers' names of the losses: nothing of the forward pass comes after them.
+pub(crate) const LOSS_SCOPES: [&str; 4] = ["softmax", "sigmoid", "squares", "class_weights"];
+
 /// `2^s w_label dL/dlogits` for `logits [rows, classes]` (2f fraction bits) and one-hot `labels` (no
 /// fraction bits), with the spec's class weights w and gradient scale s.
 ///

@@ -6,17 +6,20 @@
 //! backward, update, evaluation and AUC have a file each. How an operation is made secure is not
 //! known here.
 
+mod adam;
 mod backward;
 mod evaluation;
 mod forward;
+mod histogram;
 mod loss;
 mod update;
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 use trefoil_protocol::{Program, Tensor};
 
-pub use evaluation::{auc_block, evaluate, evaluation_result, evaluation_setup};
-pub use update::{Ratio, velocity_name};
+pub use evaluation::{AucBy, auc_block, evaluate, evaluation_result, evaluation_setup};
+pub(crate) use loss::LOSS_SCOPES;
+pub use update::{Ratio, state_names};
 
 use crate::job::{PredictOutput, TrainSpec};
 use crate::network::Network;
@@ -75,7 +78,7 @@ pub fn train(network: &Network, spec: &TrainSpec, rate: f64) -> Result<Program, 
     )?;
     let dz = loss::gradient(&mut b, spec, pass.logits, labels)?;
     let gradients = backward::backward(&mut b, network, format, spec.rounding, &pass.tape, dz)?;
-    let step = update::Sgd::new(&b, spec, rate)?;
+    let step = update::Update::new(&b, spec, rate)?;
     for gradient in gradients {
         b.scope(&network.layers[gradient.layer].name);
         step.apply(&mut b, &gradient.name, gradient.value, gradient.sum)?;

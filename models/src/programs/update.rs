@@ -15,7 +15,8 @@
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 
-use crate::job::TrainSpec;
+use super::adam::{Adam, moment_names};
+use crate::job::{Optimiser, TrainSpec};
 
 /// Fraction bits of a velocity beyond those of its weight.
 const VELOCITY_GUARD_BITS: u8 = 8;
@@ -25,8 +26,48 @@ const FACTOR_BITS: u8 = 10;
 const MIN_FACTOR_BITS: u8 = 5;
 
 /// The carried name of a parameter's velocity.
-pub fn velocity_name(parameter: &str) -> String {
+fn velocity_name(parameter: &str) -> String {
     format!("{parameter}.velocity")
+}
+
+/// What the optimiser carries for a parameter beside it, by name; zeros at the start.
+pub fn state_names(spec: &TrainSpec, parameter: &str) -> Vec<String> {
+    match spec.optimiser {
+        Optimiser::Adam(adam) => moment_names(parameter, adam.amsgrad),
+        Optimiser::Sgd if spec.momentum > 0.0 => vec![velocity_name(parameter)],
+        Optimiser::Sgd => Vec::new(),
+    }
+}
+
+/// The update rule of one step.
+#[derive(Debug)]
+pub(crate) enum Update {
+    Sgd(Sgd),
+    Adam(Adam),
+}
+
+impl Update {
+    pub(crate) fn new(b: &Builder, spec: &TrainSpec, rate: f64) -> Result<Update, BuildError> {
+        Ok(match spec.optimiser {
+            Optimiser::Sgd => Update::Sgd(Sgd::new(b, spec, rate)?),
+            Optimiser::Adam(adam) => Update::Adam(Adam::new(b, spec, adam, rate)?),
+        })
+    }
+
+    /// Carries the parameter after the step, and what the optimiser keeps. `gradient` is summed over
+    /// the batch.
+    pub(crate) fn apply(
+        &self,
+        b: &mut Builder,
+        name: &str,
+        value: Val,
+        gradient: Val,
+    ) -> Result<(), BuildError> {
+        match self {
+            Update::Sgd(sgd) => sgd.apply(b, name, value, gradient),
+            Update::Adam(adam) => adam.apply(b, name, value, gradient),
+        }
+    }
 }
 
 /// `factor / 2^shift`: a public real number as the operations can apply it.
@@ -45,7 +86,7 @@ impl Ratio {
         Ratio::with_bits(x, FACTOR_BITS)
     }
 
-    fn with_bits(x: f64, factor_bits: u8) -> Ratio {
+    pub(super) fn with_bits(x: f64, factor_bits: u8) -> Ratio {
         let exponent = libm::ilogb(x);
         let mut shift = i32::from(factor_bits) - 1 - exponent;
         let mut factor = libm::round(libm::scalbn(x, shift)) as i64;
@@ -69,7 +110,7 @@ impl Ratio {
     }
 }
 
-/// The update rule of one step.
+/// Gradient descent, with momentum or without.
 #[derive(Debug)]
 pub(crate) struct Sgd {
     rounding: Rounding,
@@ -184,14 +225,14 @@ impl Sgd {
 }
 
 /// Bits of a ratio's numerator: 9 integer bits beside 2f fraction bits are kept for gradients.
-fn factor_bits(ring_bits: u8, frac_bits: u8) -> u8 {
+pub(super) fn factor_bits(ring_bits: u8, frac_bits: u8) -> u8 {
     let room = ring_bits - 2 - 9;
     room.saturating_sub(2 * frac_bits)
         .clamp(MIN_FACTOR_BITS, FACTOR_BITS)
 }
 
 /// The sum of values times ratios, exactly, with the fraction bits that this takes.
-fn combined(
+pub(super) fn combined(
     b: &mut Builder,
     (x, of_x): (Val, Ratio),
     more: Option<(Val, Ratio)>,
@@ -219,7 +260,12 @@ fn aligned(b: &mut Builder, x: Val, frac_bits: u8) -> Result<Val, BuildError> {
 }
 
 /// `ratio * x`, exactly, with the fraction bits that this takes or with `frac_bits`.
-fn scaled(b: &mut Builder, x: Val, ratio: Ratio, frac_bits: Option<u8>) -> Result<Val, BuildError> {
+pub(super) fn scaled(
+    b: &mut Builder,
+    x: Val,
+    ratio: Ratio,
+    frac_bits: Option<u8>,
+) -> Result<Val, BuildError> {
     let natural = b.ty(x).frac_bits + ratio.shift;
     let frac = frac_bits.unwrap_or(natural);
     let more = frac.saturating_sub(natural);

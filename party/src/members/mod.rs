@@ -46,7 +46,7 @@ pub(crate) async fn answer(
             Ok(info) => say(party, &mut stream, &Answer::Dataset(info)).await?,
             Err(err) => refuse(party, &mut stream, err.to_string()).await?,
         },
-        Ask::Submit(job) => match submit(party, member, job).await {
+        Ask::Submit(job) => match submit(party, member, *job).await {
             Ok(id) => say(party, &mut stream, &Answer::Submitted(id)).await?,
             Err(reason) => refuse(party, &mut stream, reason).await?,
         },

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::op::{self, RangeError};
 use crate::prg::{Domain, Pos, Prg};
-use crate::program::{Kind, Op, Program, Sink};
+use crate::program::{Kind, Node, Op, Program, Sink};
 use crate::ring::Tensor;
 
 /// The rounding coins of one operation: from the job's rounding key, addressed by step, value and
@@ -64,6 +64,19 @@ pub fn run(
     inputs: &BTreeMap<String, Tensor>,
     coins: Option<&Prg>,
 ) -> Result<PlainOutputs, PlainError> {
+    run_watched(program, step, state, inputs, coins, &mut |_, _, _| {})
+}
+
+/// As [`run`]; `watch` sees every operation but reshapes and rescalings: the node, its operands, its
+/// results (bits as 0 and 1). An operation that is out of range is not seen.
+pub fn run_watched(
+    program: &Program,
+    step: u64,
+    state: &mut BTreeMap<String, Tensor>,
+    inputs: &BTreeMap<String, Tensor>,
+    coins: Option<&Prg>,
+    watch: &mut dyn FnMut(&Node, &[&[u64]], &[Vec<u64>]),
+) -> Result<PlainOutputs, PlainError> {
     let canonical = program.canonical();
     let last = last_uses(program);
     let mut values: Vec<Option<Vec<u64>>> = vec![None; program.types.len()];
@@ -106,6 +119,14 @@ pub fn run(
                 })?
             }
         };
+        if !matches!(node.op, Op::Rescale | Op::Reshape) {
+            let ins: Vec<&[u64]> = node
+                .ins
+                .iter()
+                .map(|val| values[val.index()].as_deref().unwrap_or_default())
+                .collect();
+            watch(node, &ins, &outs);
+        }
         for (out, value) in node.outs.iter().zip(outs) {
             values[out.index()] = Some(value);
         }
