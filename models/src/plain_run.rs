@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 
 use trefoil_protocol::prg::Prg;
-use trefoil_protocol::program::Node;
 use trefoil_protocol::run::plain;
 use trefoil_protocol::{Program, Tensor};
 
@@ -122,7 +121,7 @@ impl<'a> PlainSession<'a> {
     /// As [`PlainSession::step`], with a look at every operation ([`plain::run_watched`]).
     pub fn step_watched(
         &mut self,
-        watch: &mut dyn FnMut(&Node, &[&[u64]], &[Vec<u64>]),
+        watch: &mut plain::Watch<'_>,
     ) -> Option<Result<BTreeMap<String, Tensor>, ModelError>> {
         let index = self.next;
         let step = self.schedule.steps.get(index)?;

@@ -56,6 +56,9 @@ pub enum PlainError {
 /// Results of a plain step that are not carried: by name.
 pub type PlainOutputs = BTreeMap<String, Tensor>;
 
+/// Sees an operation of a plain run: the node, its operands, its results (bits as 0 and 1).
+pub type Watch<'a> = dyn FnMut(&Node, &[&[u64]], &[Vec<u64>]) + 'a;
+
 /// Runs one step in the clear: reads and updates `state`, returns what the step reveals.
 pub fn run(
     program: &Program,
@@ -67,15 +70,15 @@ pub fn run(
     run_watched(program, step, state, inputs, coins, &mut |_, _, _| {})
 }
 
-/// As [`run`]; `watch` sees every operation but reshapes and rescalings: the node, its operands, its
-/// results (bits as 0 and 1). An operation that is out of range is not seen.
+/// As [`run`]; `watch` sees every operation but reshapes and rescalings. An operation that is out of
+/// range is not seen.
 pub fn run_watched(
     program: &Program,
     step: u64,
     state: &mut BTreeMap<String, Tensor>,
     inputs: &BTreeMap<String, Tensor>,
     coins: Option<&Prg>,
-    watch: &mut dyn FnMut(&Node, &[&[u64]], &[Vec<u64>]),
+    watch: &mut Watch<'_>,
 ) -> Result<PlainOutputs, PlainError> {
     let canonical = program.canonical();
     let last = last_uses(program);
