@@ -10,7 +10,7 @@ use trefoil_cluster::Link;
 use trefoil_consortium::{DealerConfig, PartyConfig};
 use trefoil_transport::Protocol;
 
-use crate::{bench, consent, operate, plan, simulate};
+use crate::{bench, consent, operate, plan, ranges, simulate};
 
 /// Three institutions train and evaluate image classifiers on pictures that none of them may see.
 #[derive(Debug, Parser)]
@@ -27,6 +27,9 @@ enum Command {
     Simulate(SimulateArgs),
     /// Show what a network costs before anything runs: rounds, bytes, memory, time, by layer.
     Plan(PlanArgs),
+    /// Run training steps in the clear on public or synthetic data, and show how near each layer comes
+    /// to the bounds of the number format. Exit code 1 if a bound is broken.
+    CheckRanges(ranges::RangesArgs),
     /// Measure this machine: seconds, rounds, bytes and memory of known pieces of work, with real
     /// nodes on loopback, and how near they are to the least that the work can take here.
     Bench(BenchArgs),
@@ -199,6 +202,7 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Plan(args) => plan::run(&args),
+        Command::CheckRanges(args) => ranges::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Init(args) => operate::init(&args),
         Command::Consortium(args) => operate::consortium(&args),

@@ -104,7 +104,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the AUC is computed: two classes, and not more rows than all pairs allow.
+    /// Whether the AUC is computed: two classes, and not too many rows to count.
     pub fn wants_auc(&self) -> bool {
         self.network.classes == 2 && self.splits.test.len() <= schedule::MAX_AUC_ROWS
     }
@@ -126,6 +126,25 @@ impl Experiment {
             .check()
             .with_context(|| format!("{place}: [training]"))?;
         Ok(experiment)
+    }
+
+    /// An experiment of one hospital without a file; `source` as in [`DataSection`].
+    pub fn with_training(network: &str, source: &str, training: TrainSpec) -> Result<Experiment> {
+        training.check()?;
+        Ok(Experiment {
+            network: network.into(),
+            data: DataSection {
+                source: source.into(),
+                hospitals: 1,
+                train_rows: None,
+                test_rows: None,
+                evaluate: Judge::default(),
+                preprocess: None,
+                class_names: Vec::new(),
+            },
+            training,
+            predict: PredictSection::default(),
+        })
     }
 
     /// Reads an experiment file; the shipped quickstart without one.
@@ -151,6 +170,7 @@ impl Experiment {
     /// Loads network and data and checks that they fit each other.
     pub fn load(self, data: Option<&Path>) -> Result<Loaded> {
         let network = read_network(&self.network)?;
+        self.training.check_for(&network).context("[training]")?;
         let want = Want {
             shape: Some(network.input),
             classes: Some(network.classes),
@@ -188,7 +208,7 @@ impl Experiment {
         let mut warnings = warnings;
         if network.classes == 2 && splits.test.len() > schedule::MAX_AUC_ROWS {
             warnings.push(format!(
-                "no AUC: it compares all pairs of at most {} test rows, there are {}",
+                "no AUC: it counts at most {} test rows, there are {}",
                 schedule::MAX_AUC_ROWS,
                 splits.test.len()
             ));
@@ -248,9 +268,27 @@ mod tests {
             "pneumonia-logistic.toml",
             "mnist-lenet.toml",
             "minimal/experiment.toml",
+            "training.toml",
         ] {
             let experiment = Experiment::read(Some(&folder.join(name))).expect(name);
             read_network(&experiment.network).expect(name);
+        }
+    }
+
+    #[test]
+    fn the_file_with_every_training_key_leaves_none_out() {
+        let text = include_str!("../../configs/training.toml");
+        let file: toml::Table = text.parse().expect("TOML");
+        let spec = Experiment::parse(text, "training.toml")
+            .expect("parses")
+            .training;
+        let all = toml::Table::try_from(&spec).expect("a table");
+        let written = file["training"].as_table().expect("a table");
+        for key in all.keys() {
+            assert!(
+                written.contains_key(key),
+                "configs/training.toml lacks {key}"
+            );
         }
     }
 

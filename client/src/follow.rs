@@ -8,7 +8,8 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_consortium::JobId;
 use trefoil_models::job::{JobKind, PredictOutput};
-use trefoil_models::{Phase, Schedule, outcome};
+use trefoil_models::outcome::{self, Auc};
+use trefoil_models::{Phase, Schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::party::PartyId;
 
@@ -165,7 +166,7 @@ pub fn confusions(
     plan: &Schedule,
     revealed: &Revealed,
     names: &[String],
-) -> Result<Vec<(Confusion, Option<f64>)>> {
+) -> Result<Vec<(Confusion, Option<Auc>)>> {
     let mut out = Vec::new();
     for (index, step) in plan.steps.iter().enumerate() {
         if !matches!(step.phase, Phase::Result { .. }) {
@@ -186,7 +187,7 @@ pub fn confusions(
 
 impl Finished {
     /// See [`confusions`].
-    pub fn confusions(&self, names: &[String]) -> Result<Vec<(Confusion, Option<f64>)>> {
+    pub fn confusions(&self, names: &[String]) -> Result<Vec<(Confusion, Option<Auc>)>> {
         confusions(&self.plan, &self.revealed, names)
     }
 

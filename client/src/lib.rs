@@ -12,6 +12,7 @@ mod local;
 pub mod metrics;
 pub mod operate;
 pub mod plan;
+pub mod ranges;
 pub mod remote;
 mod rows;
 pub mod simulate;

@@ -353,18 +353,7 @@ impl JobDescription {
                     "computes",
                     format!("training of {} on {}", network(toml), snapshot(dataset)),
                 );
-                line(
-                    "with",
-                    format!(
-                        "batch {}, {} epochs, learning rate {}, momentum {}, seed {}, {:?} rounding",
-                        spec.batch,
-                        spec.epochs,
-                        spec.learning_rate,
-                        spec.momentum,
-                        spec.seed,
-                        spec.rounding
-                    ),
-                );
+                line("with", spec.describe());
                 line(
                     "keeps",
                     format!("shares of the weights at the three parties, as {save_as}"),
@@ -588,7 +577,8 @@ mod tests {
             *save_as = "../keys".into();
         }
         assert!(job.check().unwrap_err().to_string().contains("save_as"));
-        job.version = 1;
-        assert_eq!(job.check(), Err(JobError::Version { found: 1 }));
+        job.version = JOB_VERSION + 1;
+        let found = job.version;
+        assert_eq!(job.check(), Err(JobError::Version { found }));
     }
 }

@@ -6,24 +6,9 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
+pub use crate::recipe::{AdamSpec, Loss, LrSchedule, Optimiser};
 use crate::serve::ServeSpec;
 use crate::{Benchmark, ModelError};
-
-/// How the learning rate changes over epochs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum LrSchedule {
-    /// It does not.
-    #[default]
-    Constant,
-    /// Multiplied by `factor` after every `every_epochs` epochs.
-    Step {
-        /// Epochs between changes.
-        every_epochs: usize,
-        /// The factor, in (0, 1].
-        factor: f64,
-    },
-}
 
 /// Hyper-parameters and number formats of a training run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -49,6 +34,20 @@ pub struct TrainSpec {
     pub ring_bits: u8,
     /// How the rows were prepared, kept with the model; nothing is computed from it.
     pub preparation: Option<Preparation>,
+    /// What is made small.
+    pub loss: Loss,
+    /// A factor for each class on the loss of its rows, 1/64 to 64, used with 8 fraction bits; all 1
+    /// if empty.
+    pub class_weights: Vec<f64>,
+    /// Nesterov's momentum as in PyTorch.
+    pub nesterov: bool,
+    /// Added to the gradient as this times the parameter; 0 for none.
+    pub weight_decay: f64,
+    /// The backward pass computes `2^this` times the gradients, which keeps small ones from being
+    /// rounded away; the update divides by it.
+    pub gradient_scale_log2: u8,
+    /// How weights follow from gradients.
+    pub optimiser: Optimiser,
 }
 
 impl Default for TrainSpec {
@@ -64,6 +63,12 @@ impl Default for TrainSpec {
             frac_bits: 16,
             ring_bits: 64,
             preparation: None,
+            loss: Loss::default(),
+            class_weights: Vec::new(),
+            nesterov: false,
+            weight_decay: 0.0,
+            gradient_scale_log2: 0,
+            optimiser: Optimiser::default(),
         }
     }
 }
@@ -203,7 +208,11 @@ pub enum JobKind {
     Serve(ServeSpec),
 }
 
-fn job_error(field: &'static str, found: impl ToString, problem: impl Into<String>) -> ModelError {
+pub(crate) fn job_error(
+    field: &'static str,
+    found: impl ToString,
+    problem: impl Into<String>,
+) -> ModelError {
     ModelError::Job {
         field,
         found: found.to_string(),
@@ -232,8 +241,8 @@ pub(crate) fn check_format(frac_bits: u8, ring_bits: u8) -> Result<(), ModelErro
         return Err(job_error("ring_bits", ring_bits, "48 and 64 are possible"));
     }
     // The softmax needs 13 fraction bits of 2f; products need room for integers above 2f.
-    let largest = if ring_bits == 64 { 20 } else { 16 };
-    check_range("frac_bits", usize::from(frac_bits), 8..=largest)
+    let largest = if ring_bits == 64 { 24 } else { 16 };
+    check_range("frac_bits", usize::from(frac_bits), 10..=largest)
 }
 
 impl TrainSpec {
@@ -241,50 +250,7 @@ impl TrainSpec {
     pub fn check(&self) -> Result<(), ModelError> {
         check_range("batch", self.batch, 1..=4096)?;
         check_range("epochs", self.epochs, 1..=10_000)?;
-        let rate = self.learning_rate;
-        if !(rate.is_finite() && (1e-9..=64.0).contains(&rate)) {
-            return Err(job_error("learning_rate", rate, "1e-9 to 64 are possible"));
-        }
-        if self.momentum != 0.0 && !(0.001..=0.999).contains(&self.momentum) {
-            return Err(job_error(
-                "momentum",
-                self.momentum,
-                "0, or 0.001 to 0.999, are possible",
-            ));
-        }
-        if let LrSchedule::Step {
-            every_epochs,
-            factor,
-        } = self.schedule
-        {
-            check_range("schedule.every_epochs", every_epochs, 1..=10_000)?;
-            if !(factor.is_finite() && factor > 0.0 && factor <= 1.0) {
-                return Err(job_error(
-                    "schedule.factor",
-                    factor,
-                    "more than 0, at most 1",
-                ));
-            }
-        }
-        let last = self.rate_at(self.epochs - 1);
-        if last < 1e-9 {
-            return Err(job_error(
-                "schedule",
-                last,
-                "the last epoch's learning rate; at least 1e-9 is possible",
-            ));
-        }
+        self.check_recipe()?;
         check_format(self.frac_bits, self.ring_bits)
-    }
-
-    /// The learning rate of an epoch (from 0).
-    pub fn rate_at(&self, epoch: usize) -> f64 {
-        match self.schedule {
-            LrSchedule::Constant => self.learning_rate,
-            LrSchedule::Step {
-                every_epochs,
-                factor,
-            } => self.learning_rate * libm::pow(factor, (epoch / every_epochs.max(1)) as f64),
-        }
     }
 }

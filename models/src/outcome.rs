@@ -38,9 +38,18 @@ pub fn confusion(outputs: &BTreeMap<String, Tensor>) -> Result<Array2<u64>, Mode
     }
 }
 
+/// An area under the ROC curve.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Auc {
+    /// 0 to 1.
+    pub value: f64,
+    /// The true area is at most this far: 0 where all pairs were compared.
+    pub error: f64,
+}
+
 /// The area under the ROC curve of a result step (class 1 is the positive one); `None` if the rows
 /// are all of one class.
-pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<f64>, ModelError> {
+pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<Auc>, ModelError> {
     let counts = confusion(outputs)?;
     let balance = named(outputs, "auc_balance")?;
     let ([balance], (2, 2)) = (balance.data(), counts.dim()) else {
@@ -49,8 +58,16 @@ pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<f64>, ModelError
             "needs one number and two classes".into(),
         ));
     };
+    let ties = match outputs.get("auc_ties").map(Tensor::data) {
+        None => 0,
+        Some([ties]) => *ties,
+        Some(_) => return Err(bad("auc_ties", "needs one number".into())),
+    };
     let pairs = counts.row(0).sum() as f64 * counts.row(1).sum() as f64;
-    Ok((pairs > 0.0).then(|| (1.0 + *balance as i64 as f64 / pairs) / 2.0))
+    Ok((pairs > 0.0).then(|| Auc {
+        value: (1.0 + *balance as i64 as f64 / pairs) / 2.0,
+        error: ties as f64 / pairs / 2.0,
+    }))
 }
 
 /// Predicted classes of all prediction steps, one after the other, without the padding.

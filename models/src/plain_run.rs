@@ -117,13 +117,28 @@ impl<'a> PlainSession<'a> {
 
     /// Runs the next step; `None` after the last.
     pub fn step(&mut self) -> Option<Result<BTreeMap<String, Tensor>, ModelError>> {
+        self.step_watched(&mut |_, _, _| {})
+    }
+
+    /// As [`PlainSession::step`], with a look at every operation ([`plain::run_watched`]).
+    pub fn step_watched(
+        &mut self,
+        watch: &mut plain::Watch<'_>,
+    ) -> Option<Result<BTreeMap<String, Tensor>, ModelError>> {
         let index = self.next;
         let step = self.schedule.steps.get(index)?;
         self.next += 1;
         let program = &self.schedule.programs[step.program];
         Some(step_inputs(program, step, self.tables).and_then(|inputs| {
-            plain::run(program, index as u64, &mut self.state, &inputs, self.coins)
-                .map_err(|error| ModelError::Plain { step: index, error })
+            plain::run_watched(
+                program,
+                index as u64,
+                &mut self.state,
+                &inputs,
+                self.coins,
+                watch,
+            )
+            .map_err(|error| ModelError::Plain { step: index, error })
         }))
     }
 

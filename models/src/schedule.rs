@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use trefoil_protocol::{Program, Tensor};
 
 use crate::job::{JobKind, TrainSpec, check_format, check_range};
-use crate::programs::{self, Format};
+use crate::programs::{self, AucBy, Format};
 use crate::{ModelError, Network, weights};
 
 /// In [`StepInput::rows`]: a row of zero shares that exists in no table.
@@ -23,8 +23,10 @@ pub const PADDING_ROW: u32 = u32::MAX;
 pub const INFERENCE_ROWS: usize = 128;
 /// Row indices in one schedule, at most: they are held in memory.
 const MAX_SCHEDULED_ROWS: usize = 1 << 26;
-/// Rows of the AUC, at most: every row is compared with every other.
-pub const MAX_AUC_ROWS: usize = 4096;
+/// Rows above which the AUC is computed by a histogram instead of by comparing all pairs.
+pub const MAX_PAIRED_ROWS: usize = 2000;
+/// Rows of an AUC, at most: products of counts have to fit the narrow ring.
+pub const MAX_AUC_ROWS: usize = 1 << 22;
 
 /// Training images.
 pub const TRAIN_IMAGES: &str = "train/images";
@@ -412,7 +414,7 @@ fn train(
     test_rows: Option<usize>,
     reveal_weights: bool,
 ) -> Result<Schedule, ModelError> {
-    spec.check()?;
+    spec.check_for(network)?;
     check_range("dataset.train_rows", rows, spec.batch..=MAX_SCHEDULED_ROWS)?;
     check_range(
         "epochs * train_rows",
@@ -425,13 +427,9 @@ fn train(
     };
     let initial = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
     let mut state = initial.clone();
-    if spec.momentum > 0.0 {
-        state.extend(
-            network
-                .parameters()
-                .iter()
-                .map(|(name, shape)| (programs::velocity_name(name), Tensor::zeros(shape))),
-        );
+    for (name, shape) in network.parameters() {
+        let kept = programs::state_names(spec, &name).into_iter();
+        state.extend(kept.map(|name| (name, Tensor::zeros(&shape))));
     }
     let mut schedule = empty(InitialState::Public(state));
     schedule.save = names(network);
@@ -448,19 +446,18 @@ fn train(
     let of = rows / spec.batch;
     let mut rates: Vec<(f64, usize)> = Vec::new();
     for epoch in 0..spec.epochs {
-        let rate = spec.rate_at(epoch);
-        let program = match rates.iter().find(|(known, _)| *known == rate) {
-            Some((_, program)) => *program,
-            None => {
-                schedule
-                    .programs
-                    .push(programs::train(network, spec, rate)?);
-                rates.push((rate, schedule.programs.len() - 1));
-                schedule.programs.len() - 1
-            }
-        };
         let order = epoch_order(spec.seed, epoch, rows);
         for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+            let rate = spec.rate_at(epoch * of + batch, of);
+            let program = match rates.iter().find(|(known, _)| *known == rate) {
+                Some((_, program)) => *program,
+                None => {
+                    let program = programs::train(network, spec, rate)?;
+                    schedule.programs.push(program);
+                    rates.push((rate, schedule.programs.len() - 1));
+                    schedule.programs.len() - 1
+                }
+            };
             let inputs = vec![
                 input("images", TRAIN_IMAGES, rows.to_vec()),
                 input("labels", TRAIN_LABELS, rows.to_vec()),
@@ -493,7 +490,7 @@ fn train(
 struct Evaluation {
     setup: usize,
     rows: usize,
-    auc: bool,
+    auc: Option<AucBy>,
 }
 
 impl Evaluation {
@@ -522,17 +519,22 @@ impl Evaluation {
         }
         let setup = schedule.programs.len();
         let (batches, size) = inference_batches(rows);
-        let scores = auc.then_some(batches * size);
+        let auc = auc.then_some(match rows {
+            ..=MAX_PAIRED_ROWS => AucBy::Pairs {
+                scores: batches * size,
+            },
+            _ => AucBy::Histogram,
+        });
         schedule
             .programs
-            .push(programs::evaluation_setup(network, format, scores)?);
+            .push(programs::evaluation_setup(network, format, auc)?);
         schedule
             .programs
-            .push(programs::evaluate(network, format, size, scores)?);
+            .push(programs::evaluate(network, format, size, auc)?);
         schedule
             .programs
             .push(programs::evaluation_result(network, format, auc)?);
-        if let Some(scores) = scores {
+        if let Some(AucBy::Pairs { scores }) = auc {
             schedule
                 .programs
                 .push(programs::auc_block(format, size, scores)?);
@@ -558,7 +560,7 @@ impl Evaluation {
             ];
             push(1, Phase::Evaluate { epoch, batch, of }, inputs);
         }
-        if self.auc {
+        if matches!(self.auc, Some(AucBy::Pairs { .. })) {
             for block in 0..of {
                 push(3, Phase::Auc { block, of }, Vec::new());
             }

@@ -7,7 +7,7 @@ use ndarray::ArrayView2;
 use trefoil_models::float::{self, Model};
 use trefoil_models::plain_run::Tables;
 use trefoil_models::schedule::{PADDING_ROW, epoch_order, gather, inference_batches};
-use trefoil_models::{JobKind, Network, PredictOutput, outcome, schedule, weights};
+use trefoil_models::{JobKind, Network, Phase, PredictOutput, outcome, schedule, weights};
 use trefoil_protocol::fixed::decode;
 
 const F: u32 = 16;
@@ -91,13 +91,68 @@ fn the_area_under_the_curve_equals_the_direct_statistic_with_ties() {
     let positive: Vec<bool> = test.labels.iter().map(|label| *label == 1).collect();
     let expected = auc_of_scores(&scores, &positive).expect("both classes occur");
     assert!(
-        (auc - expected).abs() < 1e-12,
-        "secure {auc}, direct {expected}"
+        (auc.value - expected).abs() < 1e-12 && auc.error == 0.0,
+        "secure {auc:?}, direct {expected}"
     );
     assert_eq!(
         outputs.keys().collect::<Vec<_>>(),
         ["auc_balance", "confusion"]
     );
+}
+
+#[test]
+fn above_two_thousand_rows_a_histogram_states_its_error_and_keeps_it() {
+    let seed = seed();
+    let network = network(2);
+    let model = weights::initial(&network, seed, F);
+    let test = synthetic(&network, 2010, 3.0, seed);
+    let mut tables = Tables::new();
+    test.tables("test", F as u8, &mut tables);
+    let plan = schedule(&evaluate(&network, test.rows(), true)).expect("valid");
+    assert!(
+        !plan
+            .steps
+            .iter()
+            .any(|step| matches!(step.phase, Phase::Auc { .. }))
+    );
+    let run = common::plain(&plan, &tables, Some(&model), seed);
+    let outputs = &run.outputs[plan.steps.len() - 1];
+    assert_eq!(
+        outputs.keys().collect::<Vec<_>>(),
+        ["auc_balance", "auc_ties", "confusion"]
+    );
+    let auc = outcome::auc(outputs)
+        .expect("revealed")
+        .expect("both classes occur");
+
+    let float = Model::from_weights(&network, &model, F).expect("fits");
+    let images = ArrayView2::from_shape((test.rows(), test.row), &test.images).expect("rows");
+    let scores = float::scores(&float.logits(images).expect("fits"));
+    let positive: Vec<bool> = test.labels.iter().map(|label| *label == 1).collect();
+    let exact = auc_of_scores(&scores, &positive).expect("both classes occur");
+    println!("histogram {auc:?}, exact {exact}");
+    // Scores are rounded, too: a few pairs of millions.
+    assert!(
+        (auc.value - exact).abs() <= auc.error + 1e-4,
+        "{auc:?}, exact {exact}"
+    );
+    assert!(auc.error > 0.0 && auc.error < 0.05, "{auc:?}");
+}
+
+#[test]
+fn a_secure_histogram_equals_the_plain_one() {
+    let seed = seed();
+    let network = network(2);
+    let model = weights::initial(&network, seed, F);
+    let test = synthetic(&network, 2010, 3.0, seed);
+    let mut tables = Tables::new();
+    test.tables("test", F as u8, &mut tables);
+    let mut plan = schedule(&evaluate(&network, test.rows(), true)).expect("valid");
+    // The set-up, the first batch, the last, which is padded, and the result.
+    let batches = plan.steps.len() - 2;
+    plan.steps.drain(2..batches);
+    let run = assert_secure_equals_plain(&plan, &tables, Some(&model), seed);
+    assert!(run.outputs.last().expect("steps").contains_key("auc_ties"));
 }
 
 fn predict_job(network: &Network, rows: usize, output: PredictOutput) -> trefoil_models::Schedule {
@@ -168,11 +223,11 @@ fn an_auc_needs_two_classes_and_a_bounded_number_of_rows() {
         .expect_err("four classes")
         .to_string();
     assert!(error.contains("4 classes"), "{error}");
-    let error = schedule(&evaluate(&network(2), 5000, true))
-        .expect_err("25 million pairs")
+    let error = schedule(&evaluate(&network(2), 5_000_000, true))
+        .expect_err("too many rows")
         .to_string();
     assert!(
-        error.contains("test_rows") && error.contains("4096"),
+        error.contains("test_rows") && error.contains("4194304"),
         "{error}"
     );
 }

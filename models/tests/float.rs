@@ -6,9 +6,9 @@ use common::{seed, synthetic};
 use ndarray::ArrayView2;
 use trefoil_models::Network;
 use trefoil_models::float::{Data, Model};
-use trefoil_models::job::TrainSpec;
+use trefoil_models::job::{Loss, TrainSpec};
 
-fn check(layers: &str) {
+fn check(layers: &str, loss: Loss, class_weights: &[f64]) {
     let text = format!("name = \"n\"\ninput = [2, 6, 7]\nclasses = 3\n{layers}");
     let network = Network::parse(&text).expect("valid");
     let seed = seed();
@@ -17,6 +17,8 @@ fn check(layers: &str) {
         &network,
         &TrainSpec {
             seed,
+            loss,
+            class_weights: class_weights.to_vec(),
             ..TrainSpec::default()
         },
     )
@@ -63,11 +65,15 @@ fn gradients_equal_finite_differences() {
         "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\nstride=[2,1]\npadding=1\n[[layer]]\nkind=\"square\"\n\
          [[layer]]\nkind=\"avg_pool\"\nwindow=2\n[[layer]]\nkind=\"dense\"\nunits=4\n\
          [[layer]]\nkind=\"poly\"\ncoefficients=[0.1,0.5,0.2,-0.1]\n[[layer]]\nkind=\"dense\"\n",
+        Loss::SoftmaxCrossEntropy,
+        &[],
     );
     check(
         "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\n[[layer]]\nkind=\"max_pool\"\nwindow=2\nstride=1\n\
          [[layer]]\nkind=\"relu\"\n[[layer]]\nkind=\"conv\"\nfilters=2\nkernel=2\n[[layer]]\nkind=\"relu\"\n\
          [[layer]]\nkind=\"global_avg_pool\"\n[[layer]]\nkind=\"dense\"\n",
+        Loss::SoftmaxCrossEntropy,
+        &[],
     );
     // A graph: a skip over two layers, one value read three times, channels put together, the images
     // read twice.
@@ -78,12 +84,16 @@ fn gradients_equal_finite_differences() {
          [[layer]]\nname=\"c\"\nkind=\"conv\"\nfrom=\"images\"\nfilters=2\nkernel=3\npadding=1\n\
          [[layer]]\nkind=\"concat\"\nfrom=[\"c\",\"images\",\"sum\"]\n\
          [[layer]]\nkind=\"avg_pool\"\nwindow=[3,2]\n[[layer]]\nkind=\"flatten\"\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
     );
     // Groups with two filters each, depthwise with a stride, dilation.
     check(
         "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\npadding=1\ngroups=2\n\
          [[layer]]\nkind=\"conv\"\nfilters=4\nkernel=3\ngroups=4\nstride=[2,1]\npadding=\"same\"\n\
          [[layer]]\nkind=\"conv\"\nfilters=3\nkernel=[2,3]\ndilation=[1,2]\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
     );
     // Normalisation behind a convolution, behind a sum, behind a dense layer; leaky ReLU and ReLU6.
     check(
@@ -92,5 +102,20 @@ fn gradients_equal_finite_differences() {
          [[layer]]\nname=\"s\"\nkind=\"add\"\nfrom=[\"a\",\"b\"]\n[[layer]]\nkind=\"batch_norm\"\n\
          [[layer]]\nkind=\"relu6\"\n[[layer]]\nkind=\"dense\"\nunits=5\n[[layer]]\nkind=\"batch_norm\"\n\
          [[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
     );
+}
+
+#[test]
+fn every_loss_has_the_gradient_of_its_value() {
+    let dense = "[[layer]]\nkind=\"dense\"\nunits=4\n[[layer]]\nkind=\"square\"\n[[layer]]\nkind=\"dense\"\n";
+    for loss in [
+        Loss::SoftmaxCrossEntropy,
+        Loss::BinaryCrossEntropy,
+        Loss::MeanSquaredError,
+    ] {
+        check(dense, loss, &[]);
+        check(dense, loss, &[0.5, 2.0, 1.0]);
+    }
 }

@@ -230,7 +230,7 @@ fn running_statistics_and_folded_weights_follow_the_float_twin() {
                 labels: &labels,
             };
             let gradients = model.gradients(data).expect("valid");
-            model.update(&gradients, spec.learning_rate, 0.0);
+            model.update(&gradients, &spec, spec.learning_rate);
         }
     }
     for (at, layer) in network

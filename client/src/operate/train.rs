@@ -7,9 +7,9 @@ use clap::Args;
 use trefoil_consortium::DatasetInfo;
 use trefoil_models::Network;
 use trefoil_models::cost::{self, Work};
-use trefoil_models::job::{JobKind, LrSchedule, Preparation, TrainSpec};
-use trefoil_protocol::program::Rounding;
+use trefoil_models::job::{JobKind, Preparation, TrainSpec};
 
+use super::recipe::RecipeArgs;
 use super::record::{Record, Show};
 use super::share::{Normalise, held};
 use super::watch::present;
@@ -36,37 +36,12 @@ pub struct TrainArgs {
     /// The name under which the parties keep their shares of the weights.
     #[arg(long, value_name = "MODEL")]
     save_as: String,
-    /// Images in a step.
-    #[arg(long, default_value_t = 128)]
-    batch: usize,
-    /// Passes over the training rows.
-    #[arg(long, default_value_t = 1)]
-    epochs: usize,
-    /// Step size.
-    #[arg(long, default_value_t = 0.0625)]
-    learning_rate: f64,
-    /// Multiply the step size by this ..
-    #[arg(long, value_name = "FACTOR", requires = "decay_every")]
-    decay: Option<f64>,
-    /// .. after every so many epochs.
-    #[arg(long, value_name = "EPOCHS", requires = "decay")]
-    decay_every: Option<usize>,
-    /// Momentum, 0 for none.
-    #[arg(long, default_value_t = 0.0)]
-    momentum: f64,
-    /// Seed of initial weights and batch order; public.
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
-    /// How training rounds: nearest, floor or stochastic.
-    #[arg(long, default_value = "nearest", value_parser = parse_rounding)]
-    rounding: Rounding,
+    #[command(flatten)]
+    recipe: RecipeArgs,
     /// The numbers that the rows were shared with: kept with the model, so that predictions apply
     /// them.
     #[arg(long, value_name = "mean=M,std=S")]
     preprocess: Option<Normalise>,
-    /// Fraction bits: those that the rows were shared with.
-    #[arg(long, default_value_t = 16)]
-    frac_bits: u8,
     /// The parties write their shares of the weights down after so many steps of an epoch, and at its
     /// end, so that a job that loses a machine goes on from there; 0: never. Without this, about once
     /// a minute as far as the work can be estimated.
@@ -84,15 +59,6 @@ pub struct TrainArgs {
     class_names: Vec<String>,
     #[command(flatten)]
     job: JobArgs,
-}
-
-fn parse_rounding(text: &str) -> Result<Rounding, String> {
-    match text {
-        "nearest" => Ok(Rounding::Nearest),
-        "floor" => Ok(Rounding::Floor),
-        "stochastic" => Ok(Rounding::Stochastic),
-        other => Err(format!("{other:?} is none of nearest, floor, stochastic")),
-    }
 }
 
 /// Refuses a file that is there, or whose folder is not, before anything is computed for it.
@@ -156,29 +122,12 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     check_new(args.reveal_weights.as_deref(), "--reveal-weights")?;
     let names = class_names(&args.class_names, network.classes)?;
     let member = Member::load(&args.home)?;
-    let schedule = match (args.decay_every, args.decay) {
-        (Some(every_epochs), Some(factor)) => LrSchedule::Step {
-            every_epochs,
-            factor,
-        },
-        _ => LrSchedule::Constant,
-    };
-    let spec = TrainSpec {
-        batch: args.batch,
-        epochs: args.epochs,
-        learning_rate: args.learning_rate,
-        momentum: args.momentum,
-        schedule,
-        seed: args.seed,
-        rounding: args.rounding,
-        frac_bits: args.frac_bits,
-        ring_bits: member.consortium.core.ring_bits,
-        preparation: args.preprocess.map(|Normalise(p)| Preparation {
-            mean: p.mean,
-            std: p.std,
-        }),
-    };
-    spec.check()?;
+    let mut spec = args.recipe.spec(member.consortium.core.ring_bits);
+    spec.preparation = args.preprocess.map(|Normalise(p)| Preparation {
+        mean: p.mean,
+        std: p.std,
+    });
+    spec.check_for(&network)?;
     block_on(async {
         let remote = member.connect().await?;
         let info = held(&remote, &args.dataset).await?;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use trefoil_models::Network;
 use trefoil_models::job::JobKind;
+use trefoil_models::outcome::Auc;
 use trefoil_models::schedule;
 use trefoil_protocol::fixed::decode;
 
@@ -138,7 +139,11 @@ fn judged(done: &Finished, show: &Show) -> Result<()> {
     line("balanced accuracy", percent(confusion.balanced_accuracy()));
     if let JobKind::Evaluate { auc: true, .. } = done.kind {
         let none = || "no rows of one of the classes".to_owned();
-        line("AUC", auc.map_or_else(none, |auc| format!("{auc:.4}")));
+        let words = |auc: Auc| match auc.error > 0.0 {
+            true => format!("{:.4} (by a histogram, within {:.4})", auc.value, auc.error),
+            false => format!("{:.4}", auc.value),
+        };
+        line("AUC", auc.map_or_else(none, words));
     }
     println!("\n{confusion}");
     Ok(())

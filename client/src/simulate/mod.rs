@@ -7,7 +7,7 @@
 mod plain_only;
 mod reference;
 pub mod report;
-mod tables;
+pub(crate) mod tables;
 
 use std::io::Write;
 use std::time::Instant;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result};
 use ndarray::Array2;
 use trefoil_models::job::JobKind;
+use trefoil_models::outcome::Auc;
 use trefoil_models::plain_run::{self, Tables};
 use trefoil_models::{Network, TrainSpec, float, schedule};
 use trefoil_protocol::Tensor;
@@ -87,7 +88,9 @@ pub fn float(
     let logits = model.logits(matrix(images)?.view())?;
     let confusion = Confusion::new(&labels, &float::predictions(&logits), names)?;
     let auc = match network.classes {
-        2 => auc(&float::scores(&logits), &labels).ok(),
+        2 => auc(&float::scores(&logits), &labels)
+            .ok()
+            .map(|value| Auc { value, error: 0.0 }),
         _ => None,
     };
     Ok((losses, quality(&confusion, auc)))

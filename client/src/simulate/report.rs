@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::Serialize;
+use trefoil_models::outcome::Auc;
 
 use crate::metrics::Confusion;
 use crate::plan::bytes;
@@ -16,6 +17,8 @@ pub struct Quality {
     pub balanced_accuracy: f64,
     /// Area under the ROC curve; two classes only.
     pub auc: Option<f64>,
+    /// How far the true area may be from it; 0 where all pairs were compared.
+    pub auc_error: Option<f64>,
 }
 
 /// A training run's costs.
@@ -124,11 +127,12 @@ pub struct Report {
 }
 
 /// Accuracy, balanced accuracy and AUC of a confusion matrix.
-pub fn quality(confusion: &Confusion, auc: Option<f64>) -> Quality {
+pub fn quality(confusion: &Confusion, auc: Option<Auc>) -> Quality {
     Quality {
         accuracy: confusion.accuracy().unwrap_or(0.0),
         balanced_accuracy: confusion.balanced_accuracy().unwrap_or(0.0),
-        auc,
+        auc: auc.map(|auc| auc.value),
+        auc_error: auc.map(|auc| auc.error),
     }
 }
 
@@ -136,9 +140,11 @@ impl fmt::Display for Quality {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (accuracy, balanced) = (Percent(self.accuracy), Percent(self.balanced_accuracy));
         write!(f, "accuracy {accuracy}, balanced {balanced}")?;
-        match self.auc {
-            Some(auc) => write!(f, ", AUC {auc:.4}"),
-            None => Ok(()),
+        let Some(auc) = self.auc else { return Ok(()) };
+        write!(f, ", AUC {auc:.4}")?;
+        match self.auc_error {
+            Some(error) if error > 0.0 => write!(f, " (within {error:.4})"),
+            _ => Ok(()),
         }
     }
 }

@@ -6,7 +6,9 @@
 
 mod conv;
 mod layers;
+mod loss;
 mod norm;
+mod update;
 
 use std::collections::BTreeMap;
 use std::thread;
@@ -15,7 +17,7 @@ use ndarray::{Array1, Array2, ArrayView2, Axis};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::decode;
 
-use crate::job::TrainSpec;
+use crate::job::{Loss, TrainSpec};
 use crate::network::{Layer, LayerKind, Network, statistics_frac_bits};
 use crate::schedule::epoch_order;
 use crate::{ModelError, weights};
@@ -63,15 +65,18 @@ pub struct Model {
     network: Network,
     /// For each layer of the network its parameters, if it has any.
     pub parameters: Vec<Option<Parameters>>,
-    velocities: Vec<Option<Parameters>>,
     /// For each normalisation its running statistics.
     pub statistics: Vec<Option<Statistics>>,
+    /// What the optimiser keeps: for each layer velocities, or Adam's moments.
+    kept: Vec<[Option<Parameters>; 3]>,
+    loss: Loss,
+    class_weights: Vec<f64>,
 }
 
 /// A loss and its gradient for each layer.
 #[derive(Clone, Debug)]
 pub struct Gradients {
-    /// Mean cross-entropy of the batch.
+    /// Mean loss of the batch.
     pub loss: f64,
     /// Gradients of the mean.
     pub layers: Vec<Option<Parameters>>,
@@ -84,12 +89,13 @@ pub struct Gradients {
 pub struct EpochReport {
     /// Which epoch, from 0.
     pub epoch: usize,
-    /// Mean cross-entropy over the epoch's batches.
+    /// Mean loss over the epoch's batches.
     pub loss: f64,
 }
 
 impl Model {
-    /// The network with weights given as ring tensors of `frac_bits` fraction bits.
+    /// The network with weights given as ring tensors of `frac_bits` fraction bits; its loss is the
+    /// default one.
     pub fn from_weights(
         network: &Network,
         weights: &BTreeMap<String, Tensor>,
@@ -145,26 +151,28 @@ impl Model {
                 false => None,
             });
         }
-        let velocities = parameters
-            .iter()
-            .map(|p| p.as_ref().map(Parameters::zeros_like))
-            .collect();
+        let zeros = |p: &Option<Parameters>| p.as_ref().map(Parameters::zeros_like);
+        let kept = parameters.iter().map(|p| [zeros(p), zeros(p), zeros(p)]);
+        let kept = kept.collect();
         Ok(Model {
             network: network.clone(),
             parameters,
-            velocities,
             statistics,
+            kept,
+            loss: Loss::default(),
+            class_weights: Vec::new(),
         })
     }
 
     /// The network with the initial weights that a job with this specification starts from.
     pub fn initial(network: &Network, spec: &TrainSpec) -> Result<Model, ModelError> {
         let frac_bits = u32::from(spec.frac_bits);
-        Model::from_weights(
-            network,
-            &weights::initial(network, spec.seed, frac_bits),
-            frac_bits,
-        )
+        let initial = weights::initial(network, spec.seed, frac_bits);
+        Ok(Model {
+            loss: spec.loss,
+            class_weights: spec.class_weights.clone(),
+            ..Model::from_weights(network, &initial, frac_bits)?
+        })
     }
 
     fn check(&self, images: &ArrayView2<'_, f32>) -> Result<(), ModelError> {
@@ -210,7 +218,7 @@ impl Model {
         Ok(logits)
     }
 
-    /// The gradient of the mean cross-entropy of a batch.
+    /// The gradient of the mean loss of a batch.
     pub fn gradients(&self, data: Data<'_>) -> Result<Gradients, ModelError> {
         self.check(&data.images)?;
         check_labels(&data, self.network.classes)?;
@@ -258,7 +266,8 @@ impl Model {
     /// What some rows of a batch of `rows` contribute to its mean.
     fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
         let tape = layers::forward(&self.network, &self.parameters, None, images.to_owned());
-        let (loss, dz) = cross_entropy(tape.logits(), labels, rows);
+        let logits = tape.logits();
+        let (loss, dz) = loss::gradient(self.loss, &self.class_weights, logits, labels, rows);
         Gradients {
             loss,
             layers: layers::backward(&self.network, &self.parameters, &tape, dz),
@@ -266,20 +275,19 @@ impl Model {
         }
     }
 
-    /// One step: `v = mu v + g`, `w = w - rate v`.
-    pub fn update(&mut self, gradients: &Gradients, rate: f64, momentum: f64) {
-        let (rate, mu) = (rate as f32, momentum as f32);
+    /// One step of the optimiser with this learning rate.
+    pub fn update(&mut self, gradients: &Gradients, spec: &TrainSpec, rate: f64) {
         let layers = self
             .parameters
             .iter_mut()
-            .zip(&mut self.velocities)
+            .zip(&mut self.kept)
             .zip(&gradients.layers);
-        for ((parameters, velocity), gradient) in layers {
-            if let (Some(p), Some(v), Some(g)) = (parameters, velocity, gradient) {
-                v.weight.zip_mut_with(&g.weight, |v, g| *v = mu * *v + g);
-                v.bias.zip_mut_with(&g.bias, |v, g| *v = mu * *v + g);
-                p.weight.scaled_add(-rate, &v.weight);
-                p.bias.scaled_add(-rate, &v.bias);
+        for ((parameters, kept), gradient) in layers {
+            if let (Some(p), [Some(a), Some(b), Some(c)], Some(g)) = (parameters, kept, gradient) {
+                let weights = [&mut a.weight, &mut b.weight, &mut c.weight];
+                update::apply(&mut p.weight, weights, &g.weight, spec, rate);
+                let biases = [&mut a.bias, &mut b.bias, &mut c.bias];
+                update::apply(&mut p.bias, biases, &g.bias, spec, rate);
             }
         }
         let statistics = self.statistics.iter_mut().zip(&gradients.statistics);
@@ -322,24 +330,6 @@ fn part_rows(rows: usize) -> usize {
     rows.div_ceil(PARTS).max(MIN_PART_ROWS)
 }
 
-/// Cross-entropy of softmax and its gradient by the logits, both divided by `rows`.
-fn cross_entropy(logits: &Array2<f32>, labels: &[u8], rows: usize) -> (f64, Array2<f32>) {
-    let rows = rows as f32;
-    let mut gradient = logits.clone();
-    let mut loss = 0.0;
-    for (mut row, label) in gradient.rows_mut().into_iter().zip(labels) {
-        let label = usize::from(*label);
-        let max = row.fold(f32::NEG_INFINITY, |a, b| a.max(*b));
-        let target = row[label] - max;
-        row.mapv_inplace(|x| (x - max).exp());
-        let sum = row.sum();
-        loss += f64::from(sum.ln() - target);
-        row.mapv_inplace(|e| e / sum / rows);
-        row[label] -= 1.0 / rows;
-    }
-    (loss / f64::from(rows), gradient)
-}
-
 /// The most probable class of each row (ties: the first).
 pub fn predictions(logits: &Array2<f32>) -> Vec<u8> {
     let best = |row: ndarray::ArrayView1<'_, f32>| {
@@ -373,7 +363,7 @@ pub fn train(
     data: Data<'_>,
     mut progress: impl FnMut(EpochReport, &Model),
 ) -> Result<Model, ModelError> {
-    spec.check()?;
+    spec.check_for(network)?;
     check_labels(&data, network.classes)?;
     crate::job::check_range(
         "train rows",
@@ -382,10 +372,10 @@ pub fn train(
     )?;
     let mut model = Model::initial(network, spec)?;
     for epoch in 0..spec.epochs {
-        let rate = spec.rate_at(epoch);
+        let of = data.labels.len() / spec.batch;
         let order = epoch_order(spec.seed, epoch, data.labels.len());
         let (mut loss, mut batches) = (0.0, 0);
-        for rows in order.chunks_exact(spec.batch) {
+        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
             let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
             let images = data.images.select(Axis(0), &rows);
             let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
@@ -393,7 +383,7 @@ pub fn train(
                 images: images.view(),
                 labels: &labels,
             })?;
-            model.update(&gradients, rate, spec.momentum);
+            model.update(&gradients, spec, spec.rate_at(epoch * of + batch, of));
             loss += gradients.loss;
             batches += 1;
         }

@@ -5,11 +5,13 @@
 //! with all rows. With `G_ij = [s_i >= s_j]`, positives P and negatives N,
 //! `S = sum over i in P, j in N of (G_ij - G_ji)` counts wins minus losses, ties cancel, and
 //! `AUC = (1 + S / (|P| |N|)) / 2` (Mann-Whitney). Only S and the confusion matrix are revealed.
+//! Where there are too many rows for that: `histogram.rs`.
 
 use trefoil_protocol::Program;
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 
 use super::forward::{Masking, forward};
+use super::histogram;
 use super::{Format, images, open_weights, zeros};
 use crate::network::Network;
 
@@ -18,14 +20,25 @@ const SCORES: &str = "eval.scores";
 const LABELS: &str = "eval.labels";
 const BALANCE: &str = "eval.balance";
 /// Counts stay below `2^COUNT_BITS`.
-const COUNT_BITS: u8 = 40;
+pub(super) const COUNT_BITS: u8 = 40;
 
-/// Opens the weights once and sets all counts to zero. `scores`: number of rows, padding included,
-/// if an AUC is to follow.
+/// How the area under the ROC curve is computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AucBy {
+    /// By comparing every row with every other.
+    Pairs {
+        /// Number of rows, padding included.
+        scores: usize,
+    },
+    /// By a histogram of scores.
+    Histogram,
+}
+
+/// Opens the weights once and sets all counts to zero.
 pub fn evaluation_setup(
     network: &Network,
     format: Format,
-    scores: Option<usize>,
+    auc: Option<AucBy>,
 ) -> Result<Program, BuildError> {
     let mut b = Builder::new(
         &format!("{}-evaluation-setup", network.name),
@@ -38,7 +51,10 @@ pub fn evaluation_setup(
         b.output(name, zero, Sink::Carry)
     };
     clear(CONFUSION, &[network.classes; 2], 0)?;
-    if let Some(scores) = scores {
+    if auc == Some(AucBy::Histogram) {
+        clear(histogram::ABOVE, &[2, histogram::CELLS], 0)?;
+    }
+    if let Some(AucBy::Pairs { scores }) = auc {
         clear(SCORES, &[scores], 2 * format.frac_bits)?;
         clear(LABELS, &[scores, 2], 0)?;
         clear(BALANCE, &[1], 0)?;
@@ -51,7 +67,7 @@ pub fn evaluate(
     network: &Network,
     format: Format,
     rows: usize,
-    scores: Option<usize>,
+    auc: Option<AucBy>,
 ) -> Result<Program, BuildError> {
     let classes = network.classes;
     let mut b = Builder::new(&format!("{}-evaluate", network.name), format.ring_bits)?;
@@ -74,11 +90,15 @@ pub fn evaluate(
     let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
     let confusion = b.add(confusion, counts)?;
     b.output(CONFUSION, confusion, Sink::Carry)?;
-    if let Some(total) = scores {
+    if let Some(auc) = auc {
         let negative = b.slice(pass.logits, 1, 0, 1)?;
         let positive = b.slice(pass.logits, 1, 1, 1)?;
         let score = b.sub(positive, negative)?;
         let score = b.reshape(score, &[rows])?;
+        let AucBy::Pairs { scores: total } = auc else {
+            histogram::add(&mut b, score, labels)?;
+            return Ok(b.finish());
+        };
         let frac = b.ty(score).frac_bits;
         let kept = b.carried(
             SCORES,
@@ -139,11 +159,12 @@ pub fn auc_block(format: Format, rows: usize, scores: usize) -> Result<Program, 
     Ok(b.finish())
 }
 
-/// Reveals `confusion [classes, classes]` and, after an AUC, `auc_balance [1]`.
+/// Reveals `confusion [classes, classes]` and, after an AUC, `auc_balance [1]`, and by a histogram
+/// `auc_ties [1]`.
 pub fn evaluation_result(
     network: &Network,
     format: Format,
-    auc: bool,
+    auc: Option<AucBy>,
 ) -> Result<Program, BuildError> {
     let mut b = Builder::new(
         &format!("{}-evaluation-result", network.name),
@@ -152,7 +173,9 @@ pub fn evaluation_result(
     b.scope("counts");
     let confusion = b.carried(CONFUSION, &[network.classes; 2], 0, COUNT_BITS)?;
     b.output("confusion", confusion, Sink::Reveal)?;
-    if auc {
+    if auc == Some(AucBy::Histogram) {
+        histogram::reveal(&mut b)?;
+    } else if auc.is_some() {
         let balance = b.carried(BALANCE, &[1], 0, COUNT_BITS)?;
         b.output("auc_balance", balance, Sink::Reveal)?;
     }

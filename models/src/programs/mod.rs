@@ -7,17 +7,21 @@
 //! known here.
 
 mod activation;
+mod adam;
 mod backward;
 mod evaluation;
 mod forward;
+mod histogram;
+mod loss;
 mod norm;
 mod update;
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 use trefoil_protocol::{Program, Tensor};
 
-pub use evaluation::{auc_block, evaluate, evaluation_result, evaluation_setup};
-pub use update::{Ratio, velocity_name};
+pub use evaluation::{AucBy, auc_block, evaluate, evaluation_result, evaluation_setup};
+pub(crate) use loss::LOSS_SCOPES;
+pub use update::{Ratio, state_names};
 
 use crate::job::{PredictOutput, TrainSpec};
 use crate::network::{Network, statistics_frac_bits};
@@ -53,7 +57,7 @@ pub(crate) fn images(
     )
 }
 
-/// One step of stochastic gradient descent on the softmax cross-entropy.
+/// One step of stochastic gradient descent with the learning rate `rate`.
 ///
 /// Inputs `images [batch, c, h, w]` (f fraction bits) and `labels [batch, classes]` (one-hot, 0
 /// fraction bits); carries the weights (and velocities); reveals nothing.
@@ -74,14 +78,9 @@ pub fn train(network: &Network, spec: &TrainSpec, rate: f64) -> Result<Program, 
         images,
         true,
     )?;
-    b.scope("softmax");
-    let p = b.softmax(pass.logits)?;
-    let frac = b.ty(p).frac_bits;
-    let y = b.scale(labels, 1 << frac)?;
-    let y = b.rescale(y, frac)?;
-    let dz = b.sub(p, y)?;
+    let dz = loss::gradient(&mut b, spec, pass.logits, labels)?;
     let gradients = backward::backward(&mut b, network, format, spec.rounding, &pass.tape, dz)?;
-    let step = update::Sgd::new(&b, spec, rate)?;
+    let step = update::Update::new(&b, spec, rate)?;
     for gradient in gradients {
         b.scope(&network.layers[gradient.layer].name);
         step.apply(&mut b, &gradient.name, gradient.value, gradient.sum)?;

@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use crate::op::{self, RangeError};
 use crate::prg::{Domain, Pos, Prg};
-use crate::program::{Kind, Op, Program, Sink};
+use crate::program::{Kind, Node, Op, Program, Sink};
 use crate::ring::Tensor;
 
 /// The rounding coins of one operation: from the job's rounding key, addressed by step, value and
@@ -56,6 +56,9 @@ pub enum PlainError {
 /// Results of a plain step that are not carried: by name.
 pub type PlainOutputs = BTreeMap<String, Tensor>;
 
+/// Sees an operation of a plain run: the node, its operands, its results (bits as 0 and 1).
+pub type Watch<'a> = dyn FnMut(&Node, &[&[u64]], &[Vec<u64>]) + 'a;
+
 /// Runs one step in the clear: reads and updates `state`, returns what the step reveals.
 pub fn run(
     program: &Program,
@@ -63,6 +66,19 @@ pub fn run(
     state: &mut BTreeMap<String, Tensor>,
     inputs: &BTreeMap<String, Tensor>,
     coins: Option<&Prg>,
+) -> Result<PlainOutputs, PlainError> {
+    run_watched(program, step, state, inputs, coins, &mut |_, _, _| {})
+}
+
+/// As [`run`]; `watch` sees every operation but reshapes and rescalings. An operation that is out of
+/// range is not seen.
+pub fn run_watched(
+    program: &Program,
+    step: u64,
+    state: &mut BTreeMap<String, Tensor>,
+    inputs: &BTreeMap<String, Tensor>,
+    coins: Option<&Prg>,
+    watch: &mut Watch<'_>,
 ) -> Result<PlainOutputs, PlainError> {
     let canonical = program.canonical();
     let last = last_uses(program);
@@ -106,6 +122,14 @@ pub fn run(
                 })?
             }
         };
+        if !matches!(node.op, Op::Rescale | Op::Reshape) {
+            let ins: Vec<&[u64]> = node
+                .ins
+                .iter()
+                .map(|val| values[val.index()].as_deref().unwrap_or_default())
+                .collect();
+            watch(node, &ins, &outs);
+        }
         for (out, value) in node.outs.iter().zip(outs) {
             values[out.index()] = Some(value);
         }
