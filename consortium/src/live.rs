@@ -100,7 +100,13 @@ impl LiveConsortium {
             .and_then(|text| self.take(&text))
         {
             Ok(changes) => Reloaded::Taken(changes),
-            Err(err) => Reloaded::Refused(err),
+            Err(err) => {
+                if matches!(err, ConsortiumError::Record { .. }) {
+                    // A full disk may pass: the file is looked at again.
+                    *looked_at = Err(err.to_string());
+                }
+                Reloaded::Refused(err)
+            }
         }
     }
 

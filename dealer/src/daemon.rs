@@ -416,7 +416,7 @@ async fn answer(
     stream: MsgStream,
 ) -> Result<(), String> {
     if party == PartyId::P0 && dealer.serving.expects(&id) {
-        dealer.serving.follow(stream).await
+        dealer.serving.follow(id, stream).await
     } else if id != [0; 32] {
         dealer.keys.deliver(id, stream, dealer.short_wait()).await
     } else if party == PartyId::P0 {

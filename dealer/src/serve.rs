@@ -79,20 +79,21 @@ impl ServingPlace {
         self.lock().as_ref().is_some_and(|(held, _)| held == name)
     }
 
-    /// Passes P0's words on until they end.
-    pub(crate) async fn follow(&self, mut stream: MsgStream) -> Result<(), String> {
+    /// Passes P0's words on the stream of this name on until they end. A stream of an earlier session
+    /// says nothing to a later one.
+    pub(crate) async fn follow(&self, name: [u8; 32], mut stream: MsgStream) -> Result<(), String> {
         let ended = loop {
             let word = match stream.recv::<ServeWord>(CONTROL_MAX_BYTES).await {
                 Ok(Some(word)) => word,
                 Ok(None) => break Ok(()),
                 Err(err) => break Err(format!("P0: {err}")),
             };
-            if let Some((_, sender)) = &*self.lock() {
+            if let Some((_, sender)) = self.lock().as_ref().filter(|(held, _)| *held == name) {
                 // An error means that the thread has ended.
                 let _ = sender.send(word);
             }
         };
-        *self.lock() = None;
+        self.lock().take_if(|(held, _)| *held == name);
         ended
     }
 }

@@ -421,6 +421,9 @@ pub(crate) async fn end(party: &Arc<Party>, job: &Arc<Job>, how: JobState, reaso
     if !job.end(how, reason) {
         return;
     }
+    // It may have begun while the decision was written down: then its session ends too.
+    job.cancel(reason);
+    session::abort_job(party, job.id, reason);
     tracing::info!(job = %job.id, state = %how, %reason, "a job ended while it waited");
     ended(party, job).await;
     if party.me == PartyId::P0 {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use trefoil_consortium::wire::{Event, clip_reason};
+use trefoil_consortium::wire::{Event, Withdrawal, clip_reason};
 use trefoil_consortium::{Attempt, JobDescription, JobId, Mark};
 use trefoil_transport::Pin;
 
@@ -296,10 +296,10 @@ impl Job {
     }
 
     /// Whether it reads one of these uploads of a hospital.
-    pub(crate) fn reads(&self, hospital: Pin, numbers: &[u64]) -> bool {
+    pub(crate) fn reads(&self, hospital: Pin, what: Withdrawal) -> bool {
         let inner = self.lock();
         let mut reads = inner.reads.iter();
-        reads.any(|(pin, number)| *pin == hospital && numbers.contains(number))
+        reads.any(|(pin, number)| *pin == hospital && what.covers(*number))
     }
 
     /// Marks a running job as ended by this party's operator, or by a hospital that took back rows.

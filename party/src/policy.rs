@@ -211,15 +211,19 @@ impl PolicyDesk {
         served: &[String],
     ) -> Result<u64, String> {
         let facts = Facts::of(job)?;
+        // Each one's own rule counts too, so that naming others beside it loosens nothing.
         let names: Vec<&str> = std::iter::once(requester)
             .chain(served.iter().map(String::as_str))
             .collect();
-        let mut rules = self.policy.rules.iter();
-        let rule = rules.find(|rule| fits(rule, &names, &facts));
+        let alone = names.iter().map(std::slice::from_ref);
+        let rules = alone.chain([&names[..]]).filter_map(|names| {
+            let mut rules = self.policy.rules.iter();
+            rules.find(|rule| fits(rule, names, &facts))
+        });
         let own = job.serves().map(|spec| spec.rows_per_day);
         let own = own.filter(|rows| *rows > 0).unwrap_or(u64::MAX);
-        let rule = rule.and_then(|rule| rule.rows_per_day).unwrap_or(u64::MAX);
-        Ok(own.min(rule))
+        let strictest = rules.filter_map(|rule| rule.rows_per_day).min();
+        Ok(own.min(strictest.unwrap_or(u64::MAX)))
     }
 
     /// Counts images that a serving session takes of a member, in memory until

@@ -218,7 +218,11 @@ pub(crate) async fn waits_for(party: &Arc<Party>, job: &Job, reason: &str) -> St
 /// one's end does not wait for a node.
 pub(crate) fn given_up(party: &Party) -> Vec<(Arc<Job>, String)> {
     let jobs = party.jobs.all();
-    let running = jobs.iter().any(|job| job.state() == JobState::Running);
+    let holds_up = |job: &Arc<Job>| {
+        // A serving session runs beside others.
+        job.state() == JobState::Running && job.description.serves().is_none()
+    };
+    let running = jobs.iter().any(holds_up);
     let mut given_up = Vec::new();
     for job in jobs {
         let Some(since) = job.paused() else { continue };

@@ -57,8 +57,9 @@ pub(crate) fn members(file: &Path) -> Result<Vec<(String, Vec<u8>)>, DataError> 
     let mut archive = Archive::open(file)?;
     let names: Vec<String> = archive.names().map(str::to_owned).collect();
     let read = names.into_iter().map(|name| {
-        let content = archive.member(&name)?;
-        Ok((name, content.unwrap_or_default()))
+        let content = archive.member(&name)?.unwrap_or_default();
+        check_header(&name, &content)?;
+        Ok((name, content))
     });
     read.collect()
 }

@@ -27,6 +27,8 @@ use crate::follow::bar;
 use crate::remote::{Part, Upload};
 
 /// Weights are below 2 to the power of this: the programs presume it.
+/// The end of a variance's name.
+const VARIANCE: &str = ".variance";
 /// Running statistics lie between minus this and this.
 const STATISTICS_BOUND: f64 = 256.0;
 const INTEGER_BITS: u32 = trefoil_models::programs::WEIGHT_INTEGER_BITS as u32;
@@ -73,12 +75,14 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
     }
     let mut weights = BTreeMap::new();
     let bound = 2f64.powi(INTEGER_BITS as i32);
+    let statistics = network.statistics();
     for (name, shape) in network.kept() {
         let own_bits = network.kept_frac_bits(&name, frac_bits);
-        // Running statistics have a wider range than weights.
-        let bound = match own_bits == frac_bits {
-            true => bound,
-            false => STATISTICS_BOUND,
+        // Running statistics have a wider range than weights; a variance is not negative.
+        let (low, high) = match statistics.iter().any(|(known, _)| *known == name) {
+            false => (-bound, bound),
+            true if name.ends_with(VARIANCE) => (0.0, STATISTICS_BOUND - 2f64.powi(-9)),
+            true => (-STATISTICS_BOUND, STATISTICS_BOUND),
         };
         let Some(array) = arrays.remove(&name) else {
             bail!(
@@ -97,10 +101,10 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
         }
         let outside = array
             .iter()
-            .position(|value| value.is_nan() || value.abs() >= bound);
+            .position(|value| !(low..high).contains(value) || *value == -high);
         if let Some(at) = outside {
             bail!(
-                "{}: array {name}: value number {at} is {}; weights between -{bound} and {bound} are possible",
+                "{}: array {name}: value number {at} is {}; values from {low} to {high} are possible, without {high} itself",
                 place(),
                 array.iter().nth(at).copied().unwrap_or(f64::NAN)
             );

@@ -14,6 +14,8 @@ use crate::serve::Refusal;
 
 /// What a message of images has beside their words.
 const IMAGES_MORE_BYTES: usize = 1_024;
+/// Largest share of one request's images; the tool asks for no more.
+const REQUEST_MAX_BYTES: usize = 64 << 20;
 
 /// Takes a request's images and answers with this party's share of its predictions. The member
 /// keeps its side of the stream open until then: closing it takes the request back.
@@ -40,9 +42,21 @@ pub(super) async fn predict(
         return refuse(party, stream, reason).await;
     }
     let words = rows * desk.row_words;
+    if words.saturating_mul(8) > REQUEST_MAX_BYTES {
+        let reason = format!("{rows} images of this model are too many for one request");
+        return refuse(party, stream, reason).await;
+    }
+    if let Some(reason) = desk.busy() {
+        return say(party, stream, &Answer::Busy(clip_reason(&reason))).await;
+    }
     let receiving = stream.recv::<ServedImages>(8 * words + IMAGES_MORE_BYTES);
     let images = match tokio::time::timeout(party.wait(), receiving).await {
-        Ok(Ok(Some(ServedImages(share)))) => CompressedShare::from(share).expand(words),
+        Ok(Ok(Some(ServedImages(share)))) => {
+            // A seed becomes megabytes: not on the thread that keeps the links alive.
+            let expanding = move || CompressedShare::from(share).expand(words);
+            let expanded = tokio::task::spawn_blocking(expanding).await;
+            expanded.map_err(|err| format!("this node failed: {err}"))?
+        }
         Ok(Ok(None)) => return Err("a request for predictions without images".into()),
         Ok(Err(err)) => return Err(err.to_string()),
         Err(_) => return Err("a request for predictions without images in time".into()),

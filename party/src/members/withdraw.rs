@@ -40,13 +40,10 @@ pub(super) async fn rows(
         })
         .await?
     };
-    let reason = reason(&member.name, &gone.committed, &dataset);
+    let reason = reason(&member.name, &gone.committed, what, &dataset);
     if !gone.committed.is_empty() || !gone.staged.is_empty() {
         tracing::info!(member = %member.name, %dataset, committed = ?gone.committed,
             staged = ?gone.staged, "rows withdrawn");
-    }
-    if gone.committed.is_empty() {
-        return Ok(gone.left);
     }
     for job in party.jobs.all() {
         let Some(used) = job.description.dataset() else {
@@ -59,7 +56,8 @@ pub(super) async fn rows(
             JobState::Held | JobState::Waiting if used.snapshot == gone.before => {
                 consent::end(party, &job, JobState::Cancelled, &reason).await;
             }
-            JobState::Running if job.reads(member.pin, &gone.committed) => {
+            // Also if an earlier attempt at the withdrawal took the rows out and failed then.
+            JobState::Running if job.reads(member.pin, what) => {
                 tracing::info!(job = %job.id, %reason, "ended while it runs");
                 // The order counts: a session that begins now looks for the word after it can be
                 // ended.
@@ -69,11 +67,18 @@ pub(super) async fn rows(
             _ => {}
         }
     }
+    let of = party.clone();
+    on_files(move || of.store.remove_aside()).await?;
     Ok(gone.left)
 }
 
 /// `st-anna withdrew upload 1 of data set digits`.
-fn reason(hospital: &str, numbers: &[u64], dataset: &str) -> String {
+fn reason(hospital: &str, numbers: &[u64], what: Withdrawal, dataset: &str) -> String {
+    let numbers = match (numbers, what) {
+        ([], Withdrawal::One(number)) => vec![number],
+        ([], Withdrawal::Below(_)) => return format!("{hospital} withdrew its data set {dataset}"),
+        (numbers, _) => numbers.to_vec(),
+    };
     let plural = if numbers.len() == 1 { "" } else { "s" };
     let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
     format!(

@@ -132,6 +132,16 @@ impl ServeDesk {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why a request would be refused as one too many now, if it would.
+    pub(crate) fn busy(&self) -> Option<String> {
+        let full = self.lock().pending.len() >= self.spec.max_pending;
+        full.then(|| self.too_many())
+    }
+
+    fn too_many(&self) -> String {
+        format!("{} requests are waiting already", self.spec.max_pending)
+    }
+
     /// Whether a member may ask.
     pub(crate) fn serves(&self, member: Pin) -> bool {
         self.spec.members.contains(member.as_bytes())
@@ -168,10 +178,7 @@ impl ServeDesk {
             return Err(Refusal::No(reason.into()));
         }
         if inner.pending.len() >= self.spec.max_pending {
-            return Err(Refusal::Busy(format!(
-                "{} requests are waiting already",
-                self.spec.max_pending
-            )));
+            return Err(Refusal::Busy(self.too_many()));
         }
         count().map_err(Refusal::No)?;
         let pending = Pending {

@@ -192,6 +192,7 @@ mod tests {
 
     /// A committed upload without rows.
     fn committed(home: &Path, name: &str) -> PathBuf {
+        let vault = Vault::open(home).unwrap();
         let folder = home.join("uploads").join(name);
         file::make_folder(&folder).unwrap();
         let record = CommitRecord {
@@ -210,7 +211,6 @@ mod tests {
             chunks: Vec::new(),
         };
         let bytes = postcard::to_stdvec(&record).unwrap();
-        let vault = Vault::open(home).unwrap();
         vault.write(&folder.join(COMMIT_FILE), &[&bytes]).unwrap();
         folder
     }

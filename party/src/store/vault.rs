@@ -33,6 +33,16 @@ const TAG: usize = 16;
 /// Segments that are read or written at a time.
 const BATCH: usize = 64;
 const KEY_BYTES: usize = 32;
+/// Folders of the home whose files are sealed.
+const SEALED: [&str; 7] = [
+    "datasets",
+    "models",
+    "uploads",
+    "staging",
+    "withdrawn",
+    "checkpoints",
+    "results",
+];
 /// The store key in the home.
 const KEY_FILE: &str = "store.key";
 /// The store key as a credential of the service manager, which goes before the one in the home.
@@ -69,12 +79,9 @@ impl Vault {
             .filter(|path| path.exists());
         let path = credential.unwrap_or_else(|| home.join(KEY_FILE));
         if !path.exists() {
-            if let Some(holds) = ["datasets", "models", "checkpoints"]
-                .into_iter()
-                .find(|folder| {
-                    fs::read_dir(home.join(folder)).is_ok_and(|mut files| files.next().is_some())
-                })
-            {
+            if let Some(holds) = SEALED.into_iter().find(|folder| {
+                fs::read_dir(home.join(folder)).is_ok_and(|mut files| files.next().is_some())
+            }) {
                 return Err(damaged(
                     &path,
                     format!(

@@ -105,7 +105,8 @@ pub(super) fn read_all(home: &std::path::Path, vault: &Vault) -> Result<AllWithd
 }
 
 impl Store {
-    /// Removes a hospital's contributions and staged uploads. `note` is called with the numbers that
+    /// Takes a hospital's contributions and staged uploads out of the catalog and sets their files
+    /// aside; [`Store::remove_aside`] deletes them, after the jobs that read them were ended. `note` is called with the numbers that
     /// are here before anything changes, where anything does; its error stops the withdrawal.
     pub(crate) fn withdraw(
         &self,
@@ -172,12 +173,11 @@ impl Store {
             }
             gone
         };
-        self.remove_aside()?;
         Ok(gone)
     }
 
     /// Removes what was set aside, now or when a removal failed.
-    fn remove_aside(&self) -> Result<(), StoreError> {
+    pub(crate) fn remove_aside(&self) -> Result<(), StoreError> {
         for path in file::list(&self.home.join("staging"))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             if !name.starts_with(REMOVED) {
@@ -215,7 +215,7 @@ impl Store {
                 self.withdraw(&dataset, hospital, Withdrawal::One(number), |_| Ok(()))?;
             }
         }
-        Ok(())
+        self.remove_aside()
     }
 
     /// Whether contributions are part of a data set.
@@ -271,7 +271,9 @@ mod tests {
     }
 
     fn withdraw(store: &Store, what: Withdrawal) -> Gone {
-        store.withdraw("shapes", anna(), what, |_| Ok(())).unwrap()
+        let gone = store.withdraw("shapes", anna(), what, |_| Ok(())).unwrap();
+        store.remove_aside().unwrap();
+        gone
     }
 
     #[test]

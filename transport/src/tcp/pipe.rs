@@ -340,7 +340,17 @@ impl TcpRecv {
         self.buffer.clear();
         if let Some(pipe) = self.pipe.take() {
             // Ends with the peer's end or with the link, which cuts its connections.
-            self.runtime.spawn(discard(pipe));
+            let unlinked = self.link.is_none();
+            self.runtime.spawn(async move {
+                match unlinked {
+                    // No link would cut it: a peer that never ends must not hold the connection.
+                    true => {
+                        let _ = tokio::time::timeout(UNLINKED_GRACE, discard(pipe.clone())).await;
+                        pipe.cut(Shutdown::Both);
+                    }
+                    false => discard(pipe).await,
+                }
+            });
         }
     }
 }
@@ -350,6 +360,9 @@ impl Drop for TcpRecv {
         self.stop();
     }
 }
+
+/// How long a connection that belongs to no link may go on sending after it was given up.
+const UNLINKED_GRACE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Reads and drops everything up to the end.
 async fn discard(pipe: Arc<Pipe>) {
