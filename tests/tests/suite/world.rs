@@ -1,8 +1,9 @@
 //! Institutions of a test: a folder and a key each, commands, nodes as processes.
 
-use std::net::UdpSocket;
+use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::{output, trefoil};
@@ -116,11 +117,22 @@ pub fn refused(command: &mut Command, parts: &[&str]) {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Ports that were free a moment ago, for UDP and TCP, below those that systems give to outgoing
+/// connections: nobody takes one before its node listens.
 pub fn ports() -> [u16; 4] {
-    let sockets: [UdpSocket; 4] =
-        std::array::from_fn(|_| UdpSocket::bind("127.0.0.1:0").expect("a free port"));
-    sockets.map(|socket| socket.local_addr().expect("it is bound").port())
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = std::process::id() % 10_000;
+    std::array::from_fn(|_| {
+        loop {
+            let next = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+            let port = 20_000 + ((first + next) % 10_000) as u16;
+            let free = UdpSocket::bind(("127.0.0.1", port)).is_ok()
+                && TcpListener::bind(("127.0.0.1", port)).is_ok();
+            if free {
+                return port;
+            }
+        }
+    })
 }
 
 pub fn await_line(log: &Path, part: &str) -> String {
