@@ -256,11 +256,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             auc,
         } => {
             let network = Network::parse(network)?;
-            check_format(*frac_bits, *ring_bits)?;
-            let format = Format {
-                frac_bits: *frac_bits,
-                ring_bits: *ring_bits,
-            };
+            let format = format_of(*frac_bits, *ring_bits)?;
             let mut schedule = empty(InitialState::Model(model.clone()));
             let evaluation =
                 Evaluation::new(&mut schedule, &network, format, dataset.test_rows, *auc)?;
@@ -318,11 +314,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             ring_bits,
         } => {
             let network = Network::parse(network)?;
-            check_format(*frac_bits, *ring_bits)?;
-            let format = Format {
-                frac_bits: *frac_bits,
-                ring_bits: *ring_bits,
-            };
+            let format = format_of(*frac_bits, *ring_bits)?;
             let mut schedule = empty(InitialState::Model(model.clone()));
             schedule
                 .programs
@@ -391,6 +383,15 @@ pub fn import_tensors(network: &Network, mut words: &[u64]) -> Option<BTreeMap<S
     }
     let used = total - words.len();
     (used.next_multiple_of(IMPORT_ROW_WORDS) == total).then_some(tensors)
+}
+
+/// A number format that is possible.
+fn format_of(frac_bits: u8, ring_bits: u8) -> Result<Format, ModelError> {
+    check_format(frac_bits, ring_bits)?;
+    Ok(Format {
+        frac_bits,
+        ring_bits,
+    })
 }
 
 fn names(network: &Network) -> Vec<String> {

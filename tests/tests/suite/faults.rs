@@ -59,24 +59,27 @@ pub(crate) fn rows(n: usize, part: Part) -> Upload {
     }
 }
 
-/// A training job that would take minutes.
-pub(crate) async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescription {
+/// Shares rows, and describes a training on them.
+pub(crate) async fn training(
+    cluster: &Cluster,
+    analyst: &Remote,
+    name: &str,
+    network: &str,
+    epochs: usize,
+    reveal_weights: bool,
+) -> JobDescription {
     let hospital = connect(cluster, "hospital-1").await;
-    hospital
-        .upload(rows(64, Part::Train), &mut |_| {})
-        .await
-        .expect("shared");
-    hospital
-        .upload(rows(16, Part::Test), &mut |_| {})
-        .await
-        .expect("shared");
+    for (n, part) in [(64, Part::Train), (16, Part::Test)] {
+        let uploaded = hospital.upload(rows(n, part), &mut |_| {}).await;
+        uploaded.expect("shared");
+    }
     hospital.close().await;
     let info = analyst.dataset("faults").await.expect("known");
     let kind = JobKind::Train {
-        network: Network::builtin("chameleon").expect("shipped").to_toml(),
+        network: Network::builtin(network).expect("shipped").to_toml(),
         spec: TrainSpec {
             batch: 32,
-            epochs: 5000,
+            epochs,
             ..TrainSpec::default()
         },
         dataset: DatasetRef {
@@ -86,11 +89,16 @@ pub(crate) async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescript
             snapshot: info.snapshot,
         },
         evaluate_each_epoch: false,
-        save_as: "never".into(),
-        reveal_weights: false,
+        save_as: name.into(),
+        reveal_weights,
     };
     let pin = identity::pin(&cluster.member("analyst").expect("a member").identity).expect("a pin");
-    JobDescription::new("long", pin, kind).expect("a valid job")
+    JobDescription::new(name, pin, kind).expect("a valid job")
+}
+
+/// A training job that would take minutes.
+pub(crate) async fn long_job(cluster: &Cluster, analyst: &Remote) -> JobDescription {
+    training(cluster, analyst, "long", "chameleon", 5000, false).await
 }
 
 /// Kills a node in mid-run; the requester must hear in time, and hear which node.

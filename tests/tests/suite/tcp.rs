@@ -5,15 +5,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
-use trefoil_client::remote::{Event, Part};
+use trefoil_client::remote::Event;
 use trefoil_cluster::{Cluster, ClusterError, ClusterSpec, Link, NodeName};
-use trefoil_consortium::{JobDescription, identity};
-use trefoil_models::Network;
-use trefoil_models::job::{DatasetRef, JobKind, TrainSpec};
 use trefoil_transport::{Protocol, Settings};
 
 use crate::common::{experiment, run, trefoil};
-use crate::faults::{connect, long_job, rows, runtime};
+use crate::faults::{connect, long_job, runtime, training};
 
 fn spec() -> ClusterSpec {
     ClusterSpec::of(env!("CARGO_BIN_EXE_trefoil-under-test"))
@@ -66,34 +63,8 @@ fn an_experiment_over_tcp_gives_the_bits_of_the_plain_run_and_of_quic() {
 fn trained(spec: &ClusterSpec) -> (Vec<Vec<u64>>, [String; 4]) {
     let cluster = Cluster::start(spec).expect("the cluster starts");
     let weights = runtime().block_on(async {
-        let hospital = connect(&cluster, "hospital-1").await;
-        for (n, part) in [(64, Part::Train), (16, Part::Test)] {
-            let uploaded = hospital.upload(rows(n, part), &mut |_| {}).await;
-            uploaded.expect("shared");
-        }
-        hospital.close().await;
         let analyst = connect(&cluster, "analyst").await;
-        let info = analyst.dataset("faults").await.expect("known");
-        let kind = JobKind::Train {
-            network: Network::builtin("mlp").expect("shipped").to_toml(),
-            spec: TrainSpec {
-                batch: 32,
-                epochs: 1,
-                ..TrainSpec::default()
-            },
-            dataset: DatasetRef {
-                name: "faults".into(),
-                train_rows: info.train_rows as usize,
-                test_rows: info.test_rows as usize,
-                snapshot: info.snapshot,
-            },
-            evaluate_each_epoch: false,
-            save_as: "model".into(),
-            reveal_weights: true,
-        };
-        let member = cluster.member("analyst").expect("a member");
-        let pin = identity::pin(&member.identity).expect("a pin");
-        let job = JobDescription::new("one-epoch", pin, kind).expect("a valid job");
+        let job = training(&cluster, &analyst, "one-epoch", "mlp", 1, true).await;
         let id = analyst.submit(job).await.expect("accepted");
         let mut ignore = |_| {};
         let watched = analyst.watch(id, &mut ignore);
