@@ -105,6 +105,15 @@ fn gradients_equal_finite_differences() {
         Loss::default(),
         &[],
     );
+    // The smooth activations.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n[[layer]]\nkind=\"gelu\"\n\
+         [[layer]]\nkind=\"conv\"\nfilters=2\nkernel=2\n[[layer]]\nkind=\"silu\"\n\
+         [[layer]]\nkind=\"dense\"\nunits=5\n[[layer]]\nkind=\"tanh\"\n\
+         [[layer]]\nkind=\"dense\"\nunits=4\n[[layer]]\nkind=\"sigmoid\"\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
+    );
 }
 
 #[test]

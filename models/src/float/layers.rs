@@ -52,6 +52,7 @@ pub(super) fn forward(
             (LayerKind::Relu, _) => x.mapv(|x| x.max(0.0)),
             (LayerKind::Relu6, _) => x.mapv(|x| x.clamp(0.0, 6.0)),
             (LayerKind::LeakyRelu(slope), _) => x.mapv(|x| x.max(x * *slope as f32)),
+            (LayerKind::Smooth(curve), _) => x.mapv(|x| curve.value(x.into()) as f32),
             (LayerKind::BatchNorm { .. }, Some(p)) => {
                 let kept = running.and_then(|running| running[at].clone());
                 let by = kept.unwrap_or_else(|| Statistics::of(x, p.bias.len()));
@@ -126,6 +127,7 @@ pub(super) fn backward(
             (LayerKind::LeakyRelu(slope), _) => {
                 times(g, x, |x| if x > 0.0 { 1.0 } else { *slope as f32 })
             }
+            (LayerKind::Smooth(curve), _) => times(g, x, |x| curve.slope(x.into()) as f32),
             (LayerKind::BatchNorm { .. }, Some(p)) => {
                 let by = tape.statistics[at]
                     .as_ref()

@@ -1,5 +1,7 @@
 //! A layer with every parameter resolved, and what it carries between steps.
 
+use trefoil_protocol::program::Curve;
+
 /// What a normalisation adds to a variance, as a power of two.
 pub const VARIANCE_EPSILON_LOG2: i8 = -10;
 
@@ -37,6 +39,8 @@ pub enum LayerKind {
     Relu6,
     /// x where it is positive, this fraction of it elsewhere.
     LeakyRelu(f64),
+    /// A sigmoid or one of its kind.
+    Smooth(Curve),
     /// Every channel to mean beta and deviation gamma.
     BatchNorm {
         /// The part of a batch's statistics in the running ones.

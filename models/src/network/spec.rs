@@ -1,6 +1,7 @@
 //! A layer as it is written in TOML, and what it becomes behind a given shape.
 
 use serde::{Deserialize, Serialize};
+use trefoil_protocol::program::Curve;
 
 use super::{LayerKind, Window};
 
@@ -86,6 +87,14 @@ pub enum LayerSpec {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         slope: Option<f64>,
     },
+    /// `1 / (1 + exp(-x))`
+    Sigmoid {},
+    /// The hyperbolic tangent.
+    Tanh {},
+    /// `x sigmoid(x)`
+    Silu {},
+    /// `x Phi(x)`, Phi the normal distribution function.
+    Gelu {},
     /// Batch normalisation of every channel, with learnt scale and shift.
     BatchNorm {
         /// The part of a batch's statistics in the running ones; 1/8 unless given.
@@ -133,6 +142,10 @@ impl LayerSpec {
             LayerSpec::Relu {} => "relu",
             LayerSpec::Relu6 {} => "relu6",
             LayerSpec::LeakyRelu { .. } => "leaky_relu",
+            LayerSpec::Sigmoid {} => "sigmoid",
+            LayerSpec::Tanh {} => "tanh",
+            LayerSpec::Silu {} => "silu",
+            LayerSpec::Gelu {} => "gelu",
             LayerSpec::BatchNorm { .. } => "batch_norm",
             LayerSpec::Square {} => "square",
             LayerSpec::Poly { .. } => "poly",
@@ -271,6 +284,10 @@ pub(super) fn resolve(
             }
             (LayerKind::LeakyRelu(slope), shape.to_vec())
         }
+        LayerSpec::Sigmoid {} => (LayerKind::Smooth(Curve::Sigmoid), shape.to_vec()),
+        LayerSpec::Tanh {} => (LayerKind::Smooth(Curve::Tanh), shape.to_vec()),
+        LayerSpec::Silu {} => (LayerKind::Smooth(Curve::Silu), shape.to_vec()),
+        LayerSpec::Gelu {} => (LayerKind::Smooth(Curve::Gelu), shape.to_vec()),
         LayerSpec::BatchNorm { momentum } => {
             let momentum = momentum.unwrap_or(0.125);
             if !(0.001..=1.0).contains(&momentum) {

@@ -149,6 +149,14 @@ pub(crate) fn forward(
                 x = y;
                 What::Gates(gates)
             }
+            LayerKind::Smooth(curve) => {
+                let (y, slope) = b.piecewise(x, *curve)?;
+                x = y;
+                What::Derivative {
+                    value: slope,
+                    log2_factor: 0,
+                }
+            }
             LayerKind::BatchNorm { .. } if masking == Masking::Fresh => {
                 let (y, kept) = norm::train(b, layer, x, format, rounding)?;
                 x = y;
