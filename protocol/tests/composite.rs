@@ -208,21 +208,44 @@ fn softmax_is_within_two_to_the_minus_ten() {
 
 #[test]
 fn polynomials_follow_their_real_twins() {
-    let all = [0.119, 0.5, 0.147, -0.002, 0.0005];
-    for degree in [2usize, 3, 4] {
-        let x: Vec<f64> = (0..800).map(|i| f64::from(i) * 0.01 - 4.0).collect();
-        let mut b = Builder::new("polynomial", 64).unwrap();
-        let v = b.input("x", &[x.len()], 16, 19).unwrap();
-        let y = b.polynomial(v, &all[..=degree], Rounding::Nearest).unwrap();
-        b.output("y", y, Sink::Reveal).unwrap();
-        let y = both(&b.finish(), &x, &[x.len()], 16, 16);
-        for (x, y) in x.iter().zip(y) {
-            let real = all[..=degree].iter().rev().fold(0.0, |sum, c| sum * x + c);
-            // Coefficients carry 12 fraction bits, x at least 10.
-            let tolerance = (1.0 + x.abs().powi(degree as i32)) / 4096.0 + 0.02;
+    // ReLU on [-4, 4] in the mean, degree 2 and 4; a cubic.
+    let fits = [
+        (&[0.375, 0.5, 0.1171875][..], 14.0),
+        (&[0.4, 0.5, 0.11, 0.02], 11.0),
+        (&[0.234375, 0.5, 0.205078125, 0.0, -0.00640869140625], 8.0),
+    ];
+    for (coefficients, bits) in fits {
+        let degree = coefficients.len() - 1;
+        let slopes: Vec<f64> = (1..=degree).map(|j| j as f64 * coefficients[j]).collect();
+        let at = |of: &[f64], x: f64| of.iter().rev().fold(0.0, |sum, c| sum * x + c);
+        for (ring, frac) in [(64, 10u8), (64, 12), (64, 16), (64, 20), (64, 24), (48, 13)] {
+            // On [-4, 4], and the ends of the domain, which must not leave the ring.
+            let mut x: Vec<f64> = (0..=800).map(|i| f64::from(i) * 0.01 - 4.0).collect();
+            x.extend([-15.99, 15.99]);
+            let mut b = Builder::new("polynomial", ring).unwrap();
+            let v = b.input("x", &[x.len()], 2 * frac, 2 * frac + 4).unwrap();
+            let rounding = Rounding::Nearest;
+            let (y, slope) = b.polynomial(v, coefficients, frac, rounding, true).unwrap();
+            let both_of = b.concat(&[y, slope.unwrap()], 0).unwrap();
+            b.output("y", both_of, Sink::Reveal).unwrap();
+            let found = both(&b.finish(), &x, &[x.len()], (2 * frac).into(), frac.into());
+            let (mut worst, mut worst_slope) = (0.0f64, 0.0f64);
+            for (i, x) in x.iter().enumerate().take(801) {
+                worst = worst.max((found[i] - at(coefficients, *x)).abs());
+                let slope = found[found.len() / 2 + i];
+                worst_slope = worst_slope.max((slope - at(&slopes, *x)).abs());
+            }
+            println!(
+                "ring {ring}, f {frac}, degree {degree}: 2^{:.2}, slope 2^{:.2}",
+                worst.log2(),
+                worst_slope.log2()
+            );
+            // Few fraction bits are the larger error, and the narrow ring has room for fewer.
+            let bits = f64::min(bits, f64::from(frac) - 1.0) - if ring == 48 { 4.0 } else { 0.0 };
+            assert!(worst < (-bits).exp2(), "degree {degree}, f {frac}");
             assert!(
-                (y - real).abs() < tolerance,
-                "degree {degree}: p({x}) = {y}, {real}"
+                worst_slope < (-bits).exp2(),
+                "slope, degree {degree}, f {frac}"
             );
         }
     }

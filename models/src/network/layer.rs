@@ -50,6 +50,8 @@ pub enum LayerKind {
     Square,
     /// A polynomial, from the constant upward.
     Poly(Vec<f64>),
+    /// A polynomial whose coefficients are learnt for each channel; these are its first ones.
+    LearntPoly(Vec<f64>),
     /// Maxima over windows.
     MaxPool(Window),
     /// Averages over windows.
@@ -98,6 +100,7 @@ impl Layer {
             } => Some(vec![filters, self.input[0] / groups, kh, kw]),
             LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
             LayerKind::BatchNorm { .. } => Some(vec![self.input[0]]),
+            LayerKind::LearntPoly(ref first) => Some(vec![first.len() - 1, self.input[0]]),
             _ => None,
         }
     }
@@ -107,7 +110,7 @@ impl Layer {
         match self.kind {
             LayerKind::Conv { filters, .. } => Some(filters),
             LayerKind::Dense { units } => Some(units),
-            LayerKind::BatchNorm { .. } => Some(self.input[0]),
+            LayerKind::BatchNorm { .. } | LayerKind::LearntPoly(_) => Some(self.input[0]),
             _ => None,
         }
     }

@@ -5,6 +5,7 @@
 //! is moved behind it: the result is the same, because ReLU is monotone, and there are fewer values to
 //! compare. How a layer is computed is in [`crate::programs`].
 
+pub mod fit;
 mod graph;
 mod layer;
 mod spec;

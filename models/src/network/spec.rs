@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Curve;
 
+use super::fit::{self, Fit};
 use super::{LayerKind, Window};
 
 /// Values between two layers for one image, and weights of one layer, at most.
@@ -108,6 +109,20 @@ pub enum LayerSpec {
         /// From the constant upward.
         coefficients: Vec<f64>,
     },
+    /// The polynomial that is closest to ReLU on an interval.
+    ApproxRelu {
+        /// 2 to 4.
+        degree: usize,
+        /// From below 0 to above 0; -4 to 4 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interval: Option<[f64; 2]>,
+        /// What is made small: the mean square of the distance unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fit: Option<Fit>,
+        /// Whether each channel learns coefficients of its own, beginning with these; not unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        learnable: Option<bool>,
+    },
     /// Maxima over windows.
     MaxPool {
         /// Window.
@@ -149,6 +164,7 @@ impl LayerSpec {
             LayerSpec::BatchNorm { .. } => "batch_norm",
             LayerSpec::Square {} => "square",
             LayerSpec::Poly { .. } => "poly",
+            LayerSpec::ApproxRelu { .. } => "approx_relu",
             LayerSpec::MaxPool { .. } => "max_pool",
             LayerSpec::AvgPool { .. } => "avg_pool",
             LayerSpec::GlobalAvgPool {} => "global_avg_pool",
@@ -312,6 +328,28 @@ pub(super) fn resolve(
                 ));
             }
             (LayerKind::Poly(coefficients.clone()), shape.to_vec())
+        }
+        LayerSpec::ApproxRelu {
+            degree,
+            interval,
+            fit,
+            learnable,
+        } => {
+            if !(2..=4).contains(degree) {
+                return Err(format!("degree = {degree}; 2 to 4 are possible"));
+            }
+            let interval = interval.unwrap_or([-4.0, 4.0]);
+            if !(-16.0..=-0.5).contains(&interval[0]) || !(0.5..=16.0).contains(&interval[1]) {
+                return Err(format!(
+                    "interval = {interval:?}; from -16 to -0.5 up to 0.5 to 16 is possible"
+                ));
+            }
+            let coefficients = fit::relu(fit.unwrap_or_default(), *degree, interval);
+            let kind = match learnable {
+                Some(true) => LayerKind::LearntPoly(coefficients),
+                _ => LayerKind::Poly(coefficients),
+            };
+            (kind, shape.to_vec())
         }
         LayerSpec::MaxPool { window, stride } => {
             let (window, out) = pool(window, stride)?;

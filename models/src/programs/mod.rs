@@ -12,6 +12,7 @@ mod backward;
 mod evaluation;
 mod forward;
 mod histogram;
+mod learnt_poly;
 mod loss;
 mod norm;
 mod update;

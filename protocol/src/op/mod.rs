@@ -14,6 +14,7 @@ pub mod linear;
 pub mod lookup;
 pub mod max_pool;
 pub mod piecewise;
+pub mod polynomial;
 pub mod powers;
 pub mod product;
 pub mod relu_pool;
