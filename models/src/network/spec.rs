@@ -150,6 +150,23 @@ pub enum LayerSpec {
 }
 
 impl LayerSpec {
+    /// Whether it is a non-linear function of each value alone, which another can take the place of.
+    pub fn is_activation(&self) -> bool {
+        matches!(
+            self,
+            LayerSpec::Relu {}
+                | LayerSpec::Relu6 {}
+                | LayerSpec::LeakyRelu { .. }
+                | LayerSpec::Sigmoid {}
+                | LayerSpec::Tanh {}
+                | LayerSpec::Silu {}
+                | LayerSpec::Gelu {}
+                | LayerSpec::Square {}
+                | LayerSpec::Poly { .. }
+                | LayerSpec::ApproxRelu { .. }
+        )
+    }
+
     pub(super) fn kind(&self) -> &'static str {
         match self {
             LayerSpec::Conv { .. } => "conv",
