@@ -138,6 +138,14 @@ impl TrainSpec {
     /// Checks every field's range, and that there are as many class weights as classes.
     pub fn check_for(&self, network: &Network) -> Result<(), ModelError> {
         self.check()?;
+        if network.gives_probabilities() && self.loss != Loss::SoftmaxCrossEntropy {
+            return Err(job_error(
+                "loss",
+                self.loss.name(),
+                "a network that ends in a softmax needs softmax_cross_entropy; leave the layer out for \
+                 another loss",
+            ));
+        }
         let found = self.class_weights.len();
         if found == 0 || found == network.classes {
             return Ok(());

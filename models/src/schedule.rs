@@ -212,6 +212,12 @@ pub fn inference_batches(rows: usize) -> (usize, usize) {
     (batches, rows.div_ceil(batches))
 }
 
+/// Steps that an evaluation of `rows` test rows without AUC takes.
+pub fn evaluation_steps(rows: usize) -> usize {
+    // The set-up and the result beside the batches.
+    inference_batches(rows).0 + 2
+}
+
 fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
     (batch * size..(batch + 1) * size)
         .map(|row| if row < rows { row as u32 } else { PADDING_ROW })

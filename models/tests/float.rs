@@ -105,6 +105,14 @@ fn gradients_equal_finite_differences() {
         Loss::default(),
         &[],
     );
+    // Dropout: the same masks in every evaluation of the loss.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n[[layer]]\nkind=\"tanh\"\n\
+         [[layer]]\nkind=\"dropout\"\nrate=0.3\n[[layer]]\nkind=\"dense\"\nunits=5\n\
+         [[layer]]\nkind=\"dropout\"\nrate=0.2\n[[layer]]\nkind=\"dense\"\n[[layer]]\nkind=\"log_softmax\"\n",
+        Loss::default(),
+        &[],
+    );
     // Learnt polynomials behind a convolution, a dense layer and each other.
     check(
         "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n\

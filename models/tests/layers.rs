@@ -5,10 +5,10 @@ mod common;
 
 use common::{gradients_agree, plain, secure_equals_plain, seed, synthetic, train_job};
 use ndarray::{ArrayView2, Axis};
-use trefoil_models::float::{Data, Model};
+use trefoil_models::float::{self, Data, Model};
 use trefoil_models::job::TrainSpec;
 use trefoil_models::plain_run::Tables;
-use trefoil_models::schedule::{Phase, epoch_order, schedule};
+use trefoil_models::schedule::{Phase, epoch_order, evaluation_steps, schedule};
 use trefoil_models::{Network, outcome};
 use trefoil_protocol::fixed::decode;
 
@@ -414,4 +414,87 @@ fn approximate_relus_are_exact_and_train_as_the_float_twin() {
     }
     gradients_agree(&network(APPROXIMATE), 20, 0.02);
     gradients_agree(&network(APPROXIMATE), 16, 0.02);
+}
+
+/// Dropout behind a ReLU with a factor that adds fraction bits (it moves before), behind a flatten, and
+/// with a factor of 2.
+const DROPOUT: &str = r#"
+name = "tiny-dropout"
+input = [1, 6, 6]
+classes = 3
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 3
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dropout"
+rate = 0.3
+[[layer]]
+kind = "flatten"
+[[layer]]
+kind = "dropout"
+rate = 0.1
+[[layer]]
+kind = "dense"
+units = 16
+[[layer]]
+kind = "relu"
+[[layer]]
+kind = "dropout"
+rate = 0.5
+[[layer]]
+kind = "dense"
+[[layer]]
+kind = "softmax"
+"#;
+
+#[test]
+fn dropout_is_exact_and_drops_what_the_float_twin_drops() {
+    let seed = seed();
+    let network = network(DROPOUT);
+    for (frac_bits, ring_bits) in [(16, 64), (13, 48)] {
+        let spec = TrainSpec {
+            frac_bits,
+            ring_bits,
+            ..spec()
+        };
+        secure_equals_plain(&network, &spec);
+    }
+    gradients_agree(&network, 20, 0.01);
+    // Two epochs with an evaluation between them, whose steps count too: other masks would lead
+    // elsewhere.
+    let spec = TrainSpec {
+        batch: 16,
+        epochs: 2,
+        frac_bits: 20,
+        ..spec()
+    };
+    let train = synthetic(&network, 3 * spec.batch, 0.5, seed);
+    let test = synthetic(&network, 5, 0.5, seed + 1);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    test.tables("test", spec.frac_bits, &mut tables);
+    let job = train_job(&network, &spec, train.rows(), test.rows());
+    let fixed = plain(&schedule(&job).expect("valid"), &tables, None, seed);
+    let fixed = Model::from_weights(&network, &fixed.state, 20).expect("fits");
+    let before = Model::initial(&network, &spec).expect("valid");
+    let data = Data {
+        images: ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows"),
+        labels: &train.labels,
+    };
+    let apart = |evaluation_steps: usize| {
+        let twin = float::train(&network, &spec, data, evaluation_steps, |_, _| {});
+        let twin = twin.expect("trains");
+        let distance = |a: &Model, b: &Model| {
+            let layers = a.parameters.iter().zip(&b.parameters);
+            let parts = layers.filter_map(|(a, b)| Some(&a.as_ref()?.weight - &b.as_ref()?.weight));
+            parts.map(|d| d.mapv(|d| d * d).sum()).sum::<f32>().sqrt()
+        };
+        distance(&twin, &fixed) / distance(&twin, &before)
+    };
+    let (own, other) = (apart(evaluation_steps(test.rows())), apart(0));
+    println!("apart by {own} of the way, with other masks in the second epoch {other}");
+    assert!(own < 0.01 && other > 0.1, "{own}, {other}");
 }

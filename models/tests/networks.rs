@@ -2,9 +2,12 @@
 
 use trefoil_models::Network;
 use trefoil_models::cost::{self, Work};
-use trefoil_models::job::{PredictOutput, TrainSpec};
+use trefoil_models::job::{Loss, PredictOutput, TrainSpec};
 use trefoil_models::network::{LayerKind, LayerSpec};
-use trefoil_protocol::plan::LinkProfile;
+use trefoil_models::programs::{self, Format};
+use trefoil_protocol::Program;
+use trefoil_protocol::plan::{LinkProfile, Plan};
+use trefoil_protocol::program::{Op, Val};
 
 fn shapes(name: &str) -> Vec<(String, Vec<usize>)> {
     let network = Network::builtin(name).expect("shipped networks are valid");
@@ -344,4 +347,55 @@ fn an_approximation_without_sense_is_refused_with_what_is_possible() {
     }
     let learnt = parse("degree = 3\nlearnable = true").expect("valid");
     assert_eq!(learnt.parameters()[0].1, [3, 1]);
+}
+
+/// With a softmax at its end a network means the same: the same logits, the same Programs.
+#[test]
+fn a_softmax_at_the_end_changes_nothing_and_elsewhere_is_refused() {
+    let text = |layers: &str| {
+        let head = "name = \"n\"\ninput = [1, 3, 3]\nclasses = 3\n";
+        Network::parse(&format!("{head}[[layer]]\nkind = \"dense\"\n{layers}"))
+    };
+    let plain = text("").expect("valid");
+    let spec = TrainSpec {
+        batch: 4,
+        ..TrainSpec::default()
+    };
+    let format = Format {
+        frac_bits: 16,
+        ring_bits: 64,
+    };
+    for kind in ["softmax", "log_softmax"] {
+        let layer = format!("[[layer]]\nkind = \"{kind}\"\n");
+        let ended = text(&layer).expect("valid");
+        assert!(ended.gives_probabilities() && !plain.gives_probabilities());
+        let trained = |network: &Network| programs::train(network, &spec, 0.1).expect("builds");
+        // Scopes have other names, nothing else.
+        let ops = |program: Program| {
+            let ops = program.nodes.into_iter().map(|node| (node.op, node.ins));
+            ops.collect::<Vec<_>>()
+        };
+        let same: Vec<_> = ops(trained(&plain));
+        let with = ops(trained(&ended));
+        let count =
+            |all: &[(Op, Vec<Val>)]| all.iter().filter(|(op, _)| *op != Op::Reshape).count();
+        assert_eq!(count(&same), count(&with));
+        for output in [PredictOutput::Class, PredictOutput::Probabilities] {
+            let rounds = |network: &Network| {
+                let program = programs::predict(network, format, 2, output).expect("builds");
+                Plan::new(&program).cost().bytes_sent_per_party
+            };
+            assert_eq!(rounds(&plain), rounds(&ended));
+        }
+        let inside = text(&format!("{layer}[[layer]]\nkind = \"dense\"\n"));
+        let error = inside.expect_err("inside").to_string();
+        assert!(error.contains("last layer only"), "{error}");
+        let squares = TrainSpec {
+            loss: Loss::MeanSquaredError,
+            ..spec.clone()
+        };
+        squares.check_for(&plain).expect("logits have any loss");
+        let error = squares.check_for(&ended).expect_err("squares").to_string();
+        assert!(error.contains("softmax_cross_entropy"), "{error}");
+    }
 }

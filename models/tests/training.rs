@@ -11,6 +11,7 @@ use ndarray::ArrayView2;
 use trefoil_models::float::{self, Data, Model};
 use trefoil_models::job::{LrSchedule, TrainSpec};
 use trefoil_models::plain_run::Tables;
+use trefoil_models::schedule::evaluation_steps;
 use trefoil_models::{Network, outcome, schedule};
 use trefoil_protocol::program::Rounding;
 
@@ -243,6 +244,7 @@ fn momentum_and_the_learning_rate_schedule_follow_the_float_twin() {
             images,
             labels: &train.labels,
         },
+        0,
         |_, _| {},
     )
     .expect("trains");
@@ -289,8 +291,11 @@ fn learns(network: &Network, spec: &TrainSpec, at_least: f64) {
         labels: &train.labels,
     };
     let mut losses = Vec::new();
-    let model =
-        float::train(network, spec, data, |report, _| losses.push(report.loss)).expect("trains");
+    let between = evaluation_steps(test.rows());
+    let model = float::train(network, spec, data, between, |report, _| {
+        losses.push(report.loss)
+    })
+    .expect("trains");
     let guesses = float::predictions(&model.logits(view(&test.images)).expect("fits"));
     let right = guesses
         .iter()

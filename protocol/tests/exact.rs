@@ -7,7 +7,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use trefoil_protocol::plan::{LinkProfile, Plan, Profile};
 use trefoil_protocol::program::{
-    BuildError, Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table, Val,
+    BuildError, Builder, ConvSpec, DropoutSpec, PoolSpec, Program, Rounding, Sink, Table, Val,
 };
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::memory::{MemoryStep, run, test_coins};
@@ -736,5 +736,53 @@ fn an_overflowing_product_is_a_range_error_in_both_rings() {
         assert!(run(ok).is_ok(), "ring {ring}");
         let error = run(bad * 2).unwrap_err().to_string();
         assert!(error.contains("element 1"), "ring {ring}: {error}");
+    }
+}
+
+#[test]
+fn dropout_is_exact_costs_nothing_and_has_a_mask_for_each_step_and_layer() {
+    let n = 1543;
+    let spec = |key: u8, keep: f64| DropoutSpec {
+        key: [key; 16],
+        keep: (keep * 4294967296.0) as u32,
+    };
+    let program = |of: DropoutSpec| {
+        let mut b = Builder::new("dropout", 64).unwrap();
+        let x = b.input("x", &[n], 16, 60).unwrap();
+        let y = b.dropout(x, of).unwrap();
+        b.output("y", y, Sink::Reveal).unwrap();
+        b.finish()
+    };
+    let x = random(&mut rng(71), n, 60);
+    let x = x.iter().map(|v| v | 1).collect();
+    let given = inputs(&[("x", &[n], x)]);
+    let kept = |of: DropoutSpec, step: u64| {
+        let out = plain::run(&program(of), step, &mut BTreeMap::new(), &given, None).unwrap();
+        let pairs = out["y"].data().iter().zip(given["x"].data());
+        let kept = pairs.map(|(y, x)| {
+            assert!(y == x || *y == 0);
+            *y != 0
+        });
+        kept.collect::<Vec<bool>>()
+    };
+    for keep in [0.5, 0.8, 0.1] {
+        let program = program(spec(1, keep));
+        let cost = Plan::new(&program).cost();
+        assert_eq!(
+            (cost.rounds, cost.bytes_sent_per_party, cost.dealer_bytes),
+            (0, 0, 0)
+        );
+        check(&program, &given, &BTreeMap::new());
+        let part = kept(spec(1, keep), 0).iter().filter(|k| **k).count() as f64 / n as f64;
+        // Five standard deviations.
+        let deviation = (keep * (1.0 - keep) / n as f64).sqrt();
+        assert!((part - keep).abs() < 5.0 * deviation, "{part} of {keep}");
+    }
+    let mask = kept(spec(1, 0.5), 0);
+    assert_eq!(mask, kept(spec(1, 0.5), 0));
+    // Independent masks agree in half of the places.
+    for other in [kept(spec(1, 0.5), 1), kept(spec(2, 0.5), 0)] {
+        let same = mask.iter().zip(&other).filter(|(a, b)| a == b).count();
+        assert!((n * 2 / 5..n * 3 / 5).contains(&same), "{same} of {n}");
     }
 }

@@ -15,7 +15,7 @@ use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::{Instr, Plan, Profile, Rep};
 use trefoil_protocol::prg::{Prg, Shifts};
 use trefoil_protocol::program::{
-    Builder, ConvSpec, Curve, PoolSpec, Program, Rounding, Sink, Table,
+    Builder, ConvSpec, Curve, DropoutSpec, PoolSpec, Program, Rounding, Sink, Table,
 };
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::dealer::{DealerKeys, DealerState, deal_step};
@@ -346,6 +346,15 @@ fn programs() -> Vec<Program> {
             b.powers(x, 4).unwrap()
         }),
         one_input("square", |b, x| vec![b.mul(x, x).unwrap()]),
+        one_input("dropout", |b, x| {
+            let spec = DropoutSpec {
+                key: [7; 16],
+                keep: 1 << 31,
+            };
+            let kept = b.dropout(x, spec).unwrap();
+            let y = b.trunc(kept, 16, Rounding::Nearest).unwrap();
+            vec![b.dropout(y, spec).unwrap()]
+        }),
         one_input("lookup", |b, x| {
             let table = Table {
                 values: (0..256).map(|v| v * 3).collect(),

@@ -8,6 +8,7 @@ use ndarray::Array2;
 use trefoil_models::job::JobKind;
 use trefoil_models::outcome::Auc;
 use trefoil_models::plain_run::{self, Tables};
+use trefoil_models::schedule::evaluation_steps;
 use trefoil_models::{Network, TrainSpec, float, schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::prg::Prg;
@@ -80,7 +81,9 @@ pub fn float(
         labels: &labels,
     };
     let mut losses = Vec::new();
-    let model = float::train(network, spec, data, |report, _| {
+    let test_rows = holdings.iter().map(|h| h.test.len()).sum();
+    let between = evaluation_steps(test_rows);
+    let model = float::train(network, spec, data, between, |report, _| {
         losses.push(report.loss);
         progress(losses.len());
     })?;

@@ -1,12 +1,14 @@
 //! Forward and backward of every layer in `f32`, along the network's graph.
 
 use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
+use trefoil_protocol::op::dropout;
 
 use super::Parameters;
 use super::conv::{conv, conv_backward};
 use super::learnt;
 use super::norm::{self, Statistics, normalise};
 use crate::network::{Layer, LayerKind, Network, Window, fit};
+use crate::programs::dropout_spec;
 
 /// What a forward pass leaves. All values are `[rows, elements]`.
 #[derive(Debug)]
@@ -15,6 +17,8 @@ pub(super) struct Tape {
     outputs: Vec<Array2<f32>>,
     /// For each max pool and output the index of the input that it is.
     winners: Vec<Vec<u32>>,
+    /// For each dropout what each value was multiplied with.
+    factors: Vec<Option<Array2<f32>>>,
     /// For each normalisation what it used.
     pub(super) statistics: Vec<Option<Statistics>>,
 }
@@ -30,23 +34,41 @@ impl Tape {
     }
 }
 
-/// Computes all layers; normalises with `running`, or with the batch's own statistics.
+/// What a forward pass is for.
+#[derive(Clone, Copy)]
+pub(super) enum Use<'a> {
+    /// A step of training: normalises with the batch's own statistics, drops out.
+    Training {
+        /// The job's public seed.
+        seed: u64,
+        /// The step of the job.
+        step: u64,
+        /// Where these images stand in the batch.
+        first_row: usize,
+    },
+    /// Anything else: normalises with these running statistics.
+    Inference(&'a [Option<Statistics>]),
+}
+
+/// Computes all layers.
 pub(super) fn forward(
     network: &Network,
     parameters: &[Option<Parameters>],
-    running: Option<&[Option<Statistics>]>,
+    wanted: Use<'_>,
     images: Array2<f32>,
 ) -> Tape {
     let mut tape = Tape {
         images,
         outputs: Vec::new(),
         winners: Vec::new(),
+        factors: Vec::new(),
         statistics: Vec::new(),
     };
     for (at, (layer, parameters)) in network.layers.iter().zip(parameters).enumerate() {
         let mut statistics = None;
         let x = tape.source(layer.sources[0]);
         let mut winners = Vec::new();
+        let mut factors = None;
         let y = match (&layer.kind, parameters) {
             (LayerKind::Conv { .. }, Some(p)) => conv(layer, p, x),
             (LayerKind::Dense { .. }, Some(p)) => x.dot(&p.weight) + &p.bias,
@@ -55,7 +77,10 @@ pub(super) fn forward(
             (LayerKind::LeakyRelu(slope), _) => x.mapv(|x| x.max(x * *slope as f32)),
             (LayerKind::Smooth(curve), _) => x.mapv(|x| curve.value(x.into()) as f32),
             (LayerKind::BatchNorm { .. }, Some(p)) => {
-                let kept = running.and_then(|running| running[at].clone());
+                let kept = match wanted {
+                    Use::Training { .. } => None,
+                    Use::Inference(running) => running[at].clone(),
+                };
                 let by = kept.unwrap_or_else(|| Statistics::of(x, p.bias.len()));
                 let y = normalise(x, p, &by);
                 statistics = Some(by);
@@ -70,6 +95,22 @@ pub(super) fn forward(
                 y
             }
             (LayerKind::AvgPool(window), _) => avg_pool(layer, *window, x),
+            (LayerKind::Dropout(rate), _) => match wanted {
+                Use::Inference(_) => x.clone(),
+                Use::Training {
+                    seed,
+                    step,
+                    first_row,
+                } => {
+                    let spec = dropout_spec(seed, layer, *rate);
+                    let mut kept = vec![1.0 / (1.0 - *rate as f32); x.len()];
+                    dropout::apply(&spec, step, first_row * x.ncols(), &mut kept);
+                    let kept = Array2::from_shape_vec(x.dim(), kept).expect("as many as x has");
+                    let y = x * &kept;
+                    factors = Some(kept);
+                    y
+                }
+            },
             (LayerKind::Add, _) => {
                 let mut sum = x.clone();
                 layer.sources[1..]
@@ -89,6 +130,7 @@ pub(super) fn forward(
         };
         tape.outputs.push(y);
         tape.winners.push(winners);
+        tape.factors.push(factors);
         tape.statistics.push(statistics);
     }
     tape
@@ -176,6 +218,10 @@ pub(super) fn backward(
                 }
                 dx
             }
+            (LayerKind::Dropout(_), _) => match &tape.factors[at] {
+                Some(factors) => g * factors,
+                None => g,
+            },
             _ => g,
         };
         let mut start = 0;

@@ -22,6 +22,7 @@ use crate::job::{Loss, TrainSpec};
 use crate::network::{Layer, LayerKind, Network, statistics_frac_bits};
 use crate::schedule::epoch_order;
 use crate::{ModelError, weights};
+use layers::Use;
 
 pub use norm::Statistics;
 
@@ -72,6 +73,10 @@ pub struct Model {
     kept: Vec<[Option<Parameters>; 3]>,
     loss: Loss,
     class_weights: Vec<f64>,
+    /// The job's public seed.
+    seed: u64,
+    /// The step of the job that gradients are for: dropout draws by it.
+    pub step: u64,
 }
 
 /// A loss and its gradient for each layer.
@@ -162,6 +167,8 @@ impl Model {
             kept,
             loss: Loss::default(),
             class_weights: Vec::new(),
+            seed: 0,
+            step: 0,
         })
     }
 
@@ -172,6 +179,7 @@ impl Model {
         Ok(Model {
             loss: spec.loss,
             class_weights: spec.class_weights.clone(),
+            seed: spec.seed,
             ..Model::from_weights(network, &initial, frac_bits)?
         })
     }
@@ -208,7 +216,7 @@ impl Model {
                         let tape = layers::forward(
                             &self.network,
                             &self.parameters,
-                            Some(&self.statistics),
+                            Use::Inference(&self.statistics),
                             chunk.to_owned(),
                         );
                         out.assign(tape.logits());
@@ -233,8 +241,9 @@ impl Model {
                 .axis_chunks_iter(Axis(0), part)
                 .zip(data.labels.chunks(part));
             let threads: Vec<_> = parts
-                .map(|(images, labels)| {
-                    scope.spawn(move || self.part_gradients(images, labels, rows))
+                .enumerate()
+                .map(|(at, (images, labels))| {
+                    scope.spawn(move || self.part_gradients(images, labels, at * part, rows))
                 })
                 .collect();
             threads
@@ -264,9 +273,20 @@ impl Model {
         Ok(sum)
     }
 
-    /// What some rows of a batch of `rows` contribute to its mean.
-    fn part_gradients(&self, images: ArrayView2<'_, f32>, labels: &[u8], rows: usize) -> Gradients {
-        let tape = layers::forward(&self.network, &self.parameters, None, images.to_owned());
+    /// What rows from `first_row` of a batch of `rows` contribute to its mean.
+    fn part_gradients(
+        &self,
+        images: ArrayView2<'_, f32>,
+        labels: &[u8],
+        first_row: usize,
+        rows: usize,
+    ) -> Gradients {
+        let wanted = Use::Training {
+            seed: self.seed,
+            step: self.step,
+            first_row,
+        };
+        let tape = layers::forward(&self.network, &self.parameters, wanted, images.to_owned());
         let logits = tape.logits();
         let (loss, dz) = loss::gradient(self.loss, &self.class_weights, logits, labels, rows);
         Gradients {
@@ -356,12 +376,14 @@ pub fn scores(logits: &Array2<f32>) -> Vec<f64> {
         .collect()
 }
 
-/// Trains as the job would, batch for batch. `progress` is called after every epoch with its loss and
-/// the model as it is then.
+/// Trains as the job would, batch for batch; `evaluation_steps` is how many steps the job has after each
+/// epoch ([`crate::schedule::evaluation_steps`]). `progress` is called after every epoch with its loss
+/// and the model as it is then.
 pub fn train(
     network: &Network,
     spec: &TrainSpec,
     data: Data<'_>,
+    evaluation_steps: usize,
     mut progress: impl FnMut(EpochReport, &Model),
 ) -> Result<Model, ModelError> {
     spec.check_for(network)?;
@@ -380,6 +402,7 @@ pub fn train(
             let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
             let images = data.images.select(Axis(0), &rows);
             let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
+            model.step = (epoch * (of + evaluation_steps) + batch) as u64;
             let gradients = model.gradients(Data {
                 images: images.view(),
                 labels: &labels,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::spec::resolve;
 use super::{Layer, LayerSpec, Network};
 use crate::ModelError;
+use crate::programs::Ratio;
 
 /// The name of the network's input in a `from`.
 const IMAGES: &str = "images";
@@ -147,12 +148,30 @@ pub(super) fn layers(network: &Network) -> Result<Vec<Layer>, ModelError> {
         let problem = "nobody reads it; name it, and read it by that name".to_string();
         return Err(refused(network, at, &nodes[at].entry.spec, problem));
     }
+    let last_only = |node: &Node<'_>| {
+        matches!(
+            node.entry.spec,
+            LayerSpec::Softmax {} | LayerSpec::LogSoftmax {}
+        )
+    };
+    if let Some(at) = nodes[..last].iter().position(last_only) {
+        let problem = "is possible as the last layer only".to_string();
+        return Err(refused(network, at, &nodes[at].entry.spec, problem));
+    }
     // Pool before ReLU, through chains of both: what the two do is exchanged, who reads whom stays.
+    // Dropout too where its factor adds fraction bits, which the ReLU's truncation then takes away.
     let mut at = 0;
     while at + 1 < nodes.len() {
         let pair = (&nodes[at].entry.spec, &nodes[at + 1].entry.spec);
         let alone = readers[at] == 1 && nodes[at + 1].sources == [Some(at)];
-        if alone && matches!(pair, (LayerSpec::Relu {}, LayerSpec::MaxPool { .. })) {
+        let first = match pair {
+            (LayerSpec::Relu {}, LayerSpec::MaxPool { .. }) => true,
+            (LayerSpec::Relu {}, LayerSpec::Dropout { rate }) => {
+                Ratio::nearest(1.0 / (1.0 - rate)).shift > 0
+            }
+            _ => false,
+        };
+        if alone && first {
             let (left, right) = nodes.split_at_mut(at + 1);
             std::mem::swap(&mut left[at].entry, &mut right[0].entry);
             std::mem::swap(&mut left[at].position, &mut right[0].position);

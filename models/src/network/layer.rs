@@ -58,6 +58,10 @@ pub enum LayerKind {
     AvgPool(Window),
     /// One axis.
     Flatten,
+    /// In training, this part of the values becomes 0 and the others grow to make up for it.
+    Dropout(f64),
+    /// The probabilities of the classes, at the network's end: the loss and the outputs compute them.
+    Softmax,
     /// The sum of its inputs.
     Add,
     /// Its inputs' channels one after the other.

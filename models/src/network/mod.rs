@@ -299,6 +299,12 @@ impl Network {
         (fits && self.readers(linear) == 1).then_some(linear)
     }
 
+    /// Whether it ends in a softmax, so that it is a loss of its logits that is meant.
+    pub fn gives_probabilities(&self) -> bool {
+        let last = self.layers.last();
+        last.is_some_and(|layer| layer.kind == LayerKind::Softmax)
+    }
+
     /// Values of one image.
     pub fn input_len(&self) -> usize {
         self.input.iter().product()

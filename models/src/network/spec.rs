@@ -143,6 +143,15 @@ pub enum LayerSpec {
     GlobalAvgPool {},
     /// One axis instead of three; done before `dense` in any case.
     Flatten {},
+    /// In training, this part of the values becomes 0, chosen anew in every step.
+    Dropout {
+        /// Between 0 and 1.
+        rate: f64,
+    },
+    /// Probabilities of the classes; the last layer.
+    Softmax {},
+    /// Logarithms of the probabilities; the last layer.
+    LogSoftmax {},
     /// The sum of the layers that `from` lists, of equal shapes.
     Add {},
     /// The channels of the layers that `from` lists, one after the other.
@@ -186,6 +195,9 @@ impl LayerSpec {
             LayerSpec::AvgPool { .. } => "avg_pool",
             LayerSpec::GlobalAvgPool {} => "global_avg_pool",
             LayerSpec::Flatten {} => "flatten",
+            LayerSpec::Dropout { .. } => "dropout",
+            LayerSpec::Softmax {} => "softmax",
+            LayerSpec::LogSoftmax {} => "log_softmax",
             LayerSpec::Add {} => "add",
             LayerSpec::Concat {} => "concat",
         }
@@ -390,6 +402,13 @@ pub(super) fn resolve(
             )
         }
         LayerSpec::Flatten {} => (LayerKind::Flatten, vec![shape.iter().product()]),
+        LayerSpec::Dropout { rate } => {
+            if !(0.001..=0.999).contains(rate) {
+                return Err(format!("rate = {rate}; 0.001 to 0.999 are possible"));
+            }
+            (LayerKind::Dropout(*rate), shape.to_vec())
+        }
+        LayerSpec::Softmax {} | LayerSpec::LogSoftmax {} => (LayerKind::Softmax, shape.to_vec()),
         LayerSpec::Add {} => match inputs.iter().find(|other| other[..] != *shape) {
             Some(other) => return Err(format!("cannot add {other:?} to {shape:?}")),
             None => (LayerKind::Add, shape.to_vec()),

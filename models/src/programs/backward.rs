@@ -161,6 +161,7 @@ pub(crate) fn backward(
                 });
                 passed.extend(gradient.x.map(|dx| (first, dx)));
             }
+            What::Dropout(kept) => passed.push((first, kept.apply(b, g, f, rounding)?)),
             What::Reshape => passed.push((first, g)),
             What::Join => {
                 let mut start = 0;

@@ -1,18 +1,25 @@
 //! The forward pass, and the tape of what the backward pass needs from it.
 
-use trefoil_protocol::program::{BuildError, Builder, ConvSpec, PoolSpec, Rounding, Val};
+use rand_chacha::rand_core::Rng;
+use trefoil_protocol::program::{
+    BuildError, Builder, ConvSpec, DropoutSpec, PoolSpec, Rounding, Val,
+};
 
 use super::activation::{self, Gates};
 use super::learnt_poly;
 use super::norm::{self, Normalised};
 use super::{Format, Ratio, WEIGHT_INTEGER_BITS, at_most, exactly};
 use crate::network::{Layer, LayerKind, Network, Window};
+use crate::schedule::stream;
 
 /// Where the openings of the weights come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Masking {
-    /// Opened in this step, under this step's masks.
-    Fresh,
+    /// Opened in this step, under this step's masks: a step of training.
+    Fresh {
+        /// The job's public seed.
+        seed: u64,
+    },
     /// Opened by a set-up step of the session.
     Kept,
 }
@@ -47,8 +54,42 @@ pub(crate) enum What {
     BatchNorm(Normalised),
     /// A polynomial with its coefficients.
     LearntPoly(learnt_poly::Kept),
+    /// Dropout with what it dropped.
+    Dropout(Dropped),
     /// A sum, or inputs put one after the other.
     Join,
+}
+
+/// What a dropout drops, and by what the rest grows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dropped {
+    spec: DropoutSpec,
+    factor: Ratio,
+}
+
+impl Dropped {
+    /// The layer, and its gradient.
+    pub(crate) fn apply(
+        &self,
+        b: &mut Builder,
+        x: Val,
+        f: u8,
+        rounding: Rounding,
+    ) -> Result<Val, BuildError> {
+        let x = b.dropout(x, self.spec)?;
+        divide(b, x, self.factor, f, rounding)
+    }
+}
+
+/// The masks of a dropout layer in a job with this public seed.
+pub(crate) fn dropout_spec(seed: u64, layer: &Layer, rate: f64) -> DropoutSpec {
+    let mut key = [0; 16];
+    stream(seed, &format!("dropout {}", layer.name)).fill_bytes(&mut key);
+    let whole = libm::exp2(32.0);
+    DropoutSpec {
+        key,
+        keep: libm::round((1.0 - rate) * whole) as u32,
+    }
 }
 
 /// The forward pass.
@@ -159,7 +200,7 @@ pub(crate) fn forward(
                     log2_factor: 0,
                 }
             }
-            LayerKind::BatchNorm { .. } if masking == Masking::Fresh => {
+            LayerKind::BatchNorm { .. } if masking != Masking::Kept => {
                 let (y, kept) = norm::train(b, layer, x, format, rounding)?;
                 x = y;
                 What::BatchNorm(kept)
@@ -192,6 +233,18 @@ pub(crate) fn forward(
                 x = y;
                 What::LearntPoly(kept)
             }
+            LayerKind::Dropout(rate) => match masking {
+                Masking::Kept => What::Reshape,
+                Masking::Fresh { seed } => {
+                    let kept = Dropped {
+                        spec: dropout_spec(seed, layer, *rate),
+                        factor: Ratio::nearest(1.0 / (1.0 - rate)),
+                    };
+                    x = kept.apply(b, x, f, rounding)?;
+                    What::Dropout(kept)
+                }
+            },
+            LayerKind::Softmax => What::Reshape,
             LayerKind::Flatten => {
                 x = b.reshape(x, &[rows, layer.output.iter().product()])?;
                 What::Reshape
@@ -231,7 +284,7 @@ fn parameters(
     let shape = layer.weight_shape().unwrap_or_default();
     let name = layer.weight_name();
     let w = match masking {
-        Masking::Fresh => b.carried(&name, &shape, f, bound)?,
+        Masking::Fresh { .. } => b.carried(&name, &shape, f, bound)?,
         Masking::Kept => b.carried_masked(&name, &shape, f, bound)?,
     };
     let bias = b.carried(

@@ -26,6 +26,7 @@ pub use update::{Ratio, state_names};
 
 use crate::job::{PredictOutput, TrainSpec};
 use crate::network::{Network, statistics_frac_bits};
+pub(crate) use forward::dropout_spec;
 use forward::{Masking, forward};
 
 /// The number format of a model.
@@ -75,7 +76,7 @@ pub fn train(network: &Network, spec: &TrainSpec, rate: f64) -> Result<Program, 
         network,
         format,
         spec.rounding,
-        Masking::Fresh,
+        Masking::Fresh { seed: spec.seed },
         images,
         true,
     )?;

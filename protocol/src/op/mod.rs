@@ -8,6 +8,7 @@ pub mod argmax;
 pub mod bits;
 pub mod channel;
 pub mod composite;
+pub mod dropout;
 pub mod grouped;
 pub mod inverse_sqrt;
 pub mod linear;
@@ -142,6 +143,7 @@ pub fn infer(
             }
             Ok(vec![Type { shape, ..x }])
         }
+        Op::Dropout(spec) => dropout::infer(spec, ins),
         Op::Product(product) => product::infer(product, ins, &shape, max_bound),
         Op::Powers { degree } => powers::infer(*degree, ins, max_bound),
         Op::Trunc { shift, .. } => trunc::infer(*shift, ins, ring_bits),
@@ -177,6 +179,7 @@ pub fn plain(
         Op::Linear(map) => vec![map.apply(ins)],
         Op::AddConst(c) => vec![ins[0].iter().map(|x| x.wrapping_add(*c as u64)).collect()],
         Op::Rescale | Op::Reshape => vec![ins[0].to_vec()],
+        Op::Dropout(spec) => vec![dropout::masked(spec, coins.step, ins[0])],
         Op::Product(product) => {
             let out = product::plain(product, ins[0], ins[1]);
             product::check_range(product, ins[0], ins[1], &out, ring_bits)?;
@@ -225,6 +228,7 @@ pub fn lower(node: &Node, cx: &mut Lowering<'_>) -> Vec<Repr> {
                 n,
             ))]
         }
+        Op::Dropout(spec) => dropout::lower(spec, node, cx),
         Op::Product(product) => product::lower(product, node, cx),
         Op::Powers { degree } => powers::lower(*degree, node, cx),
         Op::Trunc { shift, rounding } => trunc::lower(*shift, *rounding, node, cx),

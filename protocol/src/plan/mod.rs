@@ -24,6 +24,7 @@ pub use cost::{Cost, LayerCost};
 pub use lowering::{BitRef, Lowering, Masked, MaskedBit, Repr};
 pub use profile::{LinkProfile, Profile};
 
+use crate::op::dropout::DropoutSpec;
 use crate::op::linear::Linear;
 use crate::op::lookup::LookupSpec;
 use crate::op::product::Product;
@@ -157,6 +158,8 @@ pub enum Kernel {
     Linear(Linear),
     /// Adds a public constant to a share.
     AddConst(u64),
+    /// Zeroes elements of a share under a public mask.
+    Dropout(DropoutSpec),
     /// Operands open, mask: `open - mask`.
     Unmask,
     /// Operands X, [a], Y, [b], [ab].

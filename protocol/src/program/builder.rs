@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use super::{
-    BuildError, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding, Sink, Table,
-    Type, Val,
+    BuildError, DropoutSpec, Kind, Linear, Node, Op, Output, PoolShape, Product, Program, Rounding,
+    Sink, Table, Type, Val,
 };
 use crate::op;
 use crate::ring::{Tensor, elements};
@@ -232,6 +232,11 @@ impl Builder {
     /// `x + c` for a public integer at the scale of x.
     pub fn add_const(&mut self, x: Val, c: i64) -> Built {
         self.one(Op::AddConst(c), &[x], None)
+    }
+
+    /// x without the elements that a public mask drops, which follows from the spec and the step.
+    pub fn dropout(&mut self, x: Val, spec: DropoutSpec) -> Built {
+        self.one(Op::Dropout(spec), &[x], None)
     }
 
     /// Declares other fraction bits: the meaning is multiplied by `2^(old - new)`; no work.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 pub use crate::op::channel::{ChannelPass, ChannelShape};
+pub use crate::op::dropout::DropoutSpec;
 pub use crate::op::grouped::{GroupShape, Pass};
 pub use crate::op::linear::{Linear, PoolShape};
 pub use crate::op::lookup::Table;
@@ -107,6 +108,8 @@ pub enum Op {
     Rescale,
     /// Changes the shape; no work.
     Reshape,
+    /// Zeroes elements under a public mask.
+    Dropout(DropoutSpec),
     /// A bilinear map of two secrets.
     Product(Product),
     /// All powers `x^2 .. x^degree`.

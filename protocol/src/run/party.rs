@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::kernels::{self, Operand};
 use super::value::{Stream, Value, block_len};
 use super::{StepError, frame};
+use crate::op::dropout;
 use crate::op::product::Product;
 use crate::party::PartyId;
 use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, Round, VId};
@@ -330,6 +331,10 @@ impl<'a> Step<'a> {
                 kernels::from_bits(*first, *count, &operands, self.one(), n)
             }
             Kernel::AddConst(c) => kernels::add_const(c.wrapping_mul(self.one()), &operands, n),
+            Kernel::Dropout(spec) => {
+                let x = operands[0].whole();
+                Value::from(dropout::masked(spec, self.step, &x))
+            }
             Kernel::Unmask => kernels::unmask(&operands, self.one(), n),
             Kernel::Linear(map) => {
                 let whole: Vec<Cow<'_, [u64]>> = operands.iter().map(Operand::whole).collect();
