@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 use super::kernels::{self, Operand};
+use super::opened::Opened;
 use super::value::{Stream, Value, block_len};
 use super::{StepError, frame};
 use crate::op::product::Product;
@@ -115,7 +115,7 @@ struct Step<'a> {
     step: u64,
     keys: &'a PartyKeys,
     values: Vec<Option<Value<'a>>>,
-    opened: Sha256,
+    opened: Opened,
 }
 
 /// Executes one step. `inputs` are this party's shares of the program's inputs. On success the
@@ -143,7 +143,7 @@ pub fn run_step(
         step,
         keys,
         values,
-        opened: Sha256::new().chain_update(before.opened),
+        opened: Opened::after(&before.opened),
     };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
@@ -380,7 +380,7 @@ impl<'a> Step<'a> {
         let total: usize = opens().map(|(_, _, out)| bytes(out)).sum();
         let mut own = vec![0; frame::HEADER_BYTES + total];
         let (header, mut rest) = own.split_at_mut(frame::HEADER_BYTES);
-        header.copy_from_slice(&frame::header(self.step, index, &self.opened_so_far()));
+        header.copy_from_slice(&frame::header(self.step, index, &self.opened.short()));
         for (src, mask, out) in opens() {
             let (packed, after) = rest.split_at_mut(bytes(out));
             self.masked_share(src, mask, packed);
@@ -401,22 +401,11 @@ impl<'a> Step<'a> {
             let bytes = slot.rep.wire_bytes(slot.n) as usize;
             let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
             let value = combine(slot.rep, slot.n, parts);
-            match &value {
-                Value::Ring(words) => hash_words(&mut self.opened, words),
-                Value::Bits(planes) => hash_words(&mut self.opened, planes.as_flattened()),
-                Value::Stream(_) => {}
-            }
+            self.opened.add(&value);
             self.set(out, value);
             at += bytes;
         }
         Ok(())
-    }
-
-    fn opened_so_far(&self) -> [u8; 16] {
-        let hash = self.opened.clone().finalize();
-        let mut short = [0; 16];
-        short.copy_from_slice(&hash[..16]);
-        short
     }
 
     /// Writes `src + mask` (XOR for bits), packed.
@@ -457,7 +446,7 @@ impl<'a> Step<'a> {
 
     /// Shares of revealed outputs.
     fn reveals(&self) -> Vec<OutputShare> {
-        let opened = self.opened_so_far();
+        let opened = self.opened.short();
         let outputs = self.plan.outputs.iter().enumerate();
         outputs
             .filter(|(_, output)| matches!(output.sink, Sink::Reveal | Sink::RevealIndex))
@@ -469,7 +458,7 @@ impl<'a> Step<'a> {
     fn keep(&mut self) -> State {
         let plan = self.plan;
         let mut kept = State {
-            opened: self.opened.clone().finalize().into(),
+            opened: self.opened.hash(),
             ..State::default()
         };
         // Two outputs may name one value; the last one may move it out.
@@ -576,15 +565,5 @@ fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
             });
             Value::Bits(out)
         }
-    }
-}
-
-fn hash_words(hash: &mut Sha256, words: &[u64]) {
-    let mut bytes = [0; 8 * 64];
-    for words in words.chunks(64) {
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        hash.update(&bytes[..8 * words.len()]);
     }
 }
