@@ -107,9 +107,12 @@ pub struct SimulateArgs {
     /// Number of epochs.
     #[arg(long)]
     pub epochs: Option<usize>,
+    /// End training after this many steps, in whichever epoch that is.
+    #[arg(long, value_name = "STEPS")]
+    pub max_steps: Option<usize>,
     /// Run only the plaintext fixed-point reference and the floating-point twin: no nodes, no
     /// shares. For choosing hyper-parameters on public data.
-    #[arg(long, conflicts_with_all = ["json", "home", "link"])]
+    #[arg(long, conflicts_with_all = ["home", "link"])]
     pub plain_only: bool,
     /// Keep the nodes' folders (keys, logs, shares) here instead of a temporary folder.
     #[arg(long, value_name = "DIR")]

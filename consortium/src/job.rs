@@ -14,7 +14,7 @@ use trefoil_transport::Pin;
 use crate::Hex;
 
 /// Version of the description's format.
-pub const JOB_VERSION: u32 = 2;
+pub const JOB_VERSION: u32 = 3;
 /// Longest description that is accepted.
 pub const JOB_MAX_BYTES: usize = 1 << 20;
 /// Longest name of a job, data set, model or member.

@@ -48,6 +48,8 @@ pub struct TrainSpec {
     pub gradient_scale_log2: u8,
     /// How weights follow from gradients.
     pub optimiser: Optimiser,
+    /// Training ends after this many steps, in whichever epoch that is; none: after all epochs.
+    pub max_steps: Option<usize>,
 }
 
 impl Default for TrainSpec {
@@ -69,6 +71,7 @@ impl Default for TrainSpec {
             weight_decay: 0.0,
             gradient_scale_log2: 0,
             optimiser: Optimiser::default(),
+            max_steps: None,
         }
     }
 }
@@ -250,6 +253,9 @@ impl TrainSpec {
     pub fn check(&self) -> Result<(), ModelError> {
         check_range("batch", self.batch, 1..=4096)?;
         check_range("epochs", self.epochs, 1..=10_000)?;
+        if let Some(steps) = self.max_steps {
+            check_range("max_steps", steps, 1..=usize::MAX)?;
+        }
         self.check_recipe()?;
         check_format(self.frac_bits, self.ring_bits)
     }

@@ -206,6 +206,22 @@ pub fn epoch_order(seed: u64, epoch: usize, rows: usize) -> Vec<u32> {
     order
 }
 
+/// The batches of a training on so many rows, epoch by epoch.
+pub(crate) fn training_batches(
+    spec: &TrainSpec,
+    rows: usize,
+) -> impl Iterator<Item = (usize, Vec<Vec<u32>>)> {
+    let a_pass = rows / spec.batch;
+    (0..spec.epochs).map_while(move |epoch| {
+        let left = spec
+            .max_steps
+            .map_or(a_pass, |steps| steps.saturating_sub(epoch * a_pass));
+        let order = (left > 0).then(|| epoch_order(spec.seed, epoch, rows))?;
+        let batches = order.chunks_exact(spec.batch).take(left);
+        Some((epoch, batches.map(<[u32]>::to_vec).collect()))
+    })
+}
+
 /// Batches of equal size that hold `rows` rows, the last one padded: number and size.
 pub fn inference_batches(rows: usize) -> (usize, usize) {
     let batches = rows.div_ceil(INFERENCE_ROWS).max(1);
@@ -446,9 +462,8 @@ fn train(
     };
     let of = rows / spec.batch;
     let mut rates: Vec<(f64, usize)> = Vec::new();
-    for epoch in 0..spec.epochs {
-        let order = epoch_order(spec.seed, epoch, rows);
-        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+    for (epoch, batches) in training_batches(spec, rows) {
+        for (batch, rows) in batches.into_iter().enumerate() {
             let rate = spec.rate_at(epoch * of + batch, of);
             let program = match rates.iter().find(|(known, _)| *known == rate) {
                 Some((_, program)) => *program,
@@ -460,8 +475,8 @@ fn train(
                 }
             };
             let inputs = vec![
-                input("images", TRAIN_IMAGES, rows.to_vec()),
-                input("labels", TRAIN_LABELS, rows.to_vec()),
+                input("images", TRAIN_IMAGES, rows.clone()),
+                input("labels", TRAIN_LABELS, rows),
             ];
             schedule.steps.push(Step {
                 program,
