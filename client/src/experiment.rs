@@ -33,7 +33,7 @@ pub struct Experiment {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// `digits`, `mnist`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
+    /// `digits`, `mnist`, `fashion`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
     /// pictures.
     pub source: String,
     /// Number of hospitals among which the rows are split.
