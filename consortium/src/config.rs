@@ -335,14 +335,42 @@ impl Policy {
     }
 }
 
-/// What hospitals may bring.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where contributions lie, and what hospitals may bring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct StoreLimits {
+pub struct StoreConfig {
     /// Megabytes (10^6 bytes) of shares that one hospital's uploads may take here, committed and
     /// staged ones together; no bound without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota_mb_per_hospital: Option<u64>,
+    /// `s3://BUCKET/PREFIX`: contributions lie in a bucket of S3-compatible storage, each party under a
+    /// prefix of its own; in the home without it. Needs a program built with the feature `s3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Where the storage is, where that is not Amazon's: `https://storage.example.org`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The storage's region; the environment's without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Allows an endpoint without TLS: who listens sees which objects are asked for.
+    pub plain_http: bool,
+    /// Megabytes of the home's disk for copies of what jobs read from the bucket. One job's data may
+    /// take more, while it runs.
+    pub cache_mb: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig {
+            quota_mb_per_hospital: None,
+            url: None,
+            endpoint: None,
+            region: None,
+            plain_http: false,
+            cache_mb: 20_000,
+        }
+    }
 }
 
 /// A party's configuration. Which party it is follows from its certificate.
@@ -380,7 +408,7 @@ pub struct PartyConfig {
     pub policy: Policy,
     /// What hospitals may bring.
     #[serde(default)]
-    pub store: StoreLimits,
+    pub store: StoreConfig,
     /// Time-outs, windows and sizes of the links.
     #[serde(default)]
     pub transport: Settings,

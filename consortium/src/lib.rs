@@ -33,7 +33,7 @@ pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
 pub use card::{Card, CardError, CardRole};
-pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig, StoreLimits};
+pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig, StoreConfig};
 pub use config_member::MemberConfig;
 pub use derived::Derived;
 pub use ending::Ending;

@@ -1,6 +1,8 @@
 //! End-to-end tests with real processes: whole experiments, bad input, faults.
 
 mod bench;
+#[cfg(feature = "s3")]
+mod bucket;
 mod common;
 mod deployment;
 mod doctor;
