@@ -63,7 +63,7 @@ enum Command {
     /// As a party's operator: list what lies in its store, by hospital and upload.
     Store(operate::StoreArgs),
     /// Train a network on a shared data set; the parties keep shares of the weights.
-    Train(operate::TrainArgs),
+    Train(Box<operate::TrainArgs>),
     /// Judge a kept model by a data set's test split.
     Evaluate(operate::EvaluateArgs),
     /// Share images and open their classes, as a CSV table.

@@ -121,6 +121,15 @@ impl Experiment {
                 experiment.data.hospitals
             );
         }
+        let of_jobs = [
+            ("start_from", experiment.training.start_from.is_some()),
+            ("early_stop", experiment.training.early_stop.is_some()),
+        ];
+        if let Some((key, _)) = of_jobs.iter().find(|(_, set)| *set) {
+            bail!(
+                "{place}: training.{key}: an experiment trains once, from seeded weights, to its end; `trefoil train` can do this"
+            );
+        }
         experiment
             .training
             .check()

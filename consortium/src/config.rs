@@ -137,6 +137,10 @@ impl Addresses {
 const APPROVAL_TIMEOUT_S: u64 = 7 * 24 * 3600;
 /// Longest such wait: 90 days.
 const APPROVAL_TIMEOUT_MAX_S: u64 = 90 * 24 * 3600;
+/// Fewest rows of a hospital with figures of its own, unless the configuration says otherwise, and
+/// whatever it says.
+const HOSPITAL_ROWS_MIN: u64 = 100;
+const HOSPITAL_ROWS_LEAST: u64 = 10;
 /// Most rules of one party.
 const RULES_MAX: usize = 1_000;
 
@@ -149,6 +153,9 @@ pub struct Policy {
     pub requesters: Vec<String>,
     /// A job that waits longer than this, here or elsewhere, is given up.
     pub approval_timeout_s: u64,
+    /// Fewest test rows that each hospital must have where figures by hospital are revealed: few rows
+    /// say much of each.
+    pub hospital_rows_min: u64,
     /// In the order in which they are tried.
     pub rules: Vec<Rule>,
 }
@@ -158,6 +165,7 @@ impl Default for Policy {
         Policy {
             requesters: Vec::new(),
             approval_timeout_s: APPROVAL_TIMEOUT_S,
+            hospital_rows_min: HOSPITAL_ROWS_MIN,
             rules: Vec::new(),
         }
     }
@@ -243,6 +251,8 @@ pub enum Kind {
     Import,
     /// Predictions in a session that stays open.
     Serve,
+    /// Removal of a kept model: no job, it is done or refused at once.
+    Remove,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -251,6 +261,12 @@ pub enum Kind {
 pub enum Output {
     /// Confusion matrices and AUC.
     Metrics,
+    /// Reliability histograms.
+    Calibration,
+    /// Confusion matrices of each hospital's rows.
+    Hospitals,
+    /// To the parties, too: right predictions on validation rows, for an early stop.
+    Validation,
     /// The most probable class of each image.
     Class,
     /// A probability for each class of each image.
@@ -265,6 +281,9 @@ impl std::fmt::Display for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Output::Metrics => "metrics",
+            Output::Calibration => "calibration",
+            Output::Hospitals => "hospitals",
+            Output::Validation => "validation",
             Output::Class => "class",
             Output::Probabilities => "probabilities",
             Output::Logits => "logits",
@@ -280,6 +299,12 @@ impl Policy {
             return Err(format!(
                 "policy.approval_timeout_s: 1 to {APPROVAL_TIMEOUT_MAX_S} are possible, found {}",
                 self.approval_timeout_s
+            ));
+        }
+        if self.hospital_rows_min < HOSPITAL_ROWS_LEAST {
+            return Err(format!(
+                "policy.hospital_rows_min: at least {HOSPITAL_ROWS_LEAST} is possible, found {}",
+                self.hospital_rows_min
             ));
         }
         if self.rules.len() > RULES_MAX {
@@ -315,6 +340,16 @@ impl Policy {
             if let Some(name) = stranger.next() {
                 let detail = format!("{name:?} is not in policy.requesters and always refused");
                 return fail("requesters", detail);
+            }
+            let removes = rule
+                .kinds
+                .iter()
+                .flatten()
+                .any(|kind| *kind == Kind::Remove);
+            if removes && rule.verdict == Verdict::Ask {
+                let detail =
+                    "a removal does not wait for a person: allow or refuse it in a rule of its own";
+                return fail("kinds", detail.into());
             }
             if rule.rows_per_day.is_some() {
                 if rule.verdict == Verdict::Refuse {

@@ -215,17 +215,17 @@ impl Following {
     }
 
     /// Waits until P0 ends the running session, or says something that does not belong there.
-    /// Meanwhile tells P0 of every state that `written` names, and `confirmed` hears of those that
-    /// all three parties have.
+    /// Meanwhile tells P0 of every state that `written` names, and `hears` is told what P0 says: it
+    /// says whether that belongs there.
     pub async fn abandoned(
         &mut self,
         written: &mut tokio::sync::mpsc::UnboundedReceiver<Mark>,
-        mut confirmed: impl FnMut(Mark),
+        mut hears: impl FnMut(&Lead) -> bool,
     ) -> Ending {
         loop {
             tokio::select! {
                 lead = self.next() => match lead {
-                    Ok(Lead::Written(mark)) => confirmed(mark),
+                    Ok(lead) if hears(&lead) => {}
                     Ok(other) => {
                         return Ending::Over(format!("P0 sent {other:?} during the session"));
                     }

@@ -210,6 +210,7 @@ impl Benchmark {
         });
         let steps = setup.chain(repeated).collect();
         Ok(Schedule {
+            stopping: None,
             programs,
             initial: InitialState::Public(initial),
             steps,

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
+use crate::early_stop::EarlyStop;
 pub use crate::recipe::{AdamSpec, Loss, LrSchedule, Optimiser};
 use crate::serve::ServeSpec;
 use crate::{Benchmark, ModelError};
@@ -50,6 +51,11 @@ pub struct TrainSpec {
     pub optimiser: Optimiser,
     /// Training ends after this many steps, in whichever epoch that is; none: after all epochs.
     pub max_steps: Option<usize>,
+    /// The kept model whose weights training starts from, `NAME` or `NAME@VERSION`; seeded weights
+    /// without it. What the optimiser keeps starts at zero either way.
+    pub start_from: Option<String>,
+    /// When to stop before the last epoch.
+    pub early_stop: Option<EarlyStop>,
 }
 
 impl Default for TrainSpec {
@@ -72,6 +78,8 @@ impl Default for TrainSpec {
             gradient_scale_log2: 0,
             optimiser: Optimiser::default(),
             max_steps: None,
+            start_from: None,
+            early_stop: None,
         }
     }
 }
@@ -106,6 +114,16 @@ pub struct DatasetRef {
     pub snapshot: [u8; 32],
 }
 
+/// A hospital's rows of the test split: they lie together, in the order of the public keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HospitalRows {
+    /// The hospital's public key (pin).
+    pub hospital: [u8; 32],
+    /// How many.
+    pub rows: usize,
+}
+
 /// What a prediction reveals to the requester.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -120,10 +138,11 @@ pub enum PredictOutput {
 }
 
 /// What is to be done.
+#[expect(clippy::large_enum_variant, reason = "a node holds few jobs")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum JobKind {
-    /// Train from seeded initial weights.
+    /// Train from seeded initial weights, or from a kept model's.
     Train {
         /// The network, TOML text.
         network: String,
@@ -152,6 +171,11 @@ pub enum JobKind {
         dataset: DatasetRef,
         /// Whether to compute the area under the ROC curve too.
         auc: bool,
+        /// Whether to compute a reliability histogram of the predicted classes' probabilities too.
+        calibration: bool,
+        /// Reveal a confusion matrix of each hospital's rows too: all hospitals with test rows, in
+        /// the order of their keys; empty for no such figures.
+        by_hospital: Vec<HospitalRows>,
     },
     /// Predictions of a kept model for uploaded images.
     Predict {
@@ -257,6 +281,7 @@ impl TrainSpec {
             check_range("max_steps", steps, 1..=usize::MAX)?;
         }
         self.check_recipe()?;
+        self.early_stop.as_ref().map_or(Ok(()), EarlyStop::check)?;
         check_format(self.frac_bits, self.ring_bits)
     }
 }

@@ -11,9 +11,11 @@
 pub mod benchmark;
 mod checkpoints;
 pub mod cost;
+pub mod early_stop;
 mod error;
 pub mod float;
 pub mod job;
+mod judging;
 pub mod network;
 pub mod outcome;
 pub mod plain_run;
@@ -25,9 +27,11 @@ pub mod serve;
 pub mod weights;
 
 pub use benchmark::Benchmark;
+pub use early_stop::EarlyStop;
 pub use error::ModelError;
 pub use job::{
-    DatasetRef, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, Preparation, TrainSpec,
+    DatasetRef, HospitalRows, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, Preparation,
+    TrainSpec,
 };
 pub use network::Network;
 pub use schedule::{

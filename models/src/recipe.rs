@@ -315,6 +315,9 @@ impl TrainSpec {
         if !self.class_weights.is_empty() {
             let _ = write!(text, ", class weights {:?}", self.class_weights);
         }
+        if let Some(rule) = &self.early_stop {
+            let _ = write!(text, ", {rule}");
+        }
         if self.gradient_scale_log2 > 0 {
             let _ = write!(text, ", gradients scaled by 2^{}", self.gradient_scale_log2);
         }

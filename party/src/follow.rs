@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 use trefoil_consortium::follow::{Following, Next};
-use trefoil_consortium::wire::{Acceptance, Proposal, attributed};
+use trefoil_consortium::wire::{Acceptance, Lead, Proposal, attributed};
 use trefoil_consortium::{Attempt, Ending, SOFTWARE, fresh_nonce};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::MsgStream;
@@ -200,6 +200,8 @@ async fn take_part(
     following.ready().await.map_err(ended)?;
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
     let (written, mut marks) = tokio::sync::mpsc::unbounded_channel();
+    // The dealer hears from P0 alone how the parties have decided.
+    let (decided, _) = tokio::sync::mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
@@ -207,14 +209,21 @@ async fn take_part(
         links,
         tray,
         written,
+        decided,
     };
     let outcome = {
         let running = session::run(party, session);
         tokio::pin!(running);
-        let confirmed = |mark| resume::written_by_all(party, job.id, mark);
+        let hears = |lead: &Lead| match lead {
+            Lead::Written(mark) => {
+                resume::written_by_all(party, job.id, *mark);
+                true
+            }
+            _ => false,
+        };
         tokio::select! {
             outcome = &mut running => outcome.map_err(ended)?,
-            ending = following.abandoned(&mut marks, confirmed) => {
+            ending = following.abandoned(&mut marks, hears) => {
                 session::abort_job(party, job.id, ending.reason());
                 return Err(ended(ending));
             }

@@ -391,6 +391,7 @@ async fn agree_and_run(
     }
     everybody(followers, &Lead::Go).await?;
     let (written, mut own_marks) = mpsc::unbounded_channel();
+    let (decided, mut decisions) = mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
@@ -398,6 +399,7 @@ async fn agree_and_run(
         links,
         tray,
         written,
+        decided,
     };
     let running = session::run(party, session);
     let (sender, mut marks) = mpsc::unbounded_channel();
@@ -413,12 +415,16 @@ async fn agree_and_run(
         receiver: from_p2,
         ..
     } = p2;
+    let Follower {
+        sender: to_dealer,
+        receiver: from_dealer,
+        ..
+    } = dealer;
     let reports = async {
         tokio::try_join!(
             report(FOLLOWERS[0], from_p1, |mark| sender.send((1, mark))),
             report(FOLLOWERS[1], from_p2, |mark| sender.send((2, mark))),
-            report(FOLLOWERS[2], &mut dealer.receiver, |mark| sender
-                .send((3, mark))),
+            report(FOLLOWERS[2], from_dealer, |mark| sender.send((3, mark))),
         )
     };
     tokio::pin!(running, reports);
@@ -443,6 +449,12 @@ async fn agree_and_run(
                 }
             },
             Some(mark) = own_marks.recv() => Some((0, mark)),
+            Some((step, next)) = decisions.recv() => {
+                let word = Lead::GoOn { step, next };
+                // A link that is gone ends the session anyway.
+                let _ = tokio::time::timeout(party.wait(), to_dealer.send(&word)).await;
+                None
+            }
             Some(mark) = marks.recv() => Some(mark),
             () = &mut late, if outcome.is_some() => {
                 let waited_ms = party.wait().as_millis();

@@ -12,11 +12,12 @@ use tokio::sync::mpsc::UnboundedSender;
 use trefoil_consortium::keys::{KeyTray, send_key};
 use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
 use trefoil_consortium::{Ending, JobId, Mark, NodeStats, SessionId, host, random_bytes};
+use trefoil_models::early_stop::{VALIDATION_RIGHT, Validated};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::ring::Tensor;
-use trefoil_protocol::run::{OutputShare, PartyKeys, State, run_step};
+use trefoil_protocol::run::{OutputShare, PartyKeys, State, publish, run_step};
 use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
 
 use crate::consent;
@@ -70,6 +71,8 @@ pub(crate) struct Session {
     pub(crate) tray: KeyTray,
     /// Hears of every checkpoint that is written.
     pub(crate) written: UnboundedSender<Mark>,
+    /// Hears with which step the session goes on after one that an early stop decides.
+    pub(crate) decided: UnboundedSender<(u64, u64)>,
 }
 
 /// A session that ran to its end here.
@@ -127,6 +130,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         links,
         mut tray,
         written,
+        decided,
     } = session;
     let over = Ending::Over;
     not_cancelled(&job).map_err(over)?;
@@ -184,6 +188,9 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         material,
         abort: abort.clone(),
         written,
+        decided,
+        validated: Validated::default(),
+        steps: 0,
         seat,
     };
     let body = move || {
@@ -270,6 +277,11 @@ struct Work {
     material: MaterialReceiver,
     abort: AbortHandle,
     written: UnboundedSender<Mark>,
+    decided: UnboundedSender<(u64, u64)>,
+    /// What was opened for an early stop.
+    validated: Validated,
+    /// Steps done in this session.
+    steps: u64,
     /// Where a serving job's batches come from.
     seat: Option<Seat>,
 }
@@ -301,7 +313,7 @@ impl Work {
         let stats = NodeStats {
             seconds: start.elapsed().as_secs_f64(),
             rounds: counted.rounds,
-            steps: self.prepared.derived.schedule.steps.len() as u64 - self.prepared.attempt.from(),
+            steps: self.steps,
             sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
             received_bytes: by_peer(|peer| counted.payload_received(peer)),
             peak_memory_bytes: host::peak_memory_bytes(),
@@ -348,25 +360,31 @@ impl Work {
             .schedule
             .checkpoints(self.job.description.checkpoint_every);
         let from = usize::try_from(self.prepared.attempt.from()).unwrap_or(usize::MAX);
-        let count = self.prepared.derived.schedule.steps.len();
+        let schedule = &self.prepared.derived.schedule;
+        let count = schedule.steps.len();
+        if let Some(stopping) = &schedule.stopping {
+            self.validated = Validated::after(&stopping.rule, &self.prepared.validated);
+        }
         let mut before = self.net.stats();
-        for index in from..count {
+        let mut index = from;
+        while index < count {
             if index > from && checkpoints.contains(&index) {
                 self.write_down(state, index);
             }
-            before = self.step(state, index, &before)?;
-            self.job.stepped(index as u64 + 1);
+            (before, index) = self.step(state, index, &before)?;
+            self.steps += 1;
+            self.job.stepped(index as u64);
         }
         Ok(())
     }
 
-    /// One step, and what it reveals.
+    /// One step, and what it reveals; which one is next.
     fn step(
         &mut self,
         state: &mut State,
         index: usize,
         before: &SessionStats,
-    ) -> Result<SessionStats, Ending> {
+    ) -> Result<(SessionStats, usize), Ending> {
         let Work {
             party,
             job,
@@ -374,6 +392,8 @@ impl Work {
             keys,
             net,
             material,
+            decided,
+            validated,
             ..
         } = self;
         let Prepared {
@@ -412,6 +432,22 @@ impl Work {
         );
         let outputs = outputs.map_err(|err| Ending::of_step(&err))?;
         note_outputs(party, job, index, step, &outputs).map_err(over)?;
+        let mut next = index + 1;
+        if let Some(stopping) = derived.schedule.decides(index) {
+            let figure = outputs
+                .iter()
+                .find(|output| output.name == VALIDATION_RIGHT);
+            let figure = figure.ok_or_else(|| over("a validation has no figure".into()))?;
+            let ring_bits = derived.ring_bits;
+            let right = publish(party.me, index as u64, figure, ring_bits, state, net)
+                .map_err(|err| Ending::of_step(&err))?;
+            let right = right.data().first().copied().unwrap_or(0);
+            let save = &derived.schedule.save;
+            next = validated.next(stopping, index, right, save, &mut state.shares);
+            tracing::info!(right, stops = next > index + 1, "validated");
+            // An error means that nobody leads here.
+            let _ = decided.send((index as u64, next as u64));
+        }
         let revealed: Vec<Stored> = outputs
             .into_iter()
             .map(|output| Stored::Output {
@@ -450,7 +486,7 @@ impl Work {
             before,
             &now,
         )));
-        Ok(now)
+        Ok((now, next))
     }
 
     /// A checkpoint of the state, of which `index` steps are done.
@@ -461,6 +497,7 @@ impl Work {
             mark: Mark::of(&self.id, index as u64),
             results_bytes: self.prepared.results.as_ref().map_or(0, Results::bytes),
             stats: None,
+            validated: self.validated.history().to_vec(),
             shares: state.shares.clone(),
         }
     }
@@ -536,6 +573,9 @@ fn note_outputs(
         let rows = step.inputs.iter().flat_map(|input| input.rows.iter());
         details["rows"] = rows.filter(|row| **row != PADDING_ROW).count().into();
     }
+    if let Phase::Validated { .. } = step.phase {
+        details["also_to"] = "the three parties".into();
+    }
     let requester = job.requester();
     let who = Some((requester.as_str(), description.requester));
     let written = party
@@ -556,6 +596,9 @@ fn progress(
         Phase::Setup => ("setup", 0, 0, 1),
         Phase::Train { epoch, batch, of } => ("train", epoch, batch, of),
         Phase::Evaluate { epoch, batch, of } => ("evaluate", epoch, batch, of),
+        Phase::HospitalResult { hospital } => ("hospital_result", 0, hospital, 1),
+        Phase::Validate { epoch, batch, of } => ("validate", epoch, batch, of),
+        Phase::Validated { epoch } => ("validated", epoch, 0, 1),
         Phase::Auc { block, of } => ("auc", 0, block, of),
         Phase::Predict { batch, of } => ("predict", 0, batch, of),
         Phase::Result { epoch } => ("result", epoch, 0, 1),

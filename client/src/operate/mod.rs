@@ -7,6 +7,7 @@
 mod ask;
 mod consortium;
 mod doctor;
+mod figures;
 mod import;
 mod init;
 mod look;
@@ -218,7 +219,9 @@ impl Member {
             return Ok(None);
         }
         let followed = follow(remote, id, job.kind, plan, message).await;
-        followed.map(Some).map_err(|err| lost(err, &id))
+        let done = followed.map_err(|err| lost(err, &id))?;
+        figures::note(&self.home, &job.name, id, &done, &record.show)?;
+        Ok(Some(done))
     }
 }
 

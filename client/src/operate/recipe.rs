@@ -143,6 +143,8 @@ impl RecipeArgs {
             gradient_scale_log2: self.gradient_scale_log2,
             optimiser: self.optimiser(),
             max_steps: self.max_steps,
+            start_from: None,
+            early_stop: None,
         }
     }
 }
@@ -194,6 +196,8 @@ mod tests {
             gradient_scale_log2: 3,
             optimiser: Optimiser::Sgd,
             max_steps: Some(7),
+            start_from: None,
+            early_stop: None,
         };
         assert_eq!(spec.unwrap(), expected);
     }

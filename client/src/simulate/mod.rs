@@ -184,6 +184,8 @@ impl Simulation<'_> {
             ring_bits: spec.ring_bits,
             dataset,
             auc: self.loaded.wants_auc(),
+            calibration: false,
+            by_hospital: Vec::new(),
         };
         let evaluate = self
             .job(&analyst, "analyst", "evaluating", evaluate)

@@ -67,6 +67,8 @@ pub fn run(loaded: &Loaded) -> Result<PlainReport> {
         ring_bits: spec.ring_bits,
         dataset,
         auc: loaded.wants_auc(),
+        calibration: false,
+        by_hospital: Vec::new(),
     };
     let (plan, plan_evaluate) = (schedule(&train)?, schedule(&evaluate)?);
     let steps = plan.steps.len() + plan_evaluate.steps.len() + spec.epochs;

@@ -230,6 +230,34 @@ impl Network {
             .filter(|layer| layer.weight_shape().is_some())
     }
 
+    /// What first tells this network from another one, in words; names of networks do not count.
+    /// `None` where a model of one is a model of the other.
+    pub fn difference(&self, other: &Network) -> Option<String> {
+        if (self.input, self.classes) != (other.input, other.classes) {
+            return Some(format!(
+                "one reads {:?} and tells {} classes apart, the other {:?} and {}",
+                self.input, self.classes, other.input, other.classes
+            ));
+        }
+        if self.layers.len() != other.layers.len() {
+            let (a, b) = (self.layers.len(), other.layers.len());
+            return Some(format!("one has {a} layers, the other {b}"));
+        }
+        let mut pairs = self.layers.iter().zip(&other.layers);
+        let (a, b) = pairs.find(|(a, b)| a != b)?;
+        match (a.name == b.name, &a.kind, &b.kind) {
+            (false, ..) => Some(format!(
+                "a layer is named {}, in the other {}",
+                a.name, b.name
+            )),
+            (true, a_kind, b_kind) if a_kind != b_kind => Some(format!(
+                "layer {} is {a_kind:?}, in the other {b_kind:?}",
+                a.name
+            )),
+            _ => Some(format!("layer {} reads another layer in the other", a.name)),
+        }
+    }
+
     /// Names and shapes of all weights and biases, in order.
     pub fn parameters(&self) -> Vec<(String, Vec<usize>)> {
         let mut parameters = Vec::new();

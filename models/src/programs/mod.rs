@@ -9,6 +9,7 @@
 mod activation;
 mod adam;
 mod backward;
+mod calibration;
 mod evaluation;
 mod forward;
 mod histogram;
@@ -19,7 +20,11 @@ mod update;
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 use trefoil_protocol::{Program, Tensor};
 
-pub use evaluation::{AucBy, auc_block, evaluate, evaluation_result, evaluation_setup};
+pub(crate) use calibration::CONFIDENCE_BITS;
+pub use evaluation::{
+    AucBy, Figures, auc_block, evaluate, evaluation_result, evaluation_setup, hospital_result,
+    validate, validation_result, validation_setup,
+};
 pub(crate) use loss::LOSS_SCOPES;
 pub use update::{Ratio, state_names};
 

@@ -155,11 +155,8 @@ pub fn secure(
             }
         })
         .collect();
-    let initial = match (&schedule.initial, model) {
-        (schedule::InitialState::Public(state), _) => state.clone(),
-        (_, Some(model)) => model.clone(),
-        _ => panic!("the model is missing"),
-    };
+    let session = plain_run::PlainSession::new(schedule, tables, model, None);
+    let initial = session.expect("the model is given").state;
     memory::run(&plans, &steps, &initial, seed).expect("the secure run ends")
 }
 

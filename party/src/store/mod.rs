@@ -6,7 +6,7 @@
 //! home/staging/removed-COUNT/            an upload that is being removed; swept at start-up
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
-//! home/models/NAME.model                 shares of weights
+//! home/models/NAME@JOB.model             shares of weights: the version is the job that made them
 //! home/withdrawn/NAME/HOSPITAL.bin       upload numbers that were withdrawn and are spent
 //! home/checkpoints/JOB/STEP.state        shares of a running job's state
 //! home/results/JOB.log                   output shares of a job, for its requester
@@ -43,8 +43,9 @@ use std::time::{Duration, SystemTime};
 use sha2::{Digest, Sha256};
 use trefoil_consortium::config::StoreConfig;
 use trefoil_consortium::receipt::{Schema, SharingId, UploadId};
-use trefoil_consortium::wire::{Contribution, UploadBegin};
+use trefoil_consortium::wire::{Contribution, ModelInfo, UploadBegin};
 use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
+use trefoil_models::HospitalRows;
 use trefoil_transport::Pin;
 
 pub(crate) use bucket::Bucket;
@@ -127,6 +128,8 @@ pub(crate) struct Store {
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
     checkpoints: Checkpoints,
+    /// What is public about models that were read: they never change under their names.
+    models: Mutex<BTreeMap<PathBuf, ModelInfo>>,
     /// Bytes that one member's uploads may take.
     quota_bytes: Option<u64>,
     /// Where committed chunks lie; in the home without one.
@@ -187,6 +190,7 @@ impl Store {
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
+            models: Mutex::default(),
             quota_bytes: None,
             bucket,
             cache_bytes,
@@ -245,6 +249,7 @@ impl Store {
                 .uploads
                 .insert(name, upload::read_entry(&folder, &store.vault)?);
         }
+        store.name_versions()?;
         *store.lock() = catalog;
         store.finish_withdrawals()?;
         store.sweep(SystemTime::now());
@@ -259,6 +264,12 @@ impl Store {
     pub(crate) fn dataset(&self, name: &str) -> Result<DatasetInfo, StoreError> {
         check_name(name).map_err(StoreError::Refused)?;
         Ok(self.lock().info(name))
+    }
+
+    /// Each hospital's test rows in a data set, in the order in which they lie there.
+    pub(crate) fn test_rows(&self, name: &str) -> Vec<HospitalRows> {
+        let info = self.lock().info(name);
+        info.by_hospital()
     }
 
     /// The upload number of a hospital from which on all are free; staged uploads have theirs.

@@ -12,6 +12,7 @@ mod faults;
 mod guide;
 mod hospital;
 mod members;
+mod models;
 mod operate;
 mod operations;
 mod serve;
