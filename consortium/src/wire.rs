@@ -458,7 +458,7 @@ pub struct Progress {
     pub step: u64,
     /// Steps of the job.
     pub steps: u64,
-    /// `setup`, `train`, `evaluate`, `auc` or `predict`.
+    /// What the step is for, such as `train` or `evaluate`.
     pub phase: String,
     /// Epoch, from 0, where the phase has one.
     pub epoch: u64,

@@ -58,8 +58,15 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Notes what a finished job has revealed of a model; nothing for jobs that reveal no figures.
-pub fn note(home: &Path, job_name: &str, id: JobId, done: &Finished, show: &Show) -> Result<()> {
+/// Notes what a finished job has revealed of a model; nothing for jobs that reveal no figures. Where
+/// it cannot be noted that is said, and the result is shown all the same.
+pub fn note(home: &Path, job_name: &str, id: JobId, done: &Finished, show: &Show) {
+    if let Err(err) = keep(home, job_name, id, done, show) {
+        eprintln!("these figures are not noted for `trefoil models show`: {err:#}");
+    }
+}
+
+fn keep(home: &Path, job_name: &str, id: JobId, done: &Finished, show: &Show) -> Result<()> {
     let (model, dataset, calibration) = match &done.kind {
         // With an early stop the model is not that of the last figures.
         JobKind::Train {

@@ -220,7 +220,7 @@ impl Member {
         }
         let followed = follow(remote, id, job.kind, plan, message).await;
         let done = followed.map_err(|err| lost(err, &id))?;
-        figures::note(&self.home, &job.name, id, &done, &record.show)?;
+        figures::note(&self.home, &job.name, id, &done, &record.show);
         Ok(Some(done))
     }
 }

@@ -41,7 +41,7 @@ pub fn watch(args: &WatchArgs) -> Result<()> {
         remote.close().await;
         done.map_err(|err| lost(err, &id))
     })?;
-    figures::note(&member.home, &name, id, &done, &show)?;
+    figures::note(&member.home, &name, id, &done, &show);
     present(&done, &show)
 }
 
