@@ -131,6 +131,9 @@ pub struct PlanArgs {
     /// A training step instead of a prediction.
     #[arg(long)]
     pub train: bool,
+    /// Compare exact ReLU and its approximations in the place of the network's activations.
+    #[arg(long, conflicts_with = "text")]
+    pub compare_activations: bool,
     /// Momentum of the training step.
     #[arg(long, default_value_t = 0.0)]
     pub momentum: f64,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use trefoil_models::job::{PredictOutput, TrainSpec};
+use trefoil_models::network::LayerSpec;
 use trefoil_models::{Network, schedule};
 
 use crate::data::{self, Crop, Dataset, Preprocess, Splits, Want};
@@ -19,6 +20,8 @@ pub const QUICKSTART: &str = include_str!("../../configs/quickstart.toml");
 pub struct Experiment {
     /// A shipped network's name, or the path of a network file (from the experiment's folder).
     pub network: String,
+    /// A layer in the place of each of the network's activations, as in a network file.
+    pub activation: Option<LayerSpec>,
     /// The images.
     pub data: DataSection,
     /// How to train.
@@ -142,6 +145,7 @@ impl Experiment {
         training.check()?;
         Ok(Experiment {
             network: network.into(),
+            activation: None,
             data: DataSection {
                 source: source.into(),
                 hospitals: 1,
@@ -178,7 +182,10 @@ impl Experiment {
 
     /// Loads network and data and checks that they fit each other.
     pub fn load(self, data: Option<&Path>) -> Result<Loaded> {
-        let network = read_network(&self.network)?;
+        let mut network = read_network(&self.network)?;
+        if let Some(activation) = &self.activation {
+            network = network.with_activation(activation).context("activation")?;
+        }
         self.training.check_for(&network).context("[training]")?;
         let want = Want {
             shape: Some(network.input),

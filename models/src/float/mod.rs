@@ -6,6 +6,7 @@
 
 mod conv;
 mod layers;
+mod learnt;
 mod loss;
 mod norm;
 mod update;

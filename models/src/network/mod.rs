@@ -5,6 +5,7 @@
 //! is moved behind it: the result is the same, because ReLU is monotone, and there are fewer values to
 //! compare. How a layer is computed is in [`crate::programs`].
 
+pub mod fit;
 mod graph;
 mod layer;
 mod spec;
@@ -210,6 +211,27 @@ impl Network {
     /// The same network for another number of classes (where the last layer leaves its units open).
     pub fn with_classes(&self, classes: usize) -> Result<Network, ModelError> {
         Network::new(self.name.clone(), self.input, classes, self.entries.clone())
+    }
+
+    /// The same network with this activation in the place of each of its own.
+    pub fn with_activation(&self, activation: &LayerSpec) -> Result<Network, ModelError> {
+        let refused = |problem: String| Err(ModelError::Text(problem));
+        if !activation.is_activation() {
+            return refused(format!("{} is not an activation", activation.kind()));
+        }
+        let mut entries = self.entries.clone();
+        let mut replaced = entries
+            .iter_mut()
+            .filter(|entry| entry.spec.is_activation());
+        if replaced
+            .by_ref()
+            .map(|entry| entry.spec = activation.clone())
+            .count()
+            == 0
+        {
+            return refused(format!("{} has no activation to replace", self.name));
+        }
+        Network::new(self.name.clone(), self.input, self.classes, entries)
     }
 
     /// The canonical TOML text: what a job carries and the nodes hash.

@@ -13,6 +13,7 @@ mod calibration;
 mod evaluation;
 mod forward;
 mod histogram;
+mod learnt_poly;
 mod loss;
 mod norm;
 mod update;

@@ -220,6 +220,40 @@ fn plan_prints_totals_and_layers_as_json() {
 }
 
 #[test]
+fn plan_compares_activations_on_the_same_network() {
+    let (ok, stdout, stderr) = run(trefoil().args([
+        "plan",
+        "--network",
+        "lenet",
+        "--batch",
+        "16",
+        "--train",
+        "--compare-activations",
+        "--json",
+    ]));
+    assert!(ok, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    let all = report["activations"].as_array().expect("activations");
+    let of = |name: &str, key: &str| {
+        let found = all.iter().find(|one| one["name"] == name);
+        found.and_then(|one| one[key].as_u64()).expect("a count")
+    };
+    for name in ["square", "degree 2", "degree 3", "degree 4"] {
+        for key in ["bytes_sent_per_party", "dealer_bytes", "comparisons"] {
+            assert!(of(name, key) < of("relu", key), "{name} {key}: {report}");
+        }
+    }
+    assert!(
+        of("square", "rounds") < of("degree 2", "rounds"),
+        "{report}"
+    );
+    assert!(of("degree 2, l.", "dealer_bytes") > of("degree 2", "dealer_bytes"));
+    let (ok, _, stderr) =
+        run(trefoil().args(["plan", "--network", "logistic", "--compare-activations"]));
+    assert!(!ok && stderr.contains("no activation"), "{stderr}");
+}
+
+#[test]
 fn other_layers_momentum_and_revealed_logits_equal_plain_over_quic() {
     let folder = TempDir::new().expect("a temporary folder");
     let network = "name = \"mixed\"\ninput = [1, 28, 28]\nclasses = 10\n\

@@ -1,5 +1,7 @@
 //! `trefoil plan`: what one step of a network costs, by layer and in total, before anything runs.
 
+mod activations;
+
 use std::time::Instant;
 
 use anyhow::{Result, anyhow};
@@ -85,6 +87,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         };
         print!("{}", program.map_err(|error| anyhow!(error))?);
         return Ok(());
+    }
+    if args.compare_activations {
+        return activations::compare(&network, &spec, work, args);
     }
     let link = args.link.profile();
     let plan = cost::plan(&network, &spec, work, link)?;
@@ -224,11 +229,8 @@ pub fn bytes(n: u64) -> String {
     }
 }
 
-fn print(report: &Report, link: Link) {
-    println!(
-        "{} {}, {} image(s) a step",
-        report.network, report.work, report.batch
-    );
+/// A line for each layer, under `head`.
+fn table<'a>(head: &str, layers: impl Iterator<Item = &'a Layer>) {
     let row = |name: &str, columns: [String; 7]| {
         print!("{name:<12}");
         for (column, width) in columns.iter().zip([7, 13, 11, 15, 12, 11, 9]) {
@@ -245,11 +247,11 @@ fn print(report: &Report, link: Link) {
         "peak",
         "seconds",
     ];
-    row("layer", heads.map(String::from));
+    row(head, heads.map(String::from));
     for Layer {
         cost,
         estimated_seconds,
-    } in report.layers.iter().chain([&report.total])
+    } in layers
     {
         row(
             &cost.name,
@@ -264,6 +266,19 @@ fn print(report: &Report, link: Link) {
             ],
         );
     }
+}
+
+/// How seconds are to be read.
+fn estimate_note(link: Link) {
+    println!("seconds are an estimate for the link {link}, every party on a core like this one");
+}
+
+fn print(report: &Report, link: Link) {
+    println!(
+        "{} {}, {} image(s) a step",
+        report.network, report.work, report.batch
+    );
+    table("layer", report.layers.iter().chain([&report.total]));
     println!("layers share rounds and memory: the total is not their sum");
     if let Some(setup) = report.setup_bytes_sent_per_party {
         println!(
@@ -281,5 +296,5 @@ fn print(report: &Report, link: Link) {
             few_bytes.estimated_seconds,
         );
     }
-    println!("seconds are an estimate for the link {link}, every party on a core like this one");
+    estimate_note(link);
 }
