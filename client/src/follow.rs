@@ -8,8 +8,9 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_consortium::JobId;
 use trefoil_models::job::{JobKind, PredictOutput};
+use trefoil_models::neighbours::Queries;
 use trefoil_models::outcome::{self, Auc};
-use trefoil_models::{Phase, Schedule};
+use trefoil_models::{NeighbourSpec, Phase, Schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::party::PartyId;
 
@@ -210,14 +211,19 @@ impl Finished {
 
     /// The classes of a prediction job, and the scores where it reveals them.
     pub fn predictions(&self) -> Result<Predictions> {
-        let JobKind::Predict {
-            rows,
-            output,
-            frac_bits,
-            ..
-        } = self.kind
-        else {
-            bail!("only a prediction job reveals predictions");
+        let (rows, output, frac_bits) = match self.kind {
+            JobKind::Predict {
+                rows,
+                output,
+                frac_bits,
+                ..
+            } => (rows, output, frac_bits),
+            JobKind::Neighbours(NeighbourSpec {
+                queries: Queries::Upload { rows, .. },
+                frac_bits,
+                ..
+            }) => (rows, PredictOutput::Class, frac_bits),
+            _ => bail!("only a prediction job reveals predictions"),
         };
         let steps: Vec<_> = self.revealed.values().cloned().collect();
         predictions(&steps, rows, output, frac_bits)

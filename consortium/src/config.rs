@@ -235,7 +235,7 @@ pub enum Kind {
     Evaluate,
     /// Predictions of a kept model.
     Predict,
-    /// Work on zeros, to be timed.
+    /// Work on public numbers, to be timed.
     Benchmark,
     /// Opening a kept model's weights.
     Reveal,
@@ -243,6 +243,8 @@ pub enum Kind {
     Import,
     /// Predictions in a session that stays open.
     Serve,
+    /// Classes by the nearest rows of a data set.
+    Knn,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -320,7 +322,7 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve | Kind::Knn);
                 if !rule
                     .kinds
                     .as_ref()

@@ -36,8 +36,6 @@ pub const TRAIN_LABELS: &str = "train/labels";
 pub const TEST_IMAGES: &str = "test/images";
 /// Test labels, one-hot.
 pub const TEST_LABELS: &str = "test/labels";
-/// A table that is always there: rows of one word, all of them padding.
-pub const ZEROS: &str = "zeros";
 /// Images to be classified.
 pub const UPLOAD_IMAGES: &str = "upload/images";
 
@@ -212,13 +210,13 @@ pub fn inference_batches(rows: usize) -> (usize, usize) {
     (batches, rows.div_ceil(batches))
 }
 
-fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
+pub(crate) fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
     (batch * size..(batch + 1) * size)
         .map(|row| if row < rows { row as u32 } else { PADDING_ROW })
         .collect()
 }
 
-fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
+pub(crate) fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
     StepInput {
         name: name.into(),
         table: table.into(),
@@ -340,6 +338,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             Ok(schedule)
         }
         JobKind::Serve(spec) => spec.schedule(),
+        JobKind::Neighbours(spec) => spec.schedule(),
     }
 }
 

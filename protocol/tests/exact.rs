@@ -85,7 +85,11 @@ fn check_plan(
             program.name
         );
     }
+    let given = initial.values().chain(inputs.values());
+    let given = 8 * given.map(Tensor::len).sum::<usize>() as u64;
     for party in 0..3 {
+        let held = given + plan.working_bytes(PartyId::ALL[party]);
+        assert_eq!(secure.peak_bytes[party], held, "{} memory", program.name);
         assert_eq!(
             secure.sent_bytes[party], cost.bytes_sent_per_party,
             "{} bytes",

@@ -34,6 +34,32 @@ pub enum AucBy {
     Histogram,
 }
 
+/// A confusion matrix of zeros.
+pub(super) fn clear_counts(b: &mut Builder, classes: usize) -> Result<(), BuildError> {
+    b.scope("counts");
+    let zero = zeros(b, &[classes; 2], 0)?;
+    b.output(CONFUSION, zero, Sink::Carry)
+}
+
+/// Adds one batch to the confusion matrix: one-hot `labels [rows, classes]`, and the bits of the
+/// predicted class.
+pub(super) fn add_counts(b: &mut Builder, labels: Val, best: Val) -> Result<(), BuildError> {
+    b.scope("counts");
+    let classes = b.shape(labels)[1];
+    let predicted = b.bit_to_ring(best)?;
+    let counts = b.matmul(labels, predicted, true, false)?;
+    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
+    let confusion = b.add(confusion, counts)?;
+    b.output(CONFUSION, confusion, Sink::Carry)
+}
+
+/// Reveals `confusion [classes, classes]`.
+pub(super) fn reveal_counts(b: &mut Builder, classes: usize) -> Result<(), BuildError> {
+    b.scope("counts");
+    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
+    b.output("confusion", confusion, Sink::Reveal)
+}
+
 /// Opens the weights once and sets all counts to zero.
 pub fn evaluation_setup(
     network: &Network,
@@ -45,12 +71,11 @@ pub fn evaluation_setup(
         format.ring_bits,
     )?;
     open_weights(&mut b, network, format)?;
-    b.scope("counts");
+    clear_counts(&mut b, network.classes)?;
     let mut clear = |name: &str, shape: &[usize], frac_bits: u8| {
         let zero = zeros(&mut b, shape, frac_bits)?;
         b.output(name, zero, Sink::Carry)
     };
-    clear(CONFUSION, &[network.classes; 2], 0)?;
     if auc == Some(AucBy::Histogram) {
         clear(histogram::ABOVE, &[2, histogram::CELLS], 0)?;
     }
@@ -84,12 +109,7 @@ pub fn evaluate(
     )?;
     b.scope("argmax");
     let best = b.argmax(pass.logits)?;
-    b.scope("counts");
-    let predicted = b.bit_to_ring(best)?;
-    let counts = b.matmul(labels, predicted, true, false)?;
-    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
-    let confusion = b.add(confusion, counts)?;
-    b.output(CONFUSION, confusion, Sink::Carry)?;
+    add_counts(&mut b, labels, best)?;
     if let Some(auc) = auc {
         let negative = b.slice(pass.logits, 1, 0, 1)?;
         let positive = b.slice(pass.logits, 1, 1, 1)?;
@@ -170,9 +190,7 @@ pub fn evaluation_result(
         &format!("{}-evaluation-result", network.name),
         format.ring_bits,
     )?;
-    b.scope("counts");
-    let confusion = b.carried(CONFUSION, &[network.classes; 2], 0, COUNT_BITS)?;
-    b.output("confusion", confusion, Sink::Reveal)?;
+    reveal_counts(&mut b, network.classes)?;
     if auc == Some(AucBy::Histogram) {
         histogram::reveal(&mut b)?;
     } else if auc.is_some() {

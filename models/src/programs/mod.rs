@@ -13,6 +13,7 @@ mod evaluation;
 mod forward;
 mod histogram;
 mod loss;
+pub(crate) mod neighbours;
 mod norm;
 mod update;
 

@@ -10,6 +10,7 @@ mod faults;
 mod guide;
 mod hospital;
 mod members;
+mod networks;
 mod operate;
 mod operations;
 mod serve;
