@@ -9,8 +9,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_consortium::JobId;
 use trefoil_models::early_stop::VALIDATION_RIGHT;
 use trefoil_models::job::{JobKind, PredictOutput};
+use trefoil_models::neighbours::Queries;
 use trefoil_models::outcome::{self, Auc, Bin};
-use trefoil_models::{Phase, Schedule};
+use trefoil_models::{NeighbourSpec, Phase, Schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::party::PartyId;
 
@@ -262,14 +263,19 @@ impl Finished {
 
     /// The classes of a prediction job, and the scores where it reveals them.
     pub fn predictions(&self) -> Result<Predictions> {
-        let JobKind::Predict {
-            rows,
-            output,
-            frac_bits,
-            ..
-        } = self.kind
-        else {
-            bail!("only a prediction job reveals predictions");
+        let (rows, output, frac_bits) = match self.kind {
+            JobKind::Predict {
+                rows,
+                output,
+                frac_bits,
+                ..
+            } => (rows, output, frac_bits),
+            JobKind::Neighbours(NeighbourSpec {
+                queries: Queries::Upload { rows, .. },
+                frac_bits,
+                ..
+            }) => (rows, PredictOutput::Class, frac_bits),
+            _ => bail!("only a prediction job reveals predictions"),
         };
         let steps: Vec<_> = self.revealed.values().cloned().collect();
         predictions(&steps, rows, output, frac_bits)

@@ -243,7 +243,7 @@ pub enum Kind {
     Evaluate,
     /// Predictions of a kept model.
     Predict,
-    /// Work on zeros, to be timed.
+    /// Work on public numbers, to be timed.
     Benchmark,
     /// Opening a kept model's weights.
     Reveal,
@@ -253,6 +253,8 @@ pub enum Kind {
     Serve,
     /// Removal of a kept model: no job, it is done or refused at once.
     Remove,
+    /// Classes by the nearest rows of a data set.
+    Knn,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -355,7 +357,7 @@ impl Policy {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve | Kind::Knn);
                 if !rule
                     .kinds
                     .as_ref()

@@ -6,8 +6,9 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use trefoil_models::ServeSpec;
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_models::neighbours::Queries;
+use trefoil_models::{NeighbourSpec, ServeSpec};
 use trefoil_protocol::plan::LinkProfile;
 use trefoil_transport::Pin;
 
@@ -218,6 +219,12 @@ impl JobDescription {
                     });
                 }
             }
+            JobKind::Neighbours(spec) => {
+                name("dataset.name", &spec.dataset.name)?;
+                if let Queries::Upload { upload, .. } = &spec.queries {
+                    name("upload", upload)?;
+                }
+            }
             JobKind::Benchmark { .. } => {}
         }
         if !(1..=WALL_TIME_MAX_S).contains(&self.limits.wall_time_s) {
@@ -237,6 +244,7 @@ impl JobDescription {
     pub fn dataset(&self) -> Option<&DatasetRef> {
         match &self.kind {
             JobKind::Train { dataset, .. } | JobKind::Evaluate { dataset, .. } => Some(dataset),
+            JobKind::Neighbours(spec) => Some(&spec.dataset),
             JobKind::Predict { .. }
             | JobKind::Benchmark { .. }
             | JobKind::RevealModel { .. }
@@ -249,7 +257,9 @@ impl JobDescription {
     pub fn model(&self) -> Option<&str> {
         match &self.kind {
             JobKind::Train { spec, .. } => spec.start_from.as_deref(),
-            JobKind::Benchmark { .. } | JobKind::ImportModel { .. } => None,
+            JobKind::Benchmark { .. } | JobKind::ImportModel { .. } | JobKind::Neighbours(_) => {
+                None
+            }
             JobKind::Evaluate { model, .. }
             | JobKind::Predict { model, .. }
             | JobKind::RevealModel { model, .. } => Some(model),
@@ -274,7 +284,7 @@ impl JobDescription {
             | JobKind::RevealModel { network, .. }
             | JobKind::ImportModel { network, .. } => Some(network),
             JobKind::Serve(spec) => Some(&spec.network),
-            JobKind::Benchmark { .. } => None,
+            JobKind::Benchmark { .. } | JobKind::Neighbours(_) => None,
         }
     }
 
@@ -289,7 +299,12 @@ impl JobDescription {
     /// The upload that the job reads, if it reads one.
     pub fn upload(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Predict { upload, .. } | JobKind::ImportModel { upload, .. } => Some(upload),
+            JobKind::Predict { upload, .. }
+            | JobKind::ImportModel { upload, .. }
+            | JobKind::Neighbours(NeighbourSpec {
+                queries: Queries::Upload { upload, .. },
+                ..
+            }) => Some(upload),
             _ => None,
         }
     }
@@ -324,6 +339,7 @@ impl JobDescription {
                 ..
             } => (*ring_bits, *frac_bits),
             JobKind::Serve(spec) => (spec.ring_bits, spec.frac_bits),
+            JobKind::Neighbours(spec) => (spec.ring_bits, spec.frac_bits),
         }
     }
 
@@ -537,6 +553,30 @@ impl JobDescription {
                     ),
                 );
             }
+            JobKind::Neighbours(spec) => {
+                let near = format!(
+                    "the class of each by its {} nearest training rows of {}",
+                    spec.k,
+                    snapshot(&spec.dataset)
+                );
+                match &spec.queries {
+                    Queries::Upload { rows, upload } => {
+                        line("computes", format!("of {rows} images {near}"));
+                        let words = format!("upload {upload}, which only {requester} may use");
+                        line("reads", words);
+                        let words = format!(
+                            "to {requester}: the class of each image, nothing else; it follows from single training rows"
+                        );
+                        line("reveals", words);
+                    }
+                    Queries::Test => {
+                        line("computes", format!("of the test rows {near}"));
+                        let words =
+                            format!("to {requester}: the confusion matrix on the test split");
+                        line("reveals", words);
+                    }
+                }
+            }
             JobKind::Benchmark {
                 work, repetitions, ..
             } => {
@@ -547,7 +587,7 @@ impl JobDescription {
                 );
                 line(
                     "reveals",
-                    format!("to {requester}: nothing but results on zeros"),
+                    format!("to {requester}: nothing but results on public numbers"),
                 );
             }
         }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
 use crate::early_stop::EarlyStop;
+use crate::neighbours::NeighbourSpec;
 pub use crate::recipe::{AdamSpec, Loss, LrSchedule, Optimiser};
 use crate::serve::ServeSpec;
 use crate::{Benchmark, ModelError};
@@ -194,7 +195,7 @@ pub enum JobKind {
         /// What is revealed.
         output: PredictOutput,
     },
-    /// Repetitions of one piece of work on zeros, to be timed.
+    /// Repetitions of one piece of work on public numbers, to be timed.
     Benchmark {
         /// What is repeated.
         work: Benchmark,
@@ -233,6 +234,8 @@ pub enum JobKind {
     },
     /// Keeps a session open in which members ask for predictions of a kept model.
     Serve(ServeSpec),
+    /// Classes of images by the nearest training rows of a data set.
+    Neighbours(NeighbourSpec),
 }
 
 pub(crate) fn job_error(

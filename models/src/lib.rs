@@ -6,7 +6,8 @@
 //! update as protocol Programs), [`weights`] (initial values, hashes). [`plain_run`] runs a schedule
 //! in the clear and is the reference that a secure run equals bit for bit; [`float`] is the same
 //! training in ordinary floating point; [`ranges`] says how near it comes to
-//! the bounds of the number format. [`outcome`] reads what a job reveals. No input or output here.
+//! the bounds of the number format, [`memory`] what a party holds. [`outcome`] reads what a job
+//! reveals. No input or output here.
 
 pub mod benchmark;
 mod checkpoints;
@@ -16,6 +17,8 @@ mod error;
 pub mod float;
 pub mod job;
 mod judging;
+pub mod memory;
+pub mod neighbours;
 pub mod network;
 pub mod outcome;
 pub mod plain_run;
@@ -33,6 +36,7 @@ pub use job::{
     DatasetRef, HospitalRows, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, Preparation,
     TrainSpec,
 };
+pub use neighbours::NeighbourSpec;
 pub use network::Network;
 pub use schedule::{
     InitialState, PADDING_ROW, Phase, Schedule, Step, StepInput, import_tensors, import_words,

@@ -38,8 +38,6 @@ pub const TRAIN_LABELS: &str = "train/labels";
 pub const TEST_IMAGES: &str = "test/images";
 /// Test labels, one-hot.
 pub const TEST_LABELS: &str = "test/labels";
-/// A table that is always there: rows of one word, all of them padding.
-pub const ZEROS: &str = "zeros";
 /// Images to be classified.
 pub const UPLOAD_IMAGES: &str = "upload/images";
 
@@ -436,6 +434,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             Ok(schedule)
         }
         JobKind::Serve(spec) => spec.schedule(),
+        JobKind::Neighbours(spec) => spec.schedule(),
     }
 }
 

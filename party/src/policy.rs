@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use trefoil_consortium::config::{Kind, Output, Policy, Rule, Verdict};
 use trefoil_consortium::wire::ModelInfo;
 use trefoil_consortium::{JobDescription, ModelRef};
-use trefoil_models::{JobKind, Network, PredictOutput};
+use trefoil_models::neighbours::Queries;
+use trefoil_models::{JobKind, NeighbourSpec, Network, PredictOutput};
 use trefoil_transport::Pin;
 
 use crate::files::{self, FileError};
@@ -362,6 +363,10 @@ impl PolicyDesk {
 fn predicted_rows(kind: &JobKind) -> u64 {
     match kind {
         JobKind::Predict { rows, .. } => *rows as u64,
+        JobKind::Neighbours(NeighbourSpec {
+            queries: Queries::Upload { rows, .. },
+            ..
+        }) => *rows as u64,
         // A serving job's images are counted when they come.
         _ => 0,
     }
@@ -418,6 +423,13 @@ impl Facts<'_> {
                 name(&spec.network)?,
                 vec![revealed(spec.output)],
             ),
+            JobKind::Neighbours(spec) => {
+                let output = match spec.queries {
+                    Queries::Upload { .. } => Output::Class,
+                    Queries::Test => Output::Metrics,
+                };
+                (Kind::Knn, None, vec![output])
+            }
             JobKind::Benchmark { .. } => (Kind::Benchmark, None, Vec::new()),
         };
         // Rules name models without a version.
@@ -450,6 +462,7 @@ impl Facts<'_> {
             Kind::Import => "an import of weights",
             Kind::Serve => "a serving session",
             Kind::Remove => "a removal",
+            Kind::Knn => "a classification by nearest rows",
         };
         let mut text = format!("{kind} of {requester}");
         if let Some(dataset) = self.dataset {

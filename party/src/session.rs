@@ -550,7 +550,7 @@ impl Work {
     }
 }
 
-/// Notes what a step reveals, before it leaves. A benchmark's results on zeros are noted with its
+/// Notes what a step reveals, before it leaves. A benchmark's results on public numbers are noted with its
 /// start: flushing the log is no part of what it measures.
 fn note_outputs(
     party: &Party,

@@ -9,6 +9,7 @@ use trefoil_consortium::Hex;
 use trefoil_models::Network;
 use trefoil_models::early_stop::{EarlyStop, Validated};
 use trefoil_models::job::JobKind;
+use trefoil_models::neighbours::Queries;
 use trefoil_models::outcome::{self, Auc, Bin};
 use trefoil_models::schedule;
 use trefoil_protocol::fixed::decode;
@@ -60,6 +61,10 @@ pub fn present(done: &Finished, show: &Show) -> Result<()> {
             kept(save_as);
             Ok(())
         }
+        JobKind::Neighbours(spec) => match spec.queries {
+            Queries::Upload { .. } => predicted(&done.predictions()?, show),
+            Queries::Test => judged(done, show),
+        },
         JobKind::Serve(_) => {
             let last = done.steps.last();
             line("images served", last.map_or(0, |last| last.batches));

@@ -4,6 +4,7 @@
 //! the analyst are clients in this process, with the calls that a deployment uses
 //! ([`crate::remote`]). At the end the result is held against the plaintext reference.
 
+mod neighbours;
 mod plain_only;
 mod reference;
 pub mod report;
@@ -76,7 +77,10 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     };
     println!(
         "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}{}",
-        loaded.network.name,
+        match args.knn {
+            None => loaded.network.name.clone(),
+            Some(k) => format!("{k} nearest rows"),
+        },
         loaded.experiment.data.source,
         loaded.splits.train.len(),
         loaded.splits.test.len(),
@@ -90,15 +94,20 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let done = runtime.block_on(
-        Simulation {
-            loaded: &loaded,
-            cluster: &cluster,
-            settings: &spec.settings,
-            link: args.link.profile(),
-        }
-        .run(),
-    );
+    let simulation = Simulation {
+        loaded: &loaded,
+        cluster: &cluster,
+        settings: &spec.settings,
+        link: args.link.profile(),
+    };
+    if let Some(k) = args.knn {
+        let done = runtime.block_on(simulation.neighbours(k));
+        let done = done.map_err(|error| local::blame(&cluster, error))?;
+        simulation.print_neighbours(k, &done, start)?;
+        cluster.stop();
+        return Ok(None);
+    }
+    let done = runtime.block_on(simulation.run());
     let done = done.map_err(|error| local::blame(&cluster, error));
     cluster.stop();
     let done = done?;

@@ -27,7 +27,7 @@ const MAX_LAYERS: usize = 256;
 const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
-const SHIPPED: [(&str, &str); 11] = [
+const SHIPPED: [(&str, &str); 14] = [
     ("mlp", include_str!("../../../configs/networks/mlp.toml")),
     (
         "minionn",
@@ -65,6 +65,18 @@ const SHIPPED: [(&str, &str); 11] = [
     (
         "alexnet",
         include_str!("../../../configs/networks/alexnet.toml"),
+    ),
+    (
+        "resnet18-224",
+        include_str!("../../../configs/networks/resnet18-224.toml"),
+    ),
+    (
+        "carenet-96",
+        include_str!("../../../configs/networks/carenet-96.toml"),
+    ),
+    (
+        "carenet-256",
+        include_str!("../../../configs/networks/carenet-256.toml"),
     ),
 ];
 

@@ -50,6 +50,32 @@ pub struct Figures {
     pub by_hospital: bool,
 }
 
+/// A confusion matrix of zeros.
+pub(super) fn clear_counts(b: &mut Builder, classes: usize) -> Result<(), BuildError> {
+    b.scope("counts");
+    let zero = zeros(b, &[classes; 2], 0)?;
+    b.output(CONFUSION, zero, Sink::Carry)
+}
+
+/// Adds one batch to the confusion matrix: one-hot `labels [rows, classes]`, and the bits of the
+/// predicted class.
+pub(super) fn add_counts(b: &mut Builder, labels: Val, best: Val) -> Result<(), BuildError> {
+    b.scope("counts");
+    let classes = b.shape(labels)[1];
+    let predicted = b.bit_to_ring(best)?;
+    let counts = b.matmul(labels, predicted, true, false)?;
+    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
+    let confusion = b.add(confusion, counts)?;
+    b.output(CONFUSION, confusion, Sink::Carry)
+}
+
+/// Reveals `confusion [classes, classes]`.
+pub(super) fn reveal_counts(b: &mut Builder, classes: usize) -> Result<(), BuildError> {
+    b.scope("counts");
+    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
+    b.output("confusion", confusion, Sink::Reveal)
+}
+
 /// Opens the weights once and sets all counts to zero.
 pub fn evaluation_setup(
     network: &Network,
@@ -61,12 +87,11 @@ pub fn evaluation_setup(
         format.ring_bits,
     )?;
     open_weights(&mut b, network, format)?;
-    b.scope("counts");
+    clear_counts(&mut b, network.classes)?;
     let mut clear = |name: &str, shape: &[usize], frac_bits: u8| {
         let zero = zeros(&mut b, shape, frac_bits)?;
         b.output(name, zero, Sink::Carry)
     };
-    clear(CONFUSION, &[network.classes; 2], 0)?;
     if figures.by_hospital {
         clear(COUNTED, &[network.classes; 2], 0)?;
     }
@@ -119,18 +144,13 @@ pub fn evaluate(
     rows: usize,
     figures: Figures,
 ) -> Result<Program, BuildError> {
-    let classes = network.classes;
     let mut b = Builder::new(&format!("{}-evaluate", network.name), format.ring_bits)?;
     let Classified {
         logits,
         best,
         labels,
     } = classified(&mut b, network, format, rows)?;
-    let predicted = b.bit_to_ring(best)?;
-    let counts = b.matmul(labels, predicted, true, false)?;
-    let confusion = b.carried(CONFUSION, &[classes; 2], 0, COUNT_BITS)?;
-    let confusion = b.add(confusion, counts)?;
-    b.output(CONFUSION, confusion, Sink::Carry)?;
+    add_counts(&mut b, labels, best)?;
     if figures.calibration {
         calibration::add(&mut b, logits, best, labels)?;
     }
@@ -226,9 +246,7 @@ pub fn evaluation_result(
         &format!("{}-evaluation-result", network.name),
         format.ring_bits,
     )?;
-    b.scope("counts");
-    let confusion = b.carried(CONFUSION, &[network.classes; 2], 0, COUNT_BITS)?;
-    b.output("confusion", confusion, Sink::Reveal)?;
+    reveal_counts(&mut b, network.classes)?;
     if figures.calibration {
         calibration::reveal(&mut b)?;
     }

@@ -15,6 +15,7 @@ mod forward;
 mod histogram;
 mod learnt_poly;
 mod loss;
+pub(crate) mod neighbours;
 mod norm;
 mod update;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
-    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
+    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES,
 };
 use trefoil_transport::Pin;
 
@@ -52,17 +52,13 @@ struct Run {
 }
 
 impl Tables {
-    /// No table but that of padding.
+    /// No table.
     pub(super) fn new(vault: Arc<Vault>, reads: Arc<()>) -> Tables {
-        let zeros = Table {
-            row_words: 1,
-            ..Table::default()
-        };
         Tables {
             vault,
             files: Vec::new(),
             contributions: Vec::new(),
-            tables: BTreeMap::from([(ZEROS, zeros)]),
+            tables: BTreeMap::new(),
             _reads: reads,
         }
     }

@@ -13,6 +13,7 @@ mod guide;
 mod hospital;
 mod members;
 mod models;
+mod networks;
 mod operate;
 mod operations;
 mod serve;
