@@ -364,7 +364,10 @@ impl<'a> Step<'a> {
                 kernels::lookup(*spec, tables, &operands, one_share, n)
             }
             Kernel::FromBits { first, count } => {
-                kernels::from_bits(*first, *count, &operands, self.one(), n)
+                let beta = operands[1].whole();
+                let value = kernels::from_bits(*first, *count, operands[0], &beta, self.one(), n);
+                self.see(owned_bytes(&[beta]) + value.held_bytes());
+                value
             }
             Kernel::AddConst(c) => kernels::add_const(c.wrapping_mul(self.one()), &operands, n),
             Kernel::Unmask => kernels::unmask(&operands, self.one(), n),
