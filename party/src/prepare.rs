@@ -15,7 +15,7 @@ use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::resume;
-use crate::store::{Results, StoreError, Tables};
+use crate::store::{Lease, Results, StoreError, Tables};
 
 /// A job that this party is ready to run.
 pub(crate) struct Prepared {
@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) keeps_results: bool,
     /// Where.
     pub(crate) results: Option<Results>,
+    /// The attempt's right to write its files.
+    pub(crate) lease: Lease,
 }
 
 /// Prepares an attempt at a job; the reason of a refusal names this party.
@@ -141,6 +143,7 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
         attempt: Attempt::default(),
         keeps_results: !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_)),
         results: None,
+        lease: party.store.lease(job.id()),
     })
 }
 

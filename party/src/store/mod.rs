@@ -15,9 +15,10 @@
 //! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
 //! `withdraw.rs` taking them back, `quota.rs` how much a member may bring, `listing.rs` what lies
 //! here, `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
-//! a session.
+//! a session, `fence.rs` which session may write it.
 
 mod checkpoint;
+mod fence;
 mod file;
 mod listing;
 mod model;
@@ -43,6 +44,8 @@ use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
 use trefoil_transport::Pin;
 
 pub(crate) use checkpoint::{Checkpoint, Checkpoints};
+pub(crate) use fence::Lease;
+use fence::Leases;
 pub use listing::{StoredAs, StoredUpload, stored};
 pub(crate) use model::{NewModel, StagedModel};
 pub(crate) use results::{Results, Stored};
@@ -120,6 +123,7 @@ pub(crate) struct Store {
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
     checkpoints: Checkpoints,
+    leases: Leases,
     /// Bytes that one member's uploads may take.
     quota_bytes: Option<u64>,
 }
@@ -147,6 +151,7 @@ impl Store {
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
+            leases: Leases::default(),
             quota_bytes: None,
         };
         for folder in [
