@@ -228,17 +228,16 @@ impl Following {
     }
 
     /// Waits until P0 ends the running session, or says something that does not belong there.
-    /// Meanwhile passes on what this node `says`, and `heard` gets what P0 says to a running session.
+    /// Meanwhile passes on what this node `says`; `hears` is told what P0 says: it says whether that
+    /// belongs there.
     pub async fn abandoned(
         &mut self,
         says: &mut UnboundedReceiver<Follow>,
-        mut heard: impl FnMut(Lead),
+        mut hears: impl FnMut(&Lead) -> bool,
     ) -> Ending {
         loop {
             match self.meanwhile(says).await {
-                Ok(Some(lead @ (Lead::Written(_) | Lead::Hold | Lead::StopBefore(_)))) => {
-                    heard(lead);
-                }
+                Ok(Some(lead)) if hears(&lead) => {}
                 Ok(Some(other)) => {
                     return Ending::Over(format!("P0 sent {other:?} during the session"));
                 }
@@ -273,15 +272,13 @@ impl Following {
         stats: NodeStats,
         wall: Duration,
         says: &mut UnboundedReceiver<Follow>,
-        mut heard: impl FnMut(Lead),
+        mut hears: impl FnMut(&Lead) -> bool,
     ) -> Result<(), Ending> {
         self.say(&Follow::Finished(stats)).await?;
         let waiting = async {
             loop {
                 match self.meanwhile(says).await? {
-                    Some(lead @ (Lead::Written(_) | Lead::Hold | Lead::StopBefore(_))) => {
-                        heard(lead);
-                    }
+                    Some(lead) if hears(&lead) => {}
                     Some(lead) => return Ok(lead),
                     None => {}
                 }

@@ -20,7 +20,7 @@ use crate::session::{Attempt, Mark, Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 5;
+pub const CONTROL_VERSION: u32 = 6;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -84,13 +84,17 @@ pub enum Ask {
     Watch(JobId),
     /// The kept models. Answer: [`Answer::Models`].
     Models,
-    /// Remove one's own model, if it comes from this session; nothing is done where there is none.
-    /// Answer: [`Answer::ModelRemoved`].
+    /// Remove the model that a job made, if it comes from this session; nothing is done where there
+    /// is none. Answer: [`Answer::ModelRemoved`].
     RemoveModel {
         /// Its name.
         name: String,
+        /// The job.
+        job: JobId,
         /// The session it comes from.
         source: SessionId,
+        /// Whether this party would; nothing is done.
+        ask: bool,
     },
     /// The serving sessions that this member may ask. Answer: [`Answer::Servings`].
     Servings,
@@ -156,6 +160,8 @@ pub struct ModelInfo {
     pub frac_bits: u8,
     /// What it was made as; models of older releases do not say.
     pub about: Option<ModelAbout>,
+    /// The model that its training started from.
+    pub started_from: Option<String>,
 }
 
 /// What a model was made as.
@@ -452,7 +458,7 @@ pub struct Progress {
     pub step: u64,
     /// Steps of the job.
     pub steps: u64,
-    /// `setup`, `train`, `evaluate`, `auc` or `predict`.
+    /// What the step is for, such as `train` or `evaluate`.
     pub phase: String,
     /// Epoch, from 0, where the phase has one.
     pub epoch: u64,
@@ -599,6 +605,13 @@ pub enum Lead {
     Conclude,
     /// All three parties have written this state down: older ones may go.
     Written(Mark),
+    /// To the dealer: the parties go on from one step with another, which an early stop decides.
+    GoOn {
+        /// The step that decided it.
+        step: u64,
+        /// The next one.
+        next: u64,
+    },
     /// It is over.
     Abandon(String),
     /// The session is over, the job is not: it waits for another session.
@@ -747,6 +760,24 @@ impl DatasetInfo {
             test_rows: usize::try_from(self.test_rows).unwrap_or(usize::MAX),
             snapshot: self.snapshot,
         }
+    }
+
+    /// Each hospital's test rows, in the order in which they lie in the test split.
+    pub fn by_hospital(&self) -> Vec<trefoil_models::HospitalRows> {
+        let test = self.contributions.iter().filter(|c| c.part == Part::Test);
+        let mut hospitals: Vec<trefoil_models::HospitalRows> = Vec::new();
+        for contribution in test {
+            let rows = usize::try_from(contribution.rows).unwrap_or(usize::MAX);
+            let hospital = *contribution.hospital.as_bytes();
+            match hospitals
+                .last_mut()
+                .filter(|last| last.hospital == hospital)
+            {
+                Some(last) => last.rows = last.rows.saturating_add(rows),
+                None => hospitals.push(trefoil_models::HospitalRows { hospital, rows }),
+            }
+        }
+        hospitals
     }
 }
 

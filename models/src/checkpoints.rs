@@ -26,7 +26,7 @@ fn openings(program: &Program) -> (BTreeSet<&str>, BTreeSet<&str>) {
 
 impl Schedule {
     /// Numbers of the steps before which the carried state is kept: after every `every` training
-    /// steps of an epoch, after its last one, and after its evaluation. None where `every` is 0, none
+    /// steps of an epoch, after its last one, and after its evaluation and validation. None where `every` is 0, none
     /// at the beginning and none at the end.
     pub fn checkpoints(&self, every: u64) -> BTreeSet<usize> {
         let mut kept = BTreeSet::new();
@@ -45,7 +45,7 @@ impl Schedule {
                 Phase::Train { batch, of, .. } => {
                     (batch as u64 + 1).is_multiple_of(every) || batch + 1 == of
                 }
-                Phase::Result { .. } => true,
+                Phase::Result { .. } | Phase::Validated { .. } => true,
                 _ => false,
             };
             if due && needed.is_empty() {

@@ -22,11 +22,13 @@ use crate::session::{self, Outcome, Session};
 const DEALER: usize = 3;
 
 /// From the start to the last step at all nodes: what is to be kept here, and what the dealer
-/// counted. `own` is what this party's session says.
+/// counted. `own` is what this party's session says, `decisions` with which step it goes on after one
+/// that an early stop decides.
 pub(crate) async fn conduct(
     party: &Arc<Party>,
     session: Session,
     mut own: UnboundedReceiver<Follow>,
+    mut decisions: UnboundedReceiver<(u64, u64)>,
     followers: &mut [Follower; 3],
 ) -> Result<(Outcome, NodeStats), Ending> {
     let job = session.job.id;
@@ -65,6 +67,12 @@ pub(crate) async fn conduct(
                 return Err(ending);
             }
             Some(word) = own.recv() => (0, Some(word)),
+            Some((step, next)) = decisions.recv() => {
+                let word = Lead::GoOn { step, next };
+                // A link that is gone ends the session anyway.
+                let _ = tokio::time::timeout(party.wait(), dealer.sender.send(&word)).await;
+                (0, None)
+            }
             Some((who, word)) = said.recv() => (who, Some(word)),
             why = told_to_stop(party.stopping.subscribe()), if stopping.why.is_none() => {
                 (0, Some(Follow::Stop(why)))

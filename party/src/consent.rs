@@ -153,7 +153,7 @@ pub(crate) async fn started(
         let requester = job.requester();
         let who = Some((requester.as_str(), job.description.requester));
         let reveals = match job.description.kind {
-            JobKind::Benchmark { .. } => "nothing but results on zeros",
+            JobKind::Benchmark { .. } => "nothing but results on public numbers",
             _ => "what further entries say",
         };
         let mut details = json!({"session": hex(&session), "reveals": reveals});

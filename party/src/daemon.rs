@@ -216,7 +216,7 @@ impl Daemon {
             }
         }
         let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
-        let store = Store::open(&config.home)?.with_quota(config.store.quota_mb_per_hospital);
+        let store = Store::open_for(&config.home, &config.store, pin)?;
         let record = config.home.join(CONSORTIUM_RECORD);
         let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
         let audit = Audit::open(&config.home, &label)?;

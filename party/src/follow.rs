@@ -210,6 +210,8 @@ async fn take_part(
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
     let (says, mut said) = tokio::sync::mpsc::unbounded_channel();
     let halt = Halt::new(attempt.from(), says);
+    // The dealer hears from P0 alone how the parties have decided.
+    let (decided, _) = tokio::sync::mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
@@ -217,24 +219,28 @@ async fn take_part(
         links,
         tray,
         halt: halt.clone(),
+        decided,
     };
-    let heard = |word| match word {
-        Lead::Written(mark) => resume::written_by_all(party, job.id, mark),
-        word => halt.hear(&word),
+    let hears = |lead: &Lead| match lead {
+        Lead::Written(mark) => {
+            resume::written_by_all(party, job.id, *mark);
+            true
+        }
+        lead => halt.hear(lead),
     };
     let outcome = {
         let running = session::run(party, session);
         tokio::pin!(running);
         tokio::select! {
             outcome = &mut running => outcome.map_err(ended)?,
-            ending = following.abandoned(&mut said, heard) => {
+            ending = following.abandoned(&mut said, hears) => {
                 session::abort_job(party, job.id, ending.reason());
                 return Err(ended(ending));
             }
         }
     };
     following
-        .finished(outcome.stats.clone(), wall, &mut said, heard)
+        .finished(outcome.stats.clone(), wall, &mut said, hears)
         .await
         .map_err(ended)?;
     session::keep(party, job, outcome.model)

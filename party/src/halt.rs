@@ -55,8 +55,8 @@ impl Halt {
         let _ = self.says.send(word);
     }
 
-    /// Takes P0's word; one that is not about stopping changes nothing.
-    pub(crate) fn hear(&self, word: &Lead) {
+    /// Takes P0's word; whether it is about stopping.
+    pub(crate) fn hear(&self, word: &Lead) -> bool {
         let mut state = self.lock();
         match word {
             Lead::Hold => {
@@ -64,10 +64,11 @@ impl Halt {
                 self.say(Follow::Holds(state.next));
             }
             Lead::StopBefore(step) => state.before = Some(*step),
-            _ => return,
+            _ => return false,
         }
         drop(state);
         self.changed.notify_all();
+        true
     }
 
     /// Called by the protocol thread before a step, or after the last one: whether to stop here. May

@@ -399,6 +399,7 @@ async fn agree_and_run(
     }
     everybody(followers, &Lead::Go).await?;
     let (says, own) = mpsc::unbounded_channel();
+    let (decided, decisions) = mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
@@ -406,8 +407,9 @@ async fn agree_and_run(
         prepared,
         links,
         tray,
+        decided,
     };
-    conduct(party, session, own, followers).await
+    conduct(party, session, own, decisions, followers).await
 }
 
 fn rounds_by_coins(job: &Job) -> bool {

@@ -31,4 +31,4 @@ mod store;
 
 pub use daemon::{Daemon, PartyError, Stopper, run};
 pub use files::{FileError, now_s, time_text};
-pub use store::{StoreError, StoredAs, StoredUpload, stored};
+pub use store::{StoreError, StoredAs, StoredUpload, probe_bucket, stored};

@@ -91,6 +91,7 @@ pub(crate) fn take_up(
             )));
         }
         prepared.initial = found.shares;
+        prepared.validated = found.validated;
         results_bytes = found.results_bytes;
     }
     if prepared.keeps_results {
@@ -164,6 +165,10 @@ pub(crate) fn stage(
         ring_bits: derived.ring_bits,
         frac_bits: derived.frac_bits,
         about,
+        started_from: match &job.kind {
+            JobKind::Train { spec, .. } => spec.start_from.clone(),
+            _ => None,
+        },
         shares,
     };
     let staged = party.store.stage_model(model);

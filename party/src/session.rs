@@ -8,14 +8,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tokio::sync::mpsc::UnboundedSender;
 use trefoil_consortium::keys::{KeyTray, send_key};
 use trefoil_consortium::wire::{Event, Follow, Progress, by_peer, session_failure};
 use trefoil_consortium::{Ending, JobId, Mark, NodeStats, SessionId, host, random_bytes};
+use trefoil_models::early_stop::{VALIDATION_RIGHT, Validated};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::ring::Tensor;
-use trefoil_protocol::run::{OutputShare, PartyKeys, State, run_step};
+use trefoil_protocol::run::{OutputShare, PartyKeys, State, publish, run_step};
 use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
 
 use crate::consent;
@@ -70,6 +72,8 @@ pub(crate) struct Session {
     pub(crate) tray: KeyTray,
     /// Says to P0 what is written down; says to the protocol thread where to stop.
     pub(crate) halt: Arc<Halt>,
+    /// Hears with which step the session goes on after one that an early stop decides.
+    pub(crate) decided: UnboundedSender<(u64, u64)>,
 }
 
 /// A session that ran to its end here.
@@ -129,6 +133,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         links,
         mut tray,
         halt,
+        decided,
     } = session;
     let over = Ending::Over;
     not_cancelled(&job).map_err(over)?;
@@ -187,6 +192,9 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         material,
         abort: abort.clone(),
         halt: halt.clone(),
+        decided,
+        validated: Validated::default(),
+        steps: 0,
         seat,
     };
     let body = move || {
@@ -284,6 +292,11 @@ struct Work {
     material: MaterialReceiver,
     abort: AbortHandle,
     halt: Arc<Halt>,
+    decided: UnboundedSender<(u64, u64)>,
+    /// What was opened for an early stop.
+    validated: Validated,
+    /// Steps done in this session.
+    steps: u64,
     /// Where a serving job's batches come from.
     seat: Option<Seat>,
 }
@@ -318,7 +331,7 @@ impl Work {
         let stats = NodeStats {
             seconds: start.elapsed().as_secs_f64(),
             rounds: counted.rounds,
-            steps: self.prepared.derived.schedule.steps.len() as u64 - self.prepared.attempt.from(),
+            steps: self.steps,
             sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
             received_bytes: by_peer(|peer| counted.payload_received(peer)),
             peak_memory_bytes: host::peak_memory_bytes(),
@@ -370,32 +383,37 @@ impl Work {
             _ => self.prepared.derived.schedule.checkpoints(1),
         };
         let from = usize::try_from(self.prepared.attempt.from()).unwrap_or(usize::MAX);
-        let count = self.prepared.derived.schedule.steps.len();
+        let schedule = &self.prepared.derived.schedule;
+        let count = schedule.steps.len();
+        if let Some(stopping) = &schedule.stopping {
+            self.validated = Validated::after(&stopping.rule, &self.prepared.validated);
+        }
         let mut before = self.net.stats();
-        for index in from..count {
+        let mut index = from;
+        while index < count {
             let stop = self.halt.stops_before(index as u64);
             if index > from && (checkpoints.contains(&index) || stop && places.contains(&index)) {
                 self.write_down(state, index);
             }
             if stop {
                 self.halt.stopped();
-                let step = index as u64;
-                return Err(Ending::Interrupted(format!("stopped before step {step}")));
+                return Err(Ending::Interrupted(format!("stopped before step {index}")));
             }
-            before = self.step(state, index, &before)?;
-            self.job.stepped(index as u64 + 1);
+            (before, index) = self.step(state, index, &before)?;
+            self.steps += 1;
+            self.job.stepped(index as u64);
         }
         self.halt.no_more(count as u64);
         Ok(())
     }
 
-    /// One step, and what it reveals.
+    /// One step, and what it reveals; which one is next.
     fn step(
         &mut self,
         state: &mut State,
         index: usize,
         before: &SessionStats,
-    ) -> Result<SessionStats, Ending> {
+    ) -> Result<(SessionStats, usize), Ending> {
         let Work {
             party,
             job,
@@ -403,6 +421,8 @@ impl Work {
             keys,
             net,
             material,
+            decided,
+            validated,
             ..
         } = self;
         let Prepared {
@@ -441,6 +461,22 @@ impl Work {
         );
         let outputs = outputs.map_err(|err| Ending::of_step(&err))?;
         note_outputs(party, job, index, step, &outputs).map_err(over)?;
+        let mut next = index + 1;
+        if let Some(stopping) = derived.schedule.decides(index) {
+            let figure = outputs
+                .iter()
+                .find(|output| output.name == VALIDATION_RIGHT);
+            let figure = figure.ok_or_else(|| over("a validation has no figure".into()))?;
+            let ring_bits = derived.ring_bits;
+            let right = publish(party.me, index as u64, figure, ring_bits, state, net)
+                .map_err(|err| Ending::of_step(&err))?;
+            let right = right.data().first().copied().unwrap_or(0);
+            let save = &derived.schedule.save;
+            next = validated.next(stopping, index, right, save, &mut state.shares);
+            tracing::info!(right, stops = next > index + 1, "validated");
+            // An error means that nobody leads here.
+            let _ = decided.send((index as u64, next as u64));
+        }
         let revealed: Vec<Stored> = outputs
             .into_iter()
             .map(|output| Stored::Output {
@@ -479,7 +515,7 @@ impl Work {
             before,
             &now,
         )));
-        Ok(now)
+        Ok((now, next))
     }
 
     /// A checkpoint of the state, of which `index` steps are done.
@@ -490,6 +526,7 @@ impl Work {
             mark: Mark::of(&self.id, index as u64),
             results_bytes: self.prepared.results.as_ref().map_or(0, Results::bytes),
             stats: None,
+            validated: self.validated.history().to_vec(),
             shares: state.shares.clone(),
         }
     }
@@ -544,7 +581,7 @@ impl Work {
     }
 }
 
-/// Notes what a step reveals, before it leaves. A benchmark's results on zeros are noted with its
+/// Notes what a step reveals, before it leaves. A benchmark's results on public numbers are noted with its
 /// start: flushing the log is no part of what it measures.
 fn note_outputs(
     party: &Party,
@@ -567,6 +604,9 @@ fn note_outputs(
         let rows = step.inputs.iter().flat_map(|input| input.rows.iter());
         details["rows"] = rows.filter(|row| **row != PADDING_ROW).count().into();
     }
+    if let Phase::Validated { .. } = step.phase {
+        details["also_to"] = "the three parties".into();
+    }
     let requester = job.requester();
     let who = Some((requester.as_str(), description.requester));
     let written = party
@@ -587,6 +627,9 @@ fn progress(
         Phase::Setup => ("setup", 0, 0, 1),
         Phase::Train { epoch, batch, of } => ("train", epoch, batch, of),
         Phase::Evaluate { epoch, batch, of } => ("evaluate", epoch, batch, of),
+        Phase::HospitalResult { hospital } => ("hospital_result", 0, hospital, 1),
+        Phase::Validate { epoch, batch, of } => ("validate", epoch, batch, of),
+        Phase::Validated { epoch } => ("validated", epoch, 0, 1),
         Phase::Auc { block, of } => ("auc", 0, block, of),
         Phase::Predict { batch, of } => ("predict", 0, batch, of),
         Phase::Result { epoch } => ("result", epoch, 0, 1),

@@ -20,7 +20,7 @@ use trefoil_protocol::ring::Tensor;
 use super::{Lease, Store, StoreError, Vault, at, file};
 
 /// Version of the content; the store's file form has its own.
-const CHECKPOINT_VERSION: u32 = 1;
+const CHECKPOINT_VERSION: u32 = 2;
 /// Largest file: weights and velocities of a large network.
 const CHECKPOINT_MAX_BYTES: u64 = 32 << 30;
 const KIND: [u8; 8] = *b"chkpoint";
@@ -37,6 +37,8 @@ pub(crate) struct Checkpoint {
     pub(crate) results_bytes: u64,
     /// After the last step: what this party counted.
     pub(crate) stats: Option<NodeStats>,
+    /// What the parties have opened for an early stop so far.
+    pub(crate) validated: Vec<u64>,
     pub(crate) shares: BTreeMap<String, Tensor>,
 }
 
@@ -49,6 +51,7 @@ struct Record {
     mark: Mark,
     results_bytes: u64,
     stats: Option<NodeStats>,
+    validated: Vec<u64>,
     tensors: Vec<(String, Vec<u64>, Words)>,
 }
 
@@ -107,6 +110,7 @@ impl Store {
             mark,
             results_bytes,
             stats: checkpoint.stats,
+            validated: checkpoint.validated,
             tensors: tensors.collect(),
         };
         let bytes =
@@ -362,6 +366,7 @@ fn read(vault: &Vault, job: JobId, path: &Path) -> Result<Checkpoint, StoreError
         mark: record.mark,
         results_bytes: record.results_bytes,
         stats: record.stats,
+        validated: record.validated,
         shares,
     })
 }
@@ -380,6 +385,7 @@ mod tests {
             mark: Mark::of(&[1; 32], step),
             results_bytes: 0,
             stats: None,
+            validated: vec![3, 4],
             shares: BTreeMap::from([("fc.weight".into(), tensor)]),
         }
     }

@@ -148,55 +148,6 @@ impl Builder {
         self.trunc(p, RECIPROCAL_FRAC, Rounding::Nearest)
     }
 
-    /// `c_0 + c_1 x + .. + c_d x^d`, degree 2 to 4, to the fraction bits of x: the ReLU
-    /// approximations. Coefficients are rounded to 12 fraction bits.
-    ///
-    /// `x^d` has `d f` fraction bits: x is first truncated to 12 for degree 3 and 10 for degree 4, so
-    /// that integer bits remain.
-    pub fn polynomial(
-        &mut self,
-        x: Val,
-        coefficients: &[f64],
-        rounding: Rounding,
-    ) -> Result<Val, BuildError> {
-        const COEFFICIENT_FRAC: u8 = 12;
-        let degree = coefficients.len().saturating_sub(1) as u8;
-        if !(2..=4).contains(&degree) {
-            return Err(self.error(
-                "polynomial",
-                format!("degree {degree}; 2 to 4 are possible"),
-            ));
-        }
-        let frac = self.ty(x).frac_bits;
-        let inner = match degree {
-            2 => frac.min(16),
-            3 => frac.min(12),
-            _ => frac.min(10),
-        };
-        let x = if inner < frac {
-            self.trunc(x, frac - inner, rounding)?
-        } else {
-            x
-        };
-        let mut terms = vec![x];
-        terms.extend(self.powers(x, degree)?);
-        let scale = inner * degree + COEFFICIENT_FRAC;
-        let mut sum: Option<Val> = None;
-        for (j, (term, c)) in (1u8..).zip(terms.iter().zip(&coefficients[1..])) {
-            let integer = encode(*c, u32::from(COEFFICIENT_FRAC)) as i64;
-            let aligned = self.scale(*term, integer << (inner * (degree - j)))?;
-            let aligned = self.rescale(aligned, scale)?;
-            sum = Some(match sum {
-                Some(sum) => self.add(sum, aligned)?,
-                None => aligned,
-            });
-        }
-        let sum = sum.ok_or_else(|| self.error("polynomial", "has no terms"))?;
-        let constant = encode(coefficients[0], u32::from(COEFFICIENT_FRAC)) as i64;
-        let sum = self.add_const(sum, constant << (inner * degree))?;
-        self.trunc(sum, scale - frac.min(scale - 1), rounding)
-    }
-
     /// `x^2` truncated back to the fraction bits of x.
     pub fn square(&mut self, x: Val, rounding: Rounding) -> Result<Val, BuildError> {
         let frac = self.ty(x).frac_bits;

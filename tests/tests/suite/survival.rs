@@ -349,6 +349,8 @@ fn judge(cluster: &Cluster, tables: &plain_run::Tables, model: &str) {
             ring_bits: 64,
             dataset: info.reference("shapes"),
             auc: false,
+            calibration: false,
+            by_hospital: Vec::new(),
         };
         let member = cluster.member("analyst").expect("a member");
         let pin = identity::pin(&member.identity).expect("a pin");
