@@ -435,6 +435,10 @@ pub struct PartyConfig {
     /// on in a new session then. 0: it fails at once.
     #[serde(default = "default_resume_wait_s")]
     pub resume_wait_s: u64,
+    /// How long a node that is told to stop waits for the end of a running job's step, and for its
+    /// checkpoint, in seconds. 0: it stops at once.
+    #[serde(default = "default_stop_wait_s")]
+    pub stop_wait_s: u64,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses that go before the consortium file's.
@@ -470,6 +474,10 @@ pub struct DealerConfig {
     /// runs one node of a consortium often runs all four.
     #[serde(default)]
     pub threads: usize,
+    /// How long a node that is told to stop waits for the end of a running job's step, and for the
+    /// parties' checkpoint, in seconds. 0: it stops at once.
+    #[serde(default = "default_stop_wait_s")]
+    pub stop_wait_s: u64,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses of parties that go before the consortium file's, where the dealer dials them.
@@ -491,6 +499,28 @@ const RESUME_WAIT_MAX_S: u64 = 7 * 24 * 3600;
 
 fn default_resume_wait_s() -> u64 {
     RESUME_WAIT_S
+}
+
+/// How long a node that is told to stop waits for a step's end, unless the configuration says
+/// otherwise: less than the 90 s after which a service manager kills it.
+pub const STOP_WAIT_S: u64 = 60;
+/// Longest such wait: an hour.
+const STOP_WAIT_MAX_S: u64 = 3_600;
+
+fn default_stop_wait_s() -> u64 {
+    STOP_WAIT_S
+}
+
+fn check_stop_wait(path: &Path, stop_wait_s: u64) -> Result<(), ConfigError> {
+    match stop_wait_s <= STOP_WAIT_MAX_S {
+        true => Ok(()),
+        false => Err(ConfigError::Parse {
+            path: path.to_owned(),
+            detail: format!(
+                "stop_wait_s: 0 to {STOP_WAIT_MAX_S} are possible, found {stop_wait_s}"
+            ),
+        }),
+    }
 }
 
 fn default_log() -> String {
@@ -563,6 +593,7 @@ impl PartyConfig {
                 ),
             });
         }
+        check_stop_wait(path, config.stop_wait_s)?;
         anchor(path, &mut config.home);
         anchor(path, &mut config.consortium);
         config.identity.anchor(path);
@@ -580,6 +611,7 @@ impl DealerConfig {
     pub fn load(path: &Path) -> Result<DealerConfig, ConfigError> {
         let mut config: DealerConfig = read_toml(path)?;
         check_settings(path, &config.transport)?;
+        check_stop_wait(path, config.stop_wait_s)?;
         anchor(path, &mut config.consortium);
         config.identity.anchor(path);
         Ok(config)

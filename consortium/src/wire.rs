@@ -20,7 +20,7 @@ use crate::session::{Attempt, Mark, Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 5;
+pub const CONTROL_VERSION: u32 = 6;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -616,6 +616,12 @@ pub enum Lead {
     Abandon(String),
     /// The session is over, the job is not: it waits for another session.
     Pause(String),
+    /// To P1 and P2: a node wants to stop. Answer [`Follow::Holds`], and begin no step from there on
+    /// before [`Lead::StopBefore`].
+    Hold,
+    /// To P1 and P2: write the state before this step down, answer [`Follow::Stopped`], and begin no
+    /// step more.
+    StopBefore(u64),
 }
 
 /// What the other nodes answer P0.
@@ -643,6 +649,12 @@ pub enum Follow {
     Failed(String),
     /// Its part has ended for want of a peer, a link or time: it would take part in another session.
     Interrupted(String),
+    /// It is told to stop, and why: it would like to leave at the end of a step.
+    Stop(String),
+    /// P1 or P2 does not begin this step before P0 has named the last one.
+    Holds(u64),
+    /// P1 or P2 has written down what it could, and begins no step more.
+    Stopped,
 }
 
 /// What a party has of a job's earlier sessions.

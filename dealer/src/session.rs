@@ -26,7 +26,8 @@ const PLACE: usize = 3;
 
 /// Answers a proposal of P0 and deals its session. An error is for the log.
 pub(crate) async fn follow(dealer: &Arc<Dealer>, stream: MsgStream) -> Result<(), String> {
-    let (mut following, proposal) = Following::receive(stream, dealer.wait()).await?;
+    let stopping = dealer.stopping.subscribe();
+    let (mut following, proposal) = Following::receive(stream, dealer.wait(), stopping).await?;
     let span = tracing::error_span!("job", job = %proposal.job.id());
     async {
         match take_part(dealer, &proposal, &mut following).await {
@@ -59,6 +60,15 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
+    let stopping = dealer.stopping.borrow().clone();
+    if let Some(reason) = stopping {
+        return Err(Failure::Ended(Ending::Interrupted(reason)));
+    }
+    // A serving session has no step to wait for.
+    let _active = match proposal.job.serves() {
+        Some(_) => None,
+        None => Some(dealer.active.enter()),
+    };
     let job = proposal.job.clone();
     let slot = match job.serves() {
         Some(_) => &dealer.serving.slot,
@@ -119,8 +129,16 @@ async fn take_part(
     let tray = dealer.keys.open(session);
     following.ready().await.map_err(failed)?;
     // The dealer keeps no state of a job.
-    let (_, mut no_marks) = tokio::sync::mpsc::unbounded_channel();
+    let (_silent, mut nothing) = tokio::sync::mpsc::unbounded_channel();
     let (decided, decisions) = channel();
+    let hears = |lead: &Lead| match lead {
+        Lead::GoOn { step, next } => {
+            // An error means that the thread has ended.
+            let _ = decided.send((*step, *next));
+            true
+        }
+        _ => false,
+    };
     let stats = {
         let job = RunningJob {
             derived,
@@ -134,14 +152,7 @@ async fn take_part(
         tokio::pin!(running);
         tokio::select! {
             stats = &mut running => stats.map_err(failed)?,
-            ending = following.abandoned(&mut no_marks, |lead| match lead {
-                Lead::GoOn { step, next } => {
-                    // An error means that the thread has ended.
-                    let _ = decided.send((*step, *next));
-                    true
-                }
-                _ => false,
-            }) => {
+            ending = following.abandoned(&mut nothing, hears) => {
                 let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 for (_, abort) in running.iter().filter(|(running, _)| *running == session) {
                     abort.abort(ending.reason());
@@ -150,7 +161,8 @@ async fn take_part(
             }
         }
     };
-    following.finished(stats, wall).await.map_err(failed)
+    let concluded = following.finished(stats, wall, &mut nothing, hears);
+    concluded.await.map_err(failed)
 }
 
 /// Ends the session with its future: a dropped future must not leave a thread behind that waits.

@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+mod conduct;
 mod consent;
 mod daemon;
 pub mod desk;
 mod files;
 mod follow;
+mod halt;
 mod jobs;
 mod lead;
 mod members;

@@ -592,6 +592,48 @@ mod tests {
     }
 
     #[test]
+    fn naming_others_beside_it_loosens_no_served_members_bound() {
+        let home = tempfile::tempdir().unwrap();
+        let serve = |name, who: Option<&str>, rows| {
+            rule(name, Verdict::Allow, |rule| {
+                rule.kinds = Some(vec![Kind::Serve]);
+                rule.requesters = who.map(|who| vec![who.to_owned()]);
+                rule.rows_per_day = rows;
+            })
+        };
+        let desk = desk(
+            home.path(),
+            vec![
+                serve("anna", Some("anna"), Some(10)),
+                serve("bernd", Some("bernd"), Some(70)),
+                serve("all", None, None),
+            ],
+        );
+        let job = job(JobKind::Serve(trefoil_models::ServeSpec {
+            model: "model".into(),
+            network: NETWORK.into(),
+            frac_bits: 16,
+            ring_bits: 64,
+            members: vec![[1; 32], [2; 32]],
+            output: PredictOutput::Class,
+            max_batch: 4,
+            max_wait_ms: 1,
+            max_pending: 2,
+            rows_per_day: 50,
+            duration_s: 60,
+        }));
+        let limit = |requester, served: &[&str]| {
+            let served: Vec<String> = served.iter().map(|name| (*name).to_owned()).collect();
+            desk.served_rows(&job, requester, &served).unwrap()
+        };
+        assert_eq!(limit("anna", &["anna"]), 10);
+        // Together they fit the rule without a bound alone.
+        assert_eq!(limit("anna", &["anna", "bernd"]), 10);
+        assert_eq!(limit("bernd", &["bernd", "anna"]), 10);
+        assert_eq!(limit("bernd", &["bernd"]), 50, "the job's own");
+    }
+
+    #[test]
     fn without_rules_a_listed_requester_is_held_others_are_refused_and_benchmarks_run() {
         let home = tempfile::tempdir().unwrap();
         let desk = desk(home.path(), vec![]);

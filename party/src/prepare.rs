@@ -15,7 +15,7 @@ use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::resume;
-use crate::store::{Results, StoreError, Tables};
+use crate::store::{Lease, Results, StoreError, Tables};
 
 /// A job that this party is ready to run.
 pub(crate) struct Prepared {
@@ -30,6 +30,8 @@ pub(crate) struct Prepared {
     pub(crate) keeps_results: bool,
     /// Where.
     pub(crate) results: Option<Results>,
+    /// The attempt's right to write its files.
+    pub(crate) lease: Lease,
     /// What earlier sessions have opened for an early stop.
     pub(crate) validated: Vec<u64>,
 }
@@ -167,6 +169,7 @@ fn open(party: &Party, job: &JobDescription, resumes: bool) -> Result<Prepared, 
         attempt: Attempt::default(),
         keeps_results: !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_)),
         results: None,
+        lease: party.store.lease(job.id()),
         validated: Vec::new(),
     })
 }

@@ -3,14 +3,14 @@
 //! Keys are drawn from the operating system, travel once, and are in memory only: a crash destroys
 //! them, so nothing can be rewound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use trefoil_consortium::keys::{KeyTray, send_key};
-use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
+use trefoil_consortium::wire::{Event, Follow, Progress, by_peer, session_failure};
 use trefoil_consortium::{Ending, JobId, Mark, NodeStats, SessionId, host, random_bytes};
 use trefoil_models::early_stop::{VALIDATION_RIGHT, Validated};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
@@ -22,6 +22,7 @@ use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, Session
 
 use crate::consent;
 use crate::daemon::Party;
+use crate::halt::Halt;
 use crate::jobs::Job;
 use crate::members::on_files;
 use crate::prepare::Prepared;
@@ -69,8 +70,8 @@ pub(crate) struct Session {
     pub(crate) prepared: Prepared,
     pub(crate) links: Links,
     pub(crate) tray: KeyTray,
-    /// Hears of every checkpoint that is written.
-    pub(crate) written: UnboundedSender<Mark>,
+    /// Says to P0 what is written down; says to the protocol thread where to stop.
+    pub(crate) halt: Arc<Halt>,
     /// Hears with which step the session goes on after one that an early stop decides.
     pub(crate) decided: UnboundedSender<(u64, u64)>,
 }
@@ -103,11 +104,13 @@ struct Guard<'a> {
     party: &'a Party,
     job: JobId,
     abort: AbortHandle,
+    halt: Arc<Halt>,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
+        self.halt.release();
         self.party
             .running
             .lock()
@@ -129,7 +132,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         prepared,
         links,
         mut tray,
-        written,
+        halt,
         decided,
     } = session;
     let over = Ending::Over;
@@ -156,6 +159,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         party,
         job: job.id,
         abort: abort.clone(),
+        halt: halt.clone(),
         done: false,
     };
     if let Err(reason) = not_cancelled(&job) {
@@ -187,7 +191,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         net,
         material,
         abort: abort.clone(),
-        written,
+        halt: halt.clone(),
         decided,
         validated: Validated::default(),
         steps: 0,
@@ -202,7 +206,18 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         .name(format!("protocol-{me}"))
         .spawn(body);
     thread.map_err(|err| over(format!("{me}: a thread cannot be started: {err}")))?;
-    let outcome = match tokio::time::timeout(wall, receiver).await {
+    let waiting = async {
+        tokio::pin!(receiver);
+        tokio::select! {
+            ended = &mut receiver => ended,
+            _ = abort.failed() => {
+                // The thread may wait for a word of P0 that never comes.
+                halt.release();
+                receiver.await
+            }
+        }
+    };
+    let outcome = match tokio::time::timeout(wall, waiting).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(over(format!("{me}: the protocol thread failed"))),
         Err(_) => Err(over(format!(
@@ -276,7 +291,7 @@ struct Work {
     net: SessionNet,
     material: MaterialReceiver,
     abort: AbortHandle,
-    written: UnboundedSender<Mark>,
+    halt: Arc<Halt>,
     decided: UnboundedSender<(u64, u64)>,
     /// What was opened for an early stop.
     validated: Validated,
@@ -292,7 +307,10 @@ impl Work {
         let start = Instant::now();
         let me = self.party.me;
         let resume = self.prepared.attempt.resume;
-        let abandoned = self.party.store.abandon_checkpoints(self.job.id, resume);
+        let abandoned =
+            self.party
+                .store
+                .abandon_checkpoints(&self.prepared.lease, self.job.id, resume);
         abandoned.map_err(|err| Ending::Over(format!("{me}: {err}")))?;
         let shares = std::mem::take(&mut self.prepared.initial);
         let mut state = State {
@@ -359,6 +377,11 @@ impl Work {
             .derived
             .schedule
             .checkpoints(self.job.description.checkpoint_every);
+        // Where a stop may write the state down besides.
+        let places = match self.job.description.checkpoint_every {
+            0 => BTreeSet::new(),
+            _ => self.prepared.derived.schedule.checkpoints(1),
+        };
         let from = usize::try_from(self.prepared.attempt.from()).unwrap_or(usize::MAX);
         let schedule = &self.prepared.derived.schedule;
         let count = schedule.steps.len();
@@ -368,13 +391,19 @@ impl Work {
         let mut before = self.net.stats();
         let mut index = from;
         while index < count {
-            if index > from && checkpoints.contains(&index) {
+            let stop = self.halt.stops_before(index as u64);
+            if index > from && (checkpoints.contains(&index) || stop && places.contains(&index)) {
                 self.write_down(state, index);
+            }
+            if stop {
+                self.halt.stopped();
+                return Err(Ending::Interrupted(format!("stopped before step {index}")));
             }
             (before, index) = self.step(state, index, &before)?;
             self.steps += 1;
             self.job.stepped(index as u64);
         }
+        self.halt.no_more(count as u64);
         Ok(())
     }
 
@@ -508,9 +537,8 @@ impl Work {
         let ring_bits = self.prepared.derived.ring_bits;
         state.refresh(self.party.me, index as u64 - 1, &self.keys, ring_bits);
         let checkpoint = self.checkpoint(state, index);
-        if let Some(mark) = resume::write_down(&self.party, checkpoint) {
-            // An error means that nobody waits for it any more.
-            let _ = self.written.send(mark);
+        if let Some(mark) = resume::write_down(&self.party, &self.prepared.lease, checkpoint) {
+            self.halt.say(Follow::Written(mark));
         }
     }
 
@@ -540,7 +568,10 @@ impl Work {
                     state.refresh(self.party.me, index, &self.keys, ring_bits);
                     last.shares.clone_from(&state.shares);
                 }
-                let written = self.party.store.write_checkpoint(last.clone());
+                let written = self
+                    .party
+                    .store
+                    .write_checkpoint(&prepared.lease, last.clone());
                 written.map_err(|err| err.to_string())?;
             }
         }

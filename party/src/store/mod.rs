@@ -16,11 +16,13 @@
 //! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
 //! `withdraw.rs` taking them back, `quota.rs` how much a member may bring, `listing.rs` what lies
 //! here, `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
-//! a session, `placement.rs` and `bucket.rs` chunks in S3-compatible storage.
+//! a session, `fence.rs` which session may write it, `placement.rs` and `bucket.rs` chunks in
+//! S3-compatible storage.
 
 #[cfg_attr(not(feature = "s3"), path = "no_bucket.rs")]
 mod bucket;
 mod checkpoint;
+mod fence;
 mod file;
 mod listing;
 mod model;
@@ -50,6 +52,8 @@ use trefoil_transport::Pin;
 
 pub(crate) use bucket::Bucket;
 pub(crate) use checkpoint::{Checkpoint, Checkpoints};
+pub(crate) use fence::Lease;
+use fence::Leases;
 pub use listing::{StoredAs, StoredUpload, stored};
 pub(crate) use model::{NewModel, StagedModel};
 pub use placement::probe_bucket;
@@ -128,6 +132,7 @@ pub(crate) struct Store {
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
     checkpoints: Checkpoints,
+    leases: Leases,
     /// What is public about models that were read: they never change under their names.
     models: Mutex<BTreeMap<PathBuf, ModelInfo>>,
     /// Bytes that one member's uploads may take.
@@ -190,6 +195,7 @@ impl Store {
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
+            leases: Leases::default(),
             models: Mutex::default(),
             quota_bytes: None,
             bucket,
