@@ -7,8 +7,10 @@
 mod ask;
 mod consortium;
 mod doctor;
+mod figures;
 mod import;
 mod init;
+mod knn;
 mod look;
 mod models;
 mod npz;
@@ -46,6 +48,7 @@ pub use consortium::{ConsortiumArgs, consortium};
 pub use doctor::{DoctorArgs, doctor};
 pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use knn::{KnnArgs, knn};
 pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
 pub use recipe::RecipeArgs;
 pub use serve::{ServeArgs, serve};
@@ -218,7 +221,9 @@ impl Member {
             return Ok(None);
         }
         let followed = follow(remote, id, job.kind, plan, message).await;
-        followed.map(Some).map_err(|err| lost(err, &id))
+        let done = followed.map_err(|err| lost(err, &id))?;
+        figures::note(&self.home, &job.name, id, &done, &record.show);
+        Ok(Some(done))
     }
 }
 
