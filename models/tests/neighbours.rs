@@ -160,8 +160,8 @@ fn what_cannot_be_is_refused_by_name() {
         (with(&|spec| spec.input = [usize::MAX, 2, 2]), "input"),
         (with(&|spec| spec.input = [1, 2048, 2048]), "train_rows"),
         (
-            with(&|spec| (spec.ring_bits, spec.frac_bits) = (48, 16)),
-            "ring",
+            with(&|spec| (spec.ring_bits, spec.frac_bits, spec.input) = (48, 16, [1, 8, 8])),
+            "frac_bits",
         ),
         (
             with(&|spec| (spec.input, spec.frac_bits) = ([1, 512, 512], 24)),

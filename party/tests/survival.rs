@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -170,7 +171,17 @@ fn every_node_may_be_killed_and_the_weights_are_those_of_an_undisturbed_run() {
     ] {
         step = step_after(&events, step + 8);
         world.kill_and_restart(peer, |_| {});
-        let from = taken_up(&events);
+        // What was done before it was killed is heard of before the next session.
+        let last = Cell::new(step);
+        let from = until(&events, "the next session", |event| match event {
+            Event::Progress(progress) => {
+                last.set(progress.step);
+                None
+            }
+            Event::Started { from, .. } => Some(from),
+            _ => None,
+        });
+        step = last.get();
         println!("{peer} was killed after step {step}, the job went on from {from}");
         assert!(from > 0, "{from} after {step}");
         // The dealer is ahead: what it has dealt may be used up after its end.
