@@ -9,6 +9,7 @@ mod errors;
 mod faults;
 mod guide;
 mod hospital;
+mod import;
 mod members;
 mod operate;
 mod operations;
