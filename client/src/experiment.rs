@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use trefoil_models::job::{PredictOutput, TrainSpec};
+use trefoil_models::network::LayerSpec;
 use trefoil_models::{Network, schedule};
 
 use crate::data::{self, Crop, Dataset, Preprocess, Splits, Want};
@@ -19,6 +20,8 @@ pub const QUICKSTART: &str = include_str!("../../configs/quickstart.toml");
 pub struct Experiment {
     /// A shipped network's name, or the path of a network file (from the experiment's folder).
     pub network: String,
+    /// A layer in the place of each of the network's activations, as in a network file.
+    pub activation: Option<LayerSpec>,
     /// The images.
     pub data: DataSection,
     /// How to train.
@@ -33,7 +36,7 @@ pub struct Experiment {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// `digits`, `mnist`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
+    /// `digits`, `mnist`, `fashion`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
     /// pictures.
     pub source: String,
     /// Number of hospitals among which the rows are split.
@@ -121,6 +124,15 @@ impl Experiment {
                 experiment.data.hospitals
             );
         }
+        let of_jobs = [
+            ("start_from", experiment.training.start_from.is_some()),
+            ("early_stop", experiment.training.early_stop.is_some()),
+        ];
+        if let Some((key, _)) = of_jobs.iter().find(|(_, set)| *set) {
+            bail!(
+                "{place}: training.{key}: an experiment trains once, from seeded weights, to its end; `trefoil train` can do this"
+            );
+        }
         experiment
             .training
             .check()
@@ -133,6 +145,7 @@ impl Experiment {
         training.check()?;
         Ok(Experiment {
             network: network.into(),
+            activation: None,
             data: DataSection {
                 source: source.into(),
                 hospitals: 1,
@@ -169,7 +182,10 @@ impl Experiment {
 
     /// Loads network and data and checks that they fit each other.
     pub fn load(self, data: Option<&Path>) -> Result<Loaded> {
-        let network = read_network(&self.network)?;
+        let mut network = read_network(&self.network)?;
+        if let Some(activation) = &self.activation {
+            network = network.with_activation(activation).context("activation")?;
+        }
         self.training.check_for(&network).context("[training]")?;
         let want = Want {
             shape: Some(network.input),

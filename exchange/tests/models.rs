@@ -161,8 +161,15 @@ fn predictions_in_fixed_point_are_near_the_logits_of_onnxruntime() {
         let found = outcome::rows(&run.outputs, "logits", images.nrows(), 2 * F).expect("revealed");
         let difference = difference(&found.mapv(|value| value as f32), &recorded);
         println!("{name}: {difference}");
-        // A few units of 2^-16 for each layer; a normalisation's inverse square root is within 2^-12.
-        assert!(difference < 4e-3, "{name}: {difference}");
+        // A few units of 2^-16 for each layer. A normalisation's inverse square root is within 2^-12 of
+        // its value, so that the error grows with the values: "torch-resnet" has a channel whose
+        // variance is a thousandth of the others'.
+        let recorded = recorded.logits.iter().flatten();
+        let largest = recorded.fold(0f32, |a, b| a.max(b.abs()));
+        assert!(
+            difference < 2e-3 * largest.max(1.0),
+            "{name}: {difference} of {largest}"
+        );
     }
 }
 

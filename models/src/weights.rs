@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 use trefoil_protocol::Tensor;
+use trefoil_protocol::fixed::encode;
 use trefoil_protocol::ring::elements;
 
-use crate::network::{Network, statistics_frac_bits};
+use crate::network::{LayerKind, Network, statistics_frac_bits};
 use crate::schedule::{below, stream};
 
 /// Kaiming-uniform weights with `frac_bits` fraction bits, and zero biases, by carried name; scales of a
-/// normalisation are 1, its running statistics mean 0 and variance 1.
+/// normalisation are 1, its running statistics mean 0 and variance 1; learnt polynomials begin with the
+/// fit that their layer names.
 ///
 /// Weights are uniform in `[-b, b]` with `b = sqrt(3 / fan_in)` (He et al. 2015, gain 1). Gain `sqrt 2`
 /// before a ReLU made the first steps of `lenet` and `minionn` overshoot: after one epoch of the
@@ -31,6 +33,14 @@ pub fn initial(network: &Network, seed: u64, frac_bits: u32) -> BTreeMap<String,
             weights.insert(layer.mean_name(), Tensor::zeros(&[bias]));
             let ones = Tensor::new(vec![bias], vec![1 << s; bias]);
             weights.insert(layer.variance_name(), ones);
+            continue;
+        }
+        if let LayerKind::LearntPoly(first) = &layer.kind {
+            let row = |c: &f64| vec![encode(*c, frac_bits); bias];
+            let data = first[1..].iter().flat_map(row).collect();
+            weights.insert(layer.weight_name(), Tensor::new(shape, data));
+            let constants = Tensor::new(vec![bias], row(&first[0]));
+            weights.insert(layer.bias_name(), constants);
             continue;
         }
         let bound = ((3 << (2 * frac_bits)) / layer.fan_in() as u64).isqrt();

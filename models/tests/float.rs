@@ -105,6 +105,25 @@ fn gradients_equal_finite_differences() {
         Loss::default(),
         &[],
     );
+    // Learnt polynomials behind a convolution, a dense layer and each other.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n\
+         [[layer]]\nkind=\"approx_relu\"\ndegree=2\nlearnable=true\n\
+         [[layer]]\nkind=\"dense\"\nunits=5\n\
+         [[layer]]\nkind=\"approx_relu\"\ndegree=4\nlearnable=true\n\
+         [[layer]]\nkind=\"approx_relu\"\ndegree=3\nfit=\"minimax\"\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
+    );
+    // The smooth activations.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n[[layer]]\nkind=\"gelu\"\n\
+         [[layer]]\nkind=\"conv\"\nfilters=2\nkernel=2\n[[layer]]\nkind=\"silu\"\n\
+         [[layer]]\nkind=\"dense\"\nunits=5\n[[layer]]\nkind=\"tanh\"\n\
+         [[layer]]\nkind=\"dense\"\nunits=4\n[[layer]]\nkind=\"sigmoid\"\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
+    );
 }
 
 #[test]

@@ -314,3 +314,104 @@ fn relu6_and_leaky_relu_are_exact_and_train_as_the_float_twin() {
     secure_equals_plain(&network(GATES), &narrow);
     gradients_agree(&network(GATES), 20, 0.02);
 }
+
+/// Every curve, behind a convolution (2f fraction bits), another curve, a pool and a normalisation.
+const SMOOTH: &str = r#"
+name = "tiny-smooth"
+input = [1, 5, 5]
+classes = 3
+[[layer]]
+kind = "silu"
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = 3
+[[layer]]
+kind = "gelu"
+[[layer]]
+kind = "max_pool"
+window = 2
+stride = 1
+[[layer]]
+kind = "tanh"
+[[layer]]
+kind = "batch_norm"
+[[layer]]
+kind = "silu"
+[[layer]]
+kind = "dense"
+units = 6
+[[layer]]
+kind = "sigmoid"
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn smooth_activations_are_exact_and_train_as_the_float_twin() {
+    for (frac_bits, ring_bits) in [(16, 64), (10, 64), (24, 64), (13, 48)] {
+        let spec = TrainSpec {
+            frac_bits,
+            ring_bits,
+            ..spec()
+        };
+        secure_equals_plain(&network(SMOOTH), &spec);
+    }
+    gradients_agree(&network(SMOOTH), 20, 0.03);
+    gradients_agree(&network(SMOOTH), 16, 0.03);
+}
+
+/// Approximate ReLU of every degree, fixed and learnt, behind a convolution and behind a dense layer.
+const APPROXIMATE: &str = r#"
+name = "tiny-approximate"
+input = [1, 5, 5]
+classes = 3
+[[layer]]
+kind = "approx_relu"
+degree = 2
+learnable = true
+[[layer]]
+kind = "conv"
+filters = 3
+kernel = 3
+[[layer]]
+kind = "approx_relu"
+degree = 2
+fit = "minimax"
+interval = [-3, 5]
+[[layer]]
+kind = "avg_pool"
+window = 2
+stride = 1
+[[layer]]
+kind = "approx_relu"
+degree = 4
+learnable = true
+[[layer]]
+kind = "dense"
+units = 6
+[[layer]]
+kind = "approx_relu"
+degree = 3
+interval = [-2.5, 4]
+learnable = true
+[[layer]]
+kind = "approx_relu"
+degree = 4
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn approximate_relus_are_exact_and_train_as_the_float_twin() {
+    for (frac_bits, ring_bits) in [(16, 64), (10, 64), (24, 64), (13, 48)] {
+        let spec = TrainSpec {
+            frac_bits,
+            ring_bits,
+            ..spec()
+        };
+        secure_equals_plain(&network(APPROXIMATE), &spec);
+    }
+    gradients_agree(&network(APPROXIMATE), 20, 0.02);
+    gradients_agree(&network(APPROXIMATE), 16, 0.02);
+}

@@ -3,7 +3,7 @@
 use trefoil_models::Network;
 use trefoil_models::cost::{self, Work};
 use trefoil_models::job::{PredictOutput, TrainSpec};
-use trefoil_models::network::LayerKind;
+use trefoil_models::network::{LayerKind, LayerSpec};
 use trefoil_protocol::plan::LinkProfile;
 
 fn shapes(name: &str) -> Vec<(String, Vec<usize>)> {
@@ -302,4 +302,46 @@ fn large_networks_have_plans() {
             }
         }
     }
+}
+
+#[test]
+fn an_activation_takes_the_place_of_all_others_and_of_nothing_else() {
+    let lenet = Network::builtin("lenet").expect("shipped");
+    let square = lenet.with_activation(&LayerSpec::Square {}).expect("fits");
+    let kinds = |network: &Network, kind: &LayerKind| {
+        let same = network.layers.iter().filter(|layer| layer.kind == *kind);
+        same.count()
+    };
+    assert_eq!(kinds(&square, &LayerKind::Square), 3);
+    assert_eq!(kinds(&square, &LayerKind::Relu), 0);
+    assert_eq!(square.layers.len(), lenet.layers.len());
+    let back = square.with_activation(&LayerSpec::Relu {}).expect("fits");
+    assert_eq!(back, lenet);
+    assert_eq!(Network::parse(&square.to_toml()).expect("text"), square);
+    assert!(lenet.with_activation(&LayerSpec::Flatten {}).is_err());
+    let logistic = Network::builtin("logistic").expect("shipped");
+    assert!(logistic.with_activation(&LayerSpec::Relu {}).is_err());
+}
+
+#[test]
+fn an_approximation_without_sense_is_refused_with_what_is_possible() {
+    let parse = |layer: &str| {
+        let text = format!(
+            "name = \"n\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"approx_relu\"\n{layer}\n\
+             [[layer]]\nkind = \"dense\"\n"
+        );
+        Network::parse(&text)
+    };
+    for (layer, part) in [
+        ("degree = 5", "2 to 4"),
+        ("degree = 1", "2 to 4"),
+        ("degree = 2\ninterval = [1, 4]", "-16 to -0.5"),
+        ("degree = 2\ninterval = [-4, nan]", "0.5 to 16"),
+        ("degree = 2\nfit = \"remez\"", "minimax"),
+    ] {
+        let error = parse(layer).expect_err(layer).to_string();
+        assert!(error.contains(part), "{layer}: {error}");
+    }
+    let learnt = parse("degree = 3\nlearnable = true").expect("valid");
+    assert_eq!(learnt.parameters()[0].1, [3, 1]);
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use trefoil_protocol::fixed::{decode, encode};
 use trefoil_protocol::plan::Plan;
-use trefoil_protocol::program::{Builder, Program, Rounding, Sink};
+use trefoil_protocol::program::{Builder, Curve, Program, Rounding, Sink};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::memory::{MemoryStep, run};
 use trefoil_protocol::run::plain;
@@ -63,6 +63,75 @@ fn inverse_sqrt_is_within_two_to_the_minus_twelve_relative() {
     }
 }
 
+/// On the whole domain: dense between the limits and around them, and out to its ends, at every number of
+/// fraction bits that a layer meets.
+#[test]
+fn curves_are_within_their_stated_error_on_the_whole_domain() {
+    for (ring, fracs) in [
+        (64, &[10u8, 12, 16, 20, 24, 32, 40, 48][..]),
+        (48, &[10, 13, 20, 26, 32]),
+    ] {
+        for (frac, curve) in fracs.iter().flat_map(|f| Curve::ALL.map(|c| (*f, c))) {
+            let unit = 2f64.powi(-i32::from(frac));
+            let end = 2f64.powi(i32::from(ring) - 2 - i32::from(frac.max(28))) - 17.0;
+            let mut x: Vec<f64> = (-4500..4500).map(|i| f64::from(i) / 247.0).collect();
+            for border in [-16.0, -8.0, -4.0, 0.0, 4.0, 8.0, 16.0, end, -end] {
+                let near = [-2f64.powi(-15), -unit, 0.0, unit, 2f64.powi(-15)];
+                x.extend(near.map(|by| (border + by).clamp(-end, end)));
+            }
+            x.extend([-1000.0, -100.0, -20.0, 20.0, 100.0, 1000.0]);
+            let mut b = Builder::new("curve", ring).unwrap();
+            let v = b.input("x", &[x.len()], frac, ring - 3).unwrap();
+            let (y, slope) = b.piecewise(v, curve).unwrap();
+            let slope = b.scale(slope, 1 << 14).unwrap();
+            let slope = b.rescale(slope, 28).unwrap();
+            let both_of = b.concat(&[y, slope], 0).unwrap();
+            b.output("y", both_of, Sink::Reveal).unwrap();
+            let program = b.finish();
+            let rounds = Plan::new(&program).cost().rounds;
+            assert!(rounds <= if frac > 38 { 10 } else { 9 }, "{rounds} rounds");
+            let found = both(&program, &x, &[x.len()], frac.into(), 28);
+            let (mut worst, mut worst_slope) = (0.0f64, 0.0f64);
+            let bound = 2f64.powi(curve.error_log2().into());
+            for (i, x) in x.iter().enumerate() {
+                let seen = decode(encode(*x, frac.into()), frac.into());
+                let error = (found[i] - curve.value(seen)).abs();
+                worst = worst.max(error);
+                assert!(error < bound, "{curve:?}({x}) = {}, f {frac}", found[i]);
+                let slope = found[found.len() / 2 + i];
+                let error = (slope - curve.slope(seen)).abs();
+                worst_slope = worst_slope.max(error);
+                assert!(error < 1.0 / 60.0, "slope of {curve:?}({x}) = {slope}");
+            }
+            println!(
+                "ring {ring}, f {frac}, {curve:?}: worst 2^{:.2}, slope {worst_slope:.4}, {rounds} rounds",
+                worst.log2()
+            );
+        }
+    }
+}
+
+#[test]
+fn a_curve_costs_what_the_protocol_says() {
+    let n = 1 << 14;
+    for (curve, bits, dealt) in [
+        (Curve::Sigmoid, 306, 488),
+        (Curve::Tanh, 309, 512),
+        (Curve::Silu, 309, 576),
+        (Curve::Gelu, 308, 504),
+    ] {
+        let mut b = Builder::new("curve", 64).unwrap();
+        let x = b.input("x", &[n], 32, 40).unwrap();
+        let (y, slope) = b.piecewise(x, curve).unwrap();
+        b.output("y", y, Sink::Carry).unwrap();
+        b.output("slope", slope, Sink::Carry).unwrap();
+        let cost = Plan::new(&b.finish()).cost();
+        let opened = cost.bytes_sent_per_party as usize * 8 / 2 / n;
+        let found = (opened, cost.dealer_bytes as usize / n);
+        assert_eq!(found, (bits, dealt), "{curve:?}");
+    }
+}
+
 /// Runs plain and secure; gives the output as real numbers.
 fn both(program: &Program, x: &[f64], shape: &[usize], frac_in: u32, frac_out: u32) -> Vec<f64> {
     println!("seed {SEED}");
@@ -116,6 +185,30 @@ fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
 }
 
 #[test]
+fn a_reciprocal_for_which_the_ring_has_no_room_is_refused_and_the_others_are_right() {
+    for integer_bits in 1..=11u8 {
+        let top = f64::from(1u32 << integer_bits);
+        let x: Vec<f64> = (0..300)
+            .map(|i| 1.0 + (top - 1.0) * f64::from(i) / 300.0)
+            .collect();
+        let mut b = Builder::new("reciprocal", 48).unwrap();
+        let v = b.input("x", &[x.len()], 16, 16 + integer_bits).unwrap();
+        let y = b.reciprocal(v, integer_bits);
+        if integer_bits > 5 {
+            let err = y.unwrap_err().to_string();
+            assert!(err.contains("1 to 5") && err.contains("48-bit"), "{err}");
+            continue;
+        }
+        b.output("y", y.unwrap(), Sink::Reveal).unwrap();
+        let y = both(&b.finish(), &x, &[x.len()], 16, 24);
+        for (x, y) in x.iter().zip(y) {
+            let x = decode(encode(*x, 16), 16);
+            assert!((y * x - 1.0).abs() < 1.0 / 4096.0, "1/{x} = {y}");
+        }
+    }
+}
+
+#[test]
 fn softmax_is_within_two_to_the_minus_ten() {
     for n in [2usize, 3, 10, 20] {
         let rows = 40;
@@ -139,21 +232,44 @@ fn softmax_is_within_two_to_the_minus_ten() {
 
 #[test]
 fn polynomials_follow_their_real_twins() {
-    let all = [0.119, 0.5, 0.147, -0.002, 0.0005];
-    for degree in [2usize, 3, 4] {
-        let x: Vec<f64> = (0..800).map(|i| f64::from(i) * 0.01 - 4.0).collect();
-        let mut b = Builder::new("polynomial", 64).unwrap();
-        let v = b.input("x", &[x.len()], 16, 19).unwrap();
-        let y = b.polynomial(v, &all[..=degree], Rounding::Nearest).unwrap();
-        b.output("y", y, Sink::Reveal).unwrap();
-        let y = both(&b.finish(), &x, &[x.len()], 16, 16);
-        for (x, y) in x.iter().zip(y) {
-            let real = all[..=degree].iter().rev().fold(0.0, |sum, c| sum * x + c);
-            // Coefficients carry 12 fraction bits, x at least 10.
-            let tolerance = (1.0 + x.abs().powi(degree as i32)) / 4096.0 + 0.02;
+    // ReLU on [-4, 4] in the mean, degree 2 and 4; a cubic.
+    let fits = [
+        (&[0.375, 0.5, 0.1171875][..], 14.0),
+        (&[0.4, 0.5, 0.11, 0.02], 11.0),
+        (&[0.234375, 0.5, 0.205078125, 0.0, -0.00640869140625], 8.0),
+    ];
+    for (coefficients, bits) in fits {
+        let degree = coefficients.len() - 1;
+        let slopes: Vec<f64> = (1..=degree).map(|j| j as f64 * coefficients[j]).collect();
+        let at = |of: &[f64], x: f64| of.iter().rev().fold(0.0, |sum, c| sum * x + c);
+        for (ring, frac) in [(64, 10u8), (64, 12), (64, 16), (64, 20), (64, 24), (48, 13)] {
+            // On [-4, 4], and the ends of the domain, which must not leave the ring.
+            let mut x: Vec<f64> = (0..=800).map(|i| f64::from(i) * 0.01 - 4.0).collect();
+            x.extend([-15.99, 15.99]);
+            let mut b = Builder::new("polynomial", ring).unwrap();
+            let v = b.input("x", &[x.len()], 2 * frac, 2 * frac + 4).unwrap();
+            let rounding = Rounding::Nearest;
+            let (y, slope) = b.polynomial(v, coefficients, frac, rounding, true).unwrap();
+            let both_of = b.concat(&[y, slope.unwrap()], 0).unwrap();
+            b.output("y", both_of, Sink::Reveal).unwrap();
+            let found = both(&b.finish(), &x, &[x.len()], (2 * frac).into(), frac.into());
+            let (mut worst, mut worst_slope) = (0.0f64, 0.0f64);
+            for (i, x) in x.iter().enumerate().take(801) {
+                worst = worst.max((found[i] - at(coefficients, *x)).abs());
+                let slope = found[found.len() / 2 + i];
+                worst_slope = worst_slope.max((slope - at(&slopes, *x)).abs());
+            }
+            println!(
+                "ring {ring}, f {frac}, degree {degree}: 2^{:.2}, slope 2^{:.2}",
+                worst.log2(),
+                worst_slope.log2()
+            );
+            // Few fraction bits are the larger error, and the narrow ring has room for fewer.
+            let bits = f64::min(bits, f64::from(frac) - 1.0) - if ring == 48 { 4.0 } else { 0.0 };
+            assert!(worst < (-bits).exp2(), "degree {degree}, f {frac}");
             assert!(
-                (y - real).abs() < tolerance,
-                "degree {degree}: p({x}) = {y}, {real}"
+                worst_slope < (-bits).exp2(),
+                "slope, degree {degree}, f {frac}"
             );
         }
     }

@@ -14,7 +14,9 @@ use bytes::Bytes;
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::{Instr, Plan, Profile, Rep};
 use trefoil_protocol::prg::{Prg, Shifts};
-use trefoil_protocol::program::{Builder, ConvSpec, PoolSpec, Program, Rounding, Sink, Table};
+use trefoil_protocol::program::{
+    Builder, ConvSpec, Curve, PoolSpec, Program, Rounding, Sink, Table,
+};
 use trefoil_protocol::ring::Tensor;
 use trefoil_protocol::run::dealer::{DealerKeys, DealerState, deal_step};
 use trefoil_protocol::run::frame;
@@ -425,6 +427,12 @@ fn programs() -> Vec<Program> {
     let x = b.input("x", &[9], 20, 26).unwrap();
     let y = b.inverse_sqrt(x, -8, 6).unwrap();
     b.output("y", y, Sink::Carry).unwrap();
+    all.push(b.finish());
+    let mut b = Builder::new("piecewise", 64).unwrap();
+    let x = b.input("x", &[9], 20, 26).unwrap();
+    let (y, slope) = b.piecewise(x, Curve::Silu).unwrap();
+    b.output("y", y, Sink::Carry).unwrap();
+    b.output("slope", slope, Sink::Carry).unwrap();
     all.push(b.finish());
     let mut b = Builder::new("softmax", 64).unwrap();
     let x = b.input("x", &[5, 3], 32, 50).unwrap();

@@ -250,4 +250,35 @@ mod tests {
         let more = fault(|arrays| arrays.push(("other", vec![1], vec![0.0])));
         assert!(more.contains("no parameter other"), "{more}");
     }
+
+    #[test]
+    fn a_running_variance_below_zero_is_refused_and_a_running_mean_is_not() {
+        let toml = "name = \"normed\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"batch_norm\"\n[[layer]]\nkind = \"dense\"\n";
+        let network = Network::parse(toml).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.npz");
+        let read = |mean: f64, variance: f64| {
+            let arrays = network.kept().into_iter().map(|(name, shape)| {
+                let value = match name.rsplit('.').next() {
+                    Some("mean") => mean,
+                    Some("variance") => variance,
+                    _ => 0.5,
+                };
+                let len = shape.iter().product();
+                (name, shape, vec![value; len])
+            });
+            let arrays: Vec<_> = arrays.collect();
+            let has = |end: &str| arrays.iter().any(|(name, ..)| name.ends_with(end));
+            assert!(has(".mean") && has(VARIANCE));
+            std::fs::write(&path, npz::archive(&arrays).unwrap()).unwrap();
+            let arrays = weights::read(&path).unwrap();
+            fixed_weights("w.npz", arrays, &network, 16).map_err(|err| format!("{err:#}"))
+        };
+        read(-3.0, 0.0).unwrap();
+        let said = read(-3.0, -1.0 / 512.0).unwrap_err();
+        assert!(
+            said.contains(VARIANCE) && said.contains("values from 0 to"),
+            "{said}"
+        );
+    }
 }

@@ -8,8 +8,10 @@ mod ask;
 mod consortium;
 mod convert;
 mod doctor;
+mod figures;
 mod import;
 mod init;
+mod knn;
 mod look;
 mod models;
 mod npz;
@@ -49,6 +51,7 @@ pub use convert::{ConvertArgs, convert_model};
 pub use doctor::{DoctorArgs, doctor};
 pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use knn::{KnnArgs, knn};
 pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
 pub use recipe::RecipeArgs;
 pub use serve::{ServeArgs, serve};
@@ -221,7 +224,9 @@ impl Member {
             return Ok(None);
         }
         let followed = follow(remote, id, job.kind, plan, message).await;
-        followed.map(Some).map_err(|err| lost(err, &id))
+        let done = followed.map_err(|err| lost(err, &id))?;
+        figures::note(&self.home, &job.name, id, &done, &record.show);
+        Ok(Some(done))
     }
 }
 

@@ -52,6 +52,17 @@ pub fn plain(
     })
 }
 
+/// Normalised images, one a row.
+pub fn matrix(images: ndarray::Array4<u8>, preprocess: &Preprocess) -> Result<Array2<f32>> {
+    let rows = images.shape()[0];
+    let values = preprocess.to_float(images.view())?;
+    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+    Ok(Array2::from_shape_vec(
+        (rows, values.len() / rows.max(1)),
+        values,
+    )?)
+}
+
 /// Trains in floating point with the same seed; mean loss of every epoch and quality at the end.
 pub fn float(
     network: &Network,
@@ -61,20 +72,8 @@ pub fn float(
     names: &[String],
     mut progress: impl FnMut(usize),
 ) -> Result<(Vec<f64>, Quality)> {
-    let matrix = |images: ndarray::Array4<u8>| -> Result<Array2<f32>> {
-        let rows = images.shape()[0];
-        let values = preprocess
-            .to_float(images.view())?
-            .into_iter()
-            .map(|v| v as f32)
-            .collect::<Vec<f32>>();
-        Ok(Array2::from_shape_vec(
-            (rows, values.len() / rows.max(1)),
-            values,
-        )?)
-    };
     let (labels, images) = concatenated(holdings, |h| &h.train)?;
-    let images = matrix(images)?;
+    let images = matrix(images, preprocess)?;
     let data = float::Data {
         images: images.view(),
         labels: &labels,
@@ -85,7 +84,7 @@ pub fn float(
         progress(losses.len());
     })?;
     let (labels, images) = concatenated(holdings, |h| &h.test)?;
-    let logits = model.logits(matrix(images)?.view())?;
+    let logits = model.logits(matrix(images, preprocess)?.view())?;
     let confusion = Confusion::new(&labels, &float::predictions(&logits), names)?;
     let auc = match network.classes {
         2 => auc(&float::scores(&logits), &labels)

@@ -143,8 +143,12 @@ fn images(
     let first = nodes
         .iter()
         .find(|(_, node)| node.input.contains(&input.name));
-    let last = first.is_some_and(|(_, node)| {
-        node.op_type == "Transpose" && ops::attribute_ints(node, "perm") == Some(&[0, 3, 1, 2][..])
+    // The channels of one are brought to the front by a Reshape as well as by a Transpose.
+    let one_last = matches!(lengths[..], [_, Some(2..), _, Some(1)]);
+    let last = first.is_some_and(|(_, node)| match node.op_type.as_str() {
+        "Transpose" => ops::attribute_ints(node, "perm") == Some(&[0, 3, 1, 2][..]),
+        "Reshape" => one_last,
+        _ => false,
     });
     let unknown = || {
         file(format!(

@@ -15,6 +15,8 @@ use crate::{ExchangeError, Weights};
 const MAX_LAYERS: usize = 256;
 /// Weights of all layers, at most.
 const MAX_WEIGHTS: usize = 1 << 26;
+/// Running statistics have at least 14 fraction bits in every number format.
+const STATISTICS_GRID: f64 = 16384.0;
 
 /// Weights of one layer.
 #[derive(Clone, Debug)]
@@ -262,7 +264,7 @@ impl Layers {
     pub fn batch_norm(
         &mut self,
         on: &View,
-        [mut scale, shift, mean, mut variance]: [Vec<f64>; 4],
+        [mut scale, mut shift, mut mean, mut variance]: [Vec<f64>; 4],
         epsilon: f64,
         (hint, sole): (&str, bool),
     ) -> Result<View, String> {
@@ -282,13 +284,21 @@ impl Layers {
             ));
         }
         // Our own epsilon is 2^-10: the variance takes up the difference, and where it cannot, the scale.
+        // Statistics have few fraction bits, and a small variance is a large factor: they are put on a
+        // grid that every number format has, and scale and shift take up what that changes.
         let own = f64::from(VARIANCE_EPSILON_LOG2).exp2();
-        for (scale, variance) in scale.iter_mut().zip(&mut variance) {
+        let grid = |x: f64| (x * STATISTICS_GRID).round() / STATISTICS_GRID;
+        let parameters = scale.iter_mut().zip(&mut shift);
+        for ((scale, shift), (mean, variance)) in parameters.zip(mean.iter_mut().zip(&mut variance))
+        {
             let sum = *variance + epsilon;
             if sum.is_nan() || sum <= 0.0 {
                 return Err(format!("a variance of {variance} with epsilon {epsilon}"));
             }
-            let possible = (sum - own).clamp(0.0, 255.0);
+            let possible = grid((sum - own).clamp(0.0, 255.0));
+            let near = grid(*mean);
+            *shift += *scale * (near - *mean) / sum.sqrt();
+            *mean = near;
             *scale *= ((possible + own) / sum).sqrt();
             *variance = possible;
         }

@@ -484,6 +484,8 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
     match op {
         "Gemm" | "MatMul" => gemm(reader, node, operands, on),
         "Relu" => reader.layers.elementwise(LayerSpec::Relu {}, on, sole),
+        "Sigmoid" => reader.layers.elementwise(LayerSpec::Sigmoid {}, on, sole),
+        "Tanh" => reader.layers.elementwise(LayerSpec::Tanh {}, on, sole),
         "Clip" => reader.layers.elementwise(clip(node, operands)?, on, sole),
         "LeakyRelu" | "PRelu" => {
             let slope = match (op, operands.constant(1)) {

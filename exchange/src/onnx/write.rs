@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use ndarray::ArrayD;
 use prost::Message;
-use trefoil_models::network::{Layer, LayerKind, Network, VARIANCE_EPSILON_LOG2};
+use trefoil_models::network::{Curve, Layer, LayerKind, Network, VARIANCE_EPSILON_LOG2};
 
 use super::proto::{
     Attribute, Dimension, FLOAT, Graph, Model, Node, Opset, Shape, Tensor, TensorType, Type,
@@ -100,15 +100,15 @@ impl Writer<'_> {
         name.to_owned()
     }
 
-    /// The array of a name, as an initialiser of that name.
-    fn held(&mut self, name: String, shape: &[usize]) -> Result<String, ExchangeError> {
+    /// What the array of a name holds.
+    fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f64>, ExchangeError> {
         let refuse = |problem: String| ExchangeError::Tensor {
-            name: name.clone(),
+            name: name.to_owned(),
             problem,
         };
         let array: &ArrayD<f64> = self
             .weights
-            .get(&name)
+            .get(name)
             .ok_or_else(|| refuse("is missing".into()))?;
         if array.shape() != shape {
             return Err(refuse(format!(
@@ -116,7 +116,12 @@ impl Writer<'_> {
                 array.shape()
             )));
         }
-        let values: Vec<f64> = array.iter().copied().collect();
+        Ok(array.iter().copied().collect())
+    }
+
+    /// The array of a name, as an initialiser of that name.
+    fn held(&mut self, name: String, shape: &[usize]) -> Result<String, ExchangeError> {
+        let values = self.values(&name, shape)?;
         Ok(self.tensor(&name, shape, values.into_iter()))
     }
 
@@ -131,11 +136,12 @@ impl Writer<'_> {
         Ok([weight, bias])
     }
 
-    /// `c_0 + x (c_1 + x (c_2 + ..))`
-    fn polynomial(&mut self, on: &str, gives: &str, coefficients: &[f64]) {
+    /// `c_0 + x (c_1 + x (c_2 + ..))`; each coefficient for all channels or one for each.
+    fn polynomial(&mut self, on: &str, gives: &str, shape: &[usize], coefficients: &[Vec<f64>]) {
         let mut sum = String::new();
-        for (at, coefficient) in coefficients.iter().enumerate().rev() {
-            let constant = self.constant(gives, &format!("c{at}"), *coefficient);
+        for (at, values) in coefficients.iter().enumerate().rev() {
+            let name = format!("{gives}/c{at}");
+            let constant = self.tensor(&name, shape, values.iter().copied());
             if sum.is_empty() {
                 sum = constant;
                 continue;
@@ -147,6 +153,46 @@ impl Writer<'_> {
                 _ => format!("{gives}/sum{at}"),
             };
             self.node("Add", &[&product, &constant], &sum, vec![]);
+        }
+    }
+
+    /// As [`Writer::polynomial`], with the layer's own coefficients.
+    fn learnt(&mut self, layer: &Layer, on: &str, gives: &str) -> Result<(), ExchangeError> {
+        let channels = layer.input[0];
+        let shape = layer.weight_shape().unwrap_or_default();
+        let mut coefficients = vec![self.values(&layer.bias_name(), &[channels])?];
+        let weight = self.values(&layer.weight_name(), &shape)?;
+        coefficients.extend(weight.chunks(channels).map(<[f64]>::to_vec));
+        let mut shape = vec![1; layer.input.len() + 1];
+        shape[1] = channels;
+        self.polynomial(on, gives, &shape, &coefficients);
+        Ok(())
+    }
+
+    /// The function that the layer's lines approximate.
+    fn curve(&mut self, curve: Curve, on: &str, gives: &str) {
+        match curve {
+            Curve::Sigmoid => self.node("Sigmoid", &[on], gives, vec![]),
+            Curve::Tanh => self.node("Tanh", &[on], gives, vec![]),
+            Curve::Silu => {
+                let gate = format!("{gives}/gate");
+                self.node("Sigmoid", &[on], &gate, vec![]);
+                self.node("Mul", &[on, &gate], gives, vec![]);
+            }
+            // x Phi(x) = x / 2 (1 + erf(x / sqrt(2)))
+            Curve::Gelu => {
+                let names =
+                    ["scaled", "erf", "twice", "product"].map(|part| format!("{gives}/{part}"));
+                let [scaled, erf, twice, product] = names.each_ref().map(String::as_str);
+                let unit = self.constant(gives, "unit", std::f64::consts::FRAC_1_SQRT_2);
+                self.node("Mul", &[on, &unit], scaled, vec![]);
+                self.node("Erf", &[scaled], erf, vec![]);
+                let one = self.constant(gives, "one", 1.0);
+                self.node("Add", &[erf, &one], twice, vec![]);
+                self.node("Mul", &[on, twice], product, vec![]);
+                let half = self.constant(gives, "half", 0.5);
+                self.node("Mul", &[product, &half], gives, vec![]);
+            }
         }
     }
 
@@ -201,8 +247,13 @@ impl Writer<'_> {
             LayerKind::LeakyRelu(slope) => {
                 self.node("LeakyRelu", &[on], gives, vec![float("alpha", *slope)]);
             }
+            LayerKind::Smooth(curve) => self.curve(*curve, on, gives),
+            LayerKind::LearntPoly(_) => self.learnt(layer, on, gives)?,
             LayerKind::Square => self.node("Mul", &[on, on], gives, vec![]),
-            LayerKind::Poly(coefficients) => self.polynomial(on, gives, coefficients),
+            LayerKind::Poly(coefficients) => {
+                let coefficients: Vec<Vec<f64>> = coefficients.iter().map(|c| vec![*c]).collect();
+                self.polynomial(on, gives, &[], &coefficients);
+            }
             LayerKind::MaxPool(window) | LayerKind::AvgPool(window) => {
                 let op = match layer.kind {
                     LayerKind::MaxPool(_) => "MaxPool",

@@ -4,8 +4,9 @@ use ndarray::{Array2, ArrayView2, Axis, concatenate, s};
 
 use super::Parameters;
 use super::conv::{conv, conv_backward};
+use super::learnt;
 use super::norm::{self, Statistics, normalise};
-use crate::network::{Layer, LayerKind, Network, Window};
+use crate::network::{Layer, LayerKind, Network, Window, fit};
 
 /// What a forward pass leaves. All values are `[rows, elements]`.
 #[derive(Debug)]
@@ -52,6 +53,7 @@ pub(super) fn forward(
             (LayerKind::Relu, _) => x.mapv(|x| x.max(0.0)),
             (LayerKind::Relu6, _) => x.mapv(|x| x.clamp(0.0, 6.0)),
             (LayerKind::LeakyRelu(slope), _) => x.mapv(|x| x.max(x * *slope as f32)),
+            (LayerKind::Smooth(curve), _) => x.mapv(|x| curve.value(x.into()) as f32),
             (LayerKind::BatchNorm { .. }, Some(p)) => {
                 let kept = running.and_then(|running| running[at].clone());
                 let by = kept.unwrap_or_else(|| Statistics::of(x, p.bias.len()));
@@ -60,7 +62,8 @@ pub(super) fn forward(
                 y
             }
             (LayerKind::Square, _) => x.mapv(|x| x * x),
-            (LayerKind::Poly(c), _) => x.mapv(|x| polynomial(c, x)),
+            (LayerKind::Poly(c), _) => x.mapv(|x| fit::evaluate(c, x.into()) as f32),
+            (LayerKind::LearntPoly(_), Some(p)) => learnt::forward(p, x),
             (LayerKind::MaxPool(window), _) => {
                 let (y, at) = max_pool(layer, *window, x);
                 winners = at;
@@ -126,6 +129,7 @@ pub(super) fn backward(
             (LayerKind::LeakyRelu(slope), _) => {
                 times(g, x, |x| if x > 0.0 { 1.0 } else { *slope as f32 })
             }
+            (LayerKind::Smooth(curve), _) => times(g, x, |x| curve.slope(x.into()) as f32),
             (LayerKind::BatchNorm { .. }, Some(p)) => {
                 let by = tape.statistics[at]
                     .as_ref()
@@ -142,7 +146,12 @@ pub(super) fn backward(
                     .skip(1)
                     .map(|(j, c)| j as f64 * c)
                     .collect();
-                times(g, x, |x| polynomial(&slopes, x))
+                times(g, x, |x| fit::evaluate(&slopes, x.into()) as f32)
+            }
+            (LayerKind::LearntPoly(_), Some(p)) => {
+                let (gradient, dx) = learnt::backward(p, x, &g);
+                gradients[at] = Some(gradient);
+                dx
             }
             (LayerKind::MaxPool(_), _) => {
                 let mut dx = Array2::zeros(x.dim());
@@ -193,13 +202,6 @@ pub(super) fn backward(
 fn times(mut g: Array2<f32>, x: &Array2<f32>, slope: impl Fn(f32) -> f32) -> Array2<f32> {
     g.zip_mut_with(x, |g, x| *g *= slope(*x));
     g
-}
-
-fn polynomial(coefficients: &[f64], x: f32) -> f32 {
-    coefficients
-        .iter()
-        .rev()
-        .fold(0.0, |sum, c| sum * x + *c as f32)
 }
 
 /// Calls `each(output, input)` for every element of every pooling window of one image.

@@ -6,6 +6,7 @@
 
 mod conv;
 mod layers;
+mod learnt;
 mod loss;
 mod norm;
 mod update;
@@ -19,7 +20,7 @@ use trefoil_protocol::fixed::decode;
 
 use crate::job::{Loss, TrainSpec};
 use crate::network::{Layer, LayerKind, Network, statistics_frac_bits};
-use crate::schedule::epoch_order;
+use crate::schedule::training_batches;
 use crate::{ModelError, weights};
 
 pub use norm::Statistics;
@@ -371,11 +372,10 @@ pub fn train(
         spec.batch..=u32::MAX as usize - 1,
     )?;
     let mut model = Model::initial(network, spec)?;
-    for epoch in 0..spec.epochs {
-        let of = data.labels.len() / spec.batch;
-        let order = epoch_order(spec.seed, epoch, data.labels.len());
-        let (mut loss, mut batches) = (0.0, 0);
-        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+    let of = data.labels.len() / spec.batch;
+    for (epoch, batches) in training_batches(spec, data.labels.len()) {
+        let mut loss = 0.0;
+        for (batch, rows) in batches.iter().enumerate() {
             let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
             let images = data.images.select(Axis(0), &rows);
             let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
@@ -385,12 +385,11 @@ pub fn train(
             })?;
             model.update(&gradients, spec, spec.rate_at(epoch * of + batch, of));
             loss += gradients.loss;
-            batches += 1;
         }
         progress(
             EpochReport {
                 epoch,
-                loss: loss / f64::from(batches),
+                loss: loss / batches.len() as f64,
             },
             &model,
         );

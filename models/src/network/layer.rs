@@ -1,5 +1,7 @@
 //! A layer with every parameter resolved, and what it carries between steps.
 
+use trefoil_protocol::program::Curve;
+
 /// What a normalisation adds to a variance, as a power of two.
 pub const VARIANCE_EPSILON_LOG2: i8 = -10;
 
@@ -37,6 +39,8 @@ pub enum LayerKind {
     Relu6,
     /// x where it is positive, this fraction of it elsewhere.
     LeakyRelu(f64),
+    /// A sigmoid or one of its kind.
+    Smooth(Curve),
     /// Every channel to mean beta and deviation gamma.
     BatchNorm {
         /// The part of a batch's statistics in the running ones.
@@ -46,6 +50,8 @@ pub enum LayerKind {
     Square,
     /// A polynomial, from the constant upward.
     Poly(Vec<f64>),
+    /// A polynomial whose coefficients are learnt for each channel; these are its first ones.
+    LearntPoly(Vec<f64>),
     /// Maxima over windows.
     MaxPool(Window),
     /// Averages over windows.
@@ -94,6 +100,7 @@ impl Layer {
             } => Some(vec![filters, self.input[0] / groups, kh, kw]),
             LayerKind::Dense { units } => Some(vec![self.input.iter().product(), units]),
             LayerKind::BatchNorm { .. } => Some(vec![self.input[0]]),
+            LayerKind::LearntPoly(ref first) => Some(vec![first.len() - 1, self.input[0]]),
             _ => None,
         }
     }
@@ -103,7 +110,7 @@ impl Layer {
         match self.kind {
             LayerKind::Conv { filters, .. } => Some(filters),
             LayerKind::Dense { units } => Some(units),
-            LayerKind::BatchNorm { .. } => Some(self.input[0]),
+            LayerKind::BatchNorm { .. } | LayerKind::LearntPoly(_) => Some(self.input[0]),
             _ => None,
         }
     }

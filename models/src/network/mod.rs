@@ -5,6 +5,7 @@
 //! is moved behind it: the result is the same, because ReLU is monotone, and there are fewer values to
 //! compare. How a layer is computed is in [`crate::programs`].
 
+pub mod fit;
 mod graph;
 mod layer;
 mod spec;
@@ -15,6 +16,7 @@ pub use graph::{From, LayerEntry};
 pub use layer::{Layer, LayerKind, VARIANCE_EPSILON_LOG2, Window, statistics_frac_bits};
 pub use spec::{Extent, LayerSpec, Padding, PaddingName};
 use spec::{MAX_ELEMENTS, elements};
+pub use trefoil_protocol::program::Curve;
 
 use crate::ModelError;
 
@@ -26,7 +28,7 @@ const MAX_LAYERS: usize = 256;
 const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
-const SHIPPED: [(&str, &str); 11] = [
+const SHIPPED: [(&str, &str); 14] = [
     ("mlp", include_str!("../../../configs/networks/mlp.toml")),
     (
         "minionn",
@@ -64,6 +66,18 @@ const SHIPPED: [(&str, &str); 11] = [
     (
         "alexnet",
         include_str!("../../../configs/networks/alexnet.toml"),
+    ),
+    (
+        "resnet18-224",
+        include_str!("../../../configs/networks/resnet18-224.toml"),
+    ),
+    (
+        "carenet-96",
+        include_str!("../../../configs/networks/carenet-96.toml"),
+    ),
+    (
+        "carenet-256",
+        include_str!("../../../configs/networks/carenet-256.toml"),
     ),
 ];
 
@@ -212,6 +226,27 @@ impl Network {
         Network::new(self.name.clone(), self.input, classes, self.entries.clone())
     }
 
+    /// The same network with this activation in the place of each of its own.
+    pub fn with_activation(&self, activation: &LayerSpec) -> Result<Network, ModelError> {
+        let refused = |problem: String| Err(ModelError::Text(problem));
+        if !activation.is_activation() {
+            return refused(format!("{} is not an activation", activation.kind()));
+        }
+        let mut entries = self.entries.clone();
+        let mut replaced = entries
+            .iter_mut()
+            .filter(|entry| entry.spec.is_activation());
+        if replaced
+            .by_ref()
+            .map(|entry| entry.spec = activation.clone())
+            .count()
+            == 0
+        {
+            return refused(format!("{} has no activation to replace", self.name));
+        }
+        Network::new(self.name.clone(), self.input, self.classes, entries)
+    }
+
     /// The canonical TOML text: what a job carries and the nodes hash.
     pub fn to_toml(&self) -> String {
         let canonical = Canonical {
@@ -228,6 +263,34 @@ impl Network {
         self.layers
             .iter()
             .filter(|layer| layer.weight_shape().is_some())
+    }
+
+    /// What first tells this network from another one, in words; names of networks do not count.
+    /// `None` where a model of one is a model of the other.
+    pub fn difference(&self, other: &Network) -> Option<String> {
+        if (self.input, self.classes) != (other.input, other.classes) {
+            return Some(format!(
+                "one reads {:?} and tells {} classes apart, the other {:?} and {}",
+                self.input, self.classes, other.input, other.classes
+            ));
+        }
+        if self.layers.len() != other.layers.len() {
+            let (a, b) = (self.layers.len(), other.layers.len());
+            return Some(format!("one has {a} layers, the other {b}"));
+        }
+        let mut pairs = self.layers.iter().zip(&other.layers);
+        let (a, b) = pairs.find(|(a, b)| a != b)?;
+        match (a.name == b.name, &a.kind, &b.kind) {
+            (false, ..) => Some(format!(
+                "a layer is named {}, in the other {}",
+                a.name, b.name
+            )),
+            (true, a_kind, b_kind) if a_kind != b_kind => Some(format!(
+                "layer {} is {a_kind:?}, in the other {b_kind:?}",
+                a.name
+            )),
+            _ => Some(format!("layer {} reads another layer in the other", a.name)),
+        }
     }
 
     /// Names and shapes of all weights and biases, in order.

@@ -1,7 +1,9 @@
 //! A layer as it is written in TOML, and what it becomes behind a given shape.
 
 use serde::{Deserialize, Serialize};
+use trefoil_protocol::program::Curve;
 
+use super::fit::{self, Fit};
 use super::{LayerKind, Window};
 
 /// Values between two layers for one image, and weights of one layer, at most.
@@ -86,6 +88,14 @@ pub enum LayerSpec {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         slope: Option<f64>,
     },
+    /// `1 / (1 + exp(-x))`
+    Sigmoid {},
+    /// The hyperbolic tangent.
+    Tanh {},
+    /// `x sigmoid(x)`
+    Silu {},
+    /// `x Phi(x)`, Phi the normal distribution function.
+    Gelu {},
     /// Batch normalisation of every channel, with learnt scale and shift.
     BatchNorm {
         /// The part of a batch's statistics in the running ones; 1/8 unless given.
@@ -98,6 +108,20 @@ pub enum LayerSpec {
     Poly {
         /// From the constant upward.
         coefficients: Vec<f64>,
+    },
+    /// The polynomial that is closest to ReLU on an interval.
+    ApproxRelu {
+        /// 2 to 4.
+        degree: usize,
+        /// From below 0 to above 0; -4 to 4 unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        interval: Option<[f64; 2]>,
+        /// What is made small: the mean square of the distance unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fit: Option<Fit>,
+        /// Whether each channel learns coefficients of its own, beginning with these; not unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        learnable: Option<bool>,
     },
     /// Maxima over windows.
     MaxPool {
@@ -136,6 +160,23 @@ impl LayerSpec {
         }
     }
 
+    /// Whether it is a non-linear function of each value alone, which another can take the place of.
+    pub fn is_activation(&self) -> bool {
+        matches!(
+            self,
+            LayerSpec::Relu {}
+                | LayerSpec::Relu6 {}
+                | LayerSpec::LeakyRelu { .. }
+                | LayerSpec::Sigmoid {}
+                | LayerSpec::Tanh {}
+                | LayerSpec::Silu {}
+                | LayerSpec::Gelu {}
+                | LayerSpec::Square {}
+                | LayerSpec::Poly { .. }
+                | LayerSpec::ApproxRelu { .. }
+        )
+    }
+
     /// How the network file calls it.
     pub fn kind(&self) -> &'static str {
         match self {
@@ -144,9 +185,14 @@ impl LayerSpec {
             LayerSpec::Relu {} => "relu",
             LayerSpec::Relu6 {} => "relu6",
             LayerSpec::LeakyRelu { .. } => "leaky_relu",
+            LayerSpec::Sigmoid {} => "sigmoid",
+            LayerSpec::Tanh {} => "tanh",
+            LayerSpec::Silu {} => "silu",
+            LayerSpec::Gelu {} => "gelu",
             LayerSpec::BatchNorm { .. } => "batch_norm",
             LayerSpec::Square {} => "square",
             LayerSpec::Poly { .. } => "poly",
+            LayerSpec::ApproxRelu { .. } => "approx_relu",
             LayerSpec::MaxPool { .. } => "max_pool",
             LayerSpec::AvgPool { .. } => "avg_pool",
             LayerSpec::GlobalAvgPool {} => "global_avg_pool",
@@ -282,6 +328,10 @@ pub(super) fn resolve(
             }
             (LayerKind::LeakyRelu(slope), shape.to_vec())
         }
+        LayerSpec::Sigmoid {} => (LayerKind::Smooth(Curve::Sigmoid), shape.to_vec()),
+        LayerSpec::Tanh {} => (LayerKind::Smooth(Curve::Tanh), shape.to_vec()),
+        LayerSpec::Silu {} => (LayerKind::Smooth(Curve::Silu), shape.to_vec()),
+        LayerSpec::Gelu {} => (LayerKind::Smooth(Curve::Gelu), shape.to_vec()),
         LayerSpec::BatchNorm { momentum } => {
             let momentum = momentum.unwrap_or(0.125);
             if !(0.001..=1.0).contains(&momentum) {
@@ -306,6 +356,28 @@ pub(super) fn resolve(
                 ));
             }
             (LayerKind::Poly(coefficients.clone()), shape.to_vec())
+        }
+        LayerSpec::ApproxRelu {
+            degree,
+            interval,
+            fit,
+            learnable,
+        } => {
+            if !(2..=4).contains(degree) {
+                return Err(format!("degree = {degree}; 2 to 4 are possible"));
+            }
+            let interval = interval.unwrap_or([-4.0, 4.0]);
+            if !(-16.0..=-0.5).contains(&interval[0]) || !(0.5..=16.0).contains(&interval[1]) {
+                return Err(format!(
+                    "interval = {interval:?}; from -16 to -0.5 up to 0.5 to 16 is possible"
+                ));
+            }
+            let coefficients = fit::relu(fit.unwrap_or_default(), *degree, interval);
+            let kind = match learnable {
+                Some(true) => LayerKind::LearntPoly(coefficients),
+                _ => LayerKind::Poly(coefficients),
+            };
+            (kind, shape.to_vec())
         }
         LayerSpec::MaxPool { window, stride } => {
             let (window, out) = pool(window, stride)?;

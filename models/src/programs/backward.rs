@@ -7,7 +7,7 @@
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
 
 use super::forward::{Recorded, What, aligned, conv_spec, divide, pool_spec};
-use super::{Format, activation, at_most, exactly, norm};
+use super::{Format, activation, at_most, exactly, learnt_poly, norm};
 use crate::network::{LayerKind, Network};
 
 /// The gradient of one parameter, summed over the batch.
@@ -128,6 +128,22 @@ pub(crate) fn backward(
             }
             What::Gates(gates) => {
                 passed.push((first, activation::gradient(b, gates, g, f, rounding)?));
+            }
+            What::LearntPoly(kept) => {
+                let gradient = learnt_poly::gradient(b, kept, g, wanted, f, rounding)?;
+                gradients.push(Gradient {
+                    layer: at,
+                    name: layer.bias_name(),
+                    value: kept.bias,
+                    sum: gradient.bias,
+                });
+                gradients.push(Gradient {
+                    layer: at,
+                    name: layer.weight_name(),
+                    value: kept.weight,
+                    sum: gradient.weight,
+                });
+                passed.extend(gradient.x.map(|dx| (first, dx)));
             }
             What::BatchNorm(kept) => {
                 let gradient = norm::gradient(b, kept, g, wanted, format, rounding)?;

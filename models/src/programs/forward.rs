@@ -1,9 +1,9 @@
 //! The forward pass, and the tape of what the backward pass needs from it.
 
-use trefoil_protocol::fixed::encode;
 use trefoil_protocol::program::{BuildError, Builder, ConvSpec, PoolSpec, Rounding, Val};
 
 use super::activation::{self, Gates};
+use super::learnt_poly;
 use super::norm::{self, Normalised};
 use super::{Format, Ratio, WEIGHT_INTEGER_BITS, at_most, exactly};
 use crate::network::{Layer, LayerKind, Network, Window};
@@ -45,6 +45,8 @@ pub(crate) enum What {
     Gates(Gates),
     /// A normalisation with the batch's statistics.
     BatchNorm(Normalised),
+    /// A polynomial with its coefficients.
+    LearntPoly(learnt_poly::Kept),
     /// A sum, or inputs put one after the other.
     Join,
 }
@@ -149,6 +151,14 @@ pub(crate) fn forward(
                 x = y;
                 What::Gates(gates)
             }
+            LayerKind::Smooth(curve) => {
+                let (y, slope) = b.piecewise(x, *curve)?;
+                x = y;
+                What::Derivative {
+                    value: slope,
+                    log2_factor: 0,
+                }
+            }
             LayerKind::BatchNorm { .. } if masking == Masking::Fresh => {
                 let (y, kept) = norm::train(b, layer, x, format, rounding)?;
                 x = y;
@@ -169,12 +179,18 @@ pub(crate) fn forward(
                 }
             }
             LayerKind::Poly(coefficients) => {
-                let (y, derivative) = polynomial(b, x, coefficients, f, rounding, derivatives)?;
+                let (y, slope) = b.polynomial(x, coefficients, f, rounding, derivatives)?;
                 x = y;
                 What::Derivative {
-                    value: derivative,
+                    value: slope.unwrap_or(y),
                     log2_factor: 0,
                 }
+            }
+            LayerKind::LearntPoly(_) => {
+                let learnt = parameters(b, layer, format, masking)?;
+                let (y, kept) = learnt_poly::forward(b, x, learnt, f, rounding)?;
+                x = y;
+                What::LearntPoly(kept)
             }
             LayerKind::Flatten => {
                 x = b.reshape(x, &[rows, layer.output.iter().product()])?;
@@ -294,52 +310,4 @@ pub(crate) fn divide(
     };
     let frac = b.ty(x).frac_bits + factor.shift;
     b.rescale(scaled, frac)
-}
-
-/// `p(x)` and, if asked for, `p'(x)`, both with f fraction bits, from one opening of x.
-///
-/// `x^d` has `d t` fraction bits if x has t: x is truncated to the t that leaves 4 integer bits of x
-/// (so |x| < 16) beside 6 more fraction bits for the coefficients. At k = 64: 16, 14 and 10 for
-/// degrees 2, 3 and 4.
-fn polynomial(
-    b: &mut Builder,
-    x: Val,
-    coefficients: &[f64],
-    f: u8,
-    rounding: Rounding,
-    derivative: bool,
-) -> Result<(Val, Val), BuildError> {
-    const GUARD: u8 = 6;
-    let degree = (coefficients.len() - 1) as u8;
-    let t = ((b.ring_bits() - 2 - GUARD) / degree - 4).min(f);
-    let x = exactly(b, x, t, rounding)?;
-    let mut powers = vec![x];
-    powers.extend(b.powers(x, degree)?);
-    let sum = |b: &mut Builder, coefficients: &[f64]| {
-        let degree = (coefficients.len() - 1) as u8;
-        let scale = degree * t + GUARD;
-        let mut sum: Option<Val> = None;
-        for (j, (power, c)) in (1u8..).zip(powers.iter().zip(&coefficients[1..])) {
-            let term = b.scale(*power, encode(*c, u32::from(scale - j * t)) as i64)?;
-            let term = b.rescale(term, scale)?;
-            sum = Some(match sum {
-                Some(sum) => b.add(sum, term)?,
-                None => term,
-            });
-        }
-        let sum = sum.ok_or_else(|| b.error("poly", "needs at least two coefficients"))?;
-        let sum = b.add_const(sum, encode(coefficients[0], u32::from(scale)) as i64)?;
-        exactly(b, sum, f, rounding)
-    };
-    let y = sum(b, coefficients)?;
-    if !derivative {
-        return Ok((y, y));
-    }
-    let slopes: Vec<f64> = coefficients
-        .iter()
-        .enumerate()
-        .skip(1)
-        .map(|(j, c)| j as f64 * c)
-        .collect();
-    Ok((y, sum(b, &slopes)?))
 }

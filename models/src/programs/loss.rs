@@ -1,9 +1,9 @@
 //! The gradient of a loss by the logits, for each row; its mean over the batch is part of the update.
 
-use trefoil_protocol::program::{BuildError, Builder, Val};
+use trefoil_protocol::program::{BuildError, Builder, Curve, Val};
 
+use super::Ratio;
 use super::forward::divide;
-use super::{Ratio, zeros};
 use crate::job::{Loss, TrainSpec};
 use crate::recipe::CLASS_WEIGHT_FRAC;
 
@@ -34,7 +34,7 @@ pub(crate) fn gradient(
         }
         Loss::BinaryCrossEntropy => {
             b.scope("sigmoid");
-            let p = sigmoid(b, logits)?;
+            let (p, _) = b.piecewise(logits, Curve::Sigmoid)?;
             let error = minus(b, p, labels)?;
             per_class(b, spec, error, 1.0 / classes as f64)?
         }
@@ -78,18 +78,4 @@ fn minus(b: &mut Builder, p: Val, labels: Val) -> Result<Val, BuildError> {
 
 fn per_class(b: &mut Builder, spec: &TrainSpec, g: Val, factor: f64) -> Result<Val, BuildError> {
     divide(b, g, Ratio::nearest(factor), spec.frac_bits, spec.rounding)
-}
-
-/// `1 / (1 + exp(-z))` of each element, 16 fraction bits: the softmax of `z` beside 0, and within its
-/// error.
-fn sigmoid(b: &mut Builder, z: Val) -> Result<Val, BuildError> {
-    let shape = b.shape(z);
-    let n = shape.iter().product();
-    let frac = b.ty(z).frac_bits;
-    let z = b.reshape(z, &[n, 1])?;
-    let other = zeros(b, &[n, 1], frac)?;
-    let pairs = b.concat(&[z, other], 1)?;
-    let p = b.softmax(pairs)?;
-    let p = b.slice(p, 1, 0, 1)?;
-    b.reshape(p, &shape)
 }

@@ -13,6 +13,7 @@ use trefoil_models::schedule::{self, Schedule};
 use trefoil_models::{DatasetRef, JobKind, Network, outcome};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::{decode, encode};
+use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::Plan;
 use trefoil_protocol::run::memory::{self, MemoryRun, MemoryStep};
 
@@ -155,12 +156,14 @@ pub fn secure(
             }
         })
         .collect();
-    let initial = match (&schedule.initial, model) {
-        (schedule::InitialState::Public(state), _) => state.clone(),
-        (_, Some(model)) => model.clone(),
-        _ => panic!("the model is missing"),
-    };
-    memory::run(&plans, &steps, &initial, seed).expect("the secure run ends")
+    let session = plain_run::PlainSession::new(schedule, tables, model, None);
+    let initial = session.expect("the model is given").state;
+    let run = memory::run(&plans, &steps, &initial, seed).expect("the secure run ends");
+    for (party, counted) in PartyId::ALL.into_iter().zip(run.peak_bytes) {
+        let said = trefoil_models::memory::tensor_bytes(schedule, &plans, party);
+        assert_eq!(counted, said, "bytes of tensors at {party}");
+    }
+    run
 }
 
 /// Runs both ways and asserts that everything revealed and everything carried is the same.

@@ -13,6 +13,8 @@ pub mod inverse_sqrt;
 pub mod linear;
 pub mod lookup;
 pub mod max_pool;
+pub mod piecewise;
+pub mod polynomial;
 pub mod powers;
 pub mod product;
 pub mod relu_pool;

@@ -136,8 +136,11 @@ impl Lowering<'_> {
         masked
     }
 
-    /// The value's low `bits` bits opened under a mask of that width.
+    /// The value's low `bits` bits opened under a mask of that width; all of them under its one full mask.
     pub fn masked_low(&mut self, val: Val, bits: u8) -> Masked {
+        if bits == self.ring_bits() {
+            return self.masked(val);
+        }
         let val = self.canonical(val);
         if let Some(masked) = self.low.get(&(val, bits)) {
             return *masked;

@@ -18,6 +18,7 @@ pub use crate::op::channel::{ChannelPass, ChannelShape};
 pub use crate::op::grouped::{GroupShape, Pass};
 pub use crate::op::linear::{Linear, PoolShape};
 pub use crate::op::lookup::Table;
+pub use crate::op::piecewise::Curve;
 pub use crate::op::product::Product;
 pub use crate::ring::kernel::ConvShape;
 pub use bilinear::ConvSpec;

@@ -7,6 +7,7 @@ mod kernels;
 pub mod memory;
 pub mod party;
 pub mod plain;
+mod publish;
 mod refresh;
 mod value;
 
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use dealer::{DealerKeys, DealerState, deal_step};
 pub use party::{OutputShare, PartyKeys, State, run_step};
+pub use publish::publish;
 
 use crate::transport::NetError;
 

@@ -1,6 +1,7 @@
 //! The party's loop over a Plan: local kernels, openings, reveals.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -44,6 +45,19 @@ pub struct State {
     pub masked: BTreeMap<String, MaskedState>,
     /// Hash of everything opened in the session so far.
     pub opened: [u8; 32],
+    /// Largest sum of tensors held at one time so far, in bytes: this state, inputs, values, frames.
+    /// Counted where they are made; `plan/memory.rs` says it before.
+    pub peak_bytes: u64,
+}
+
+impl State {
+    /// Bytes of all shares, openings and mask shares.
+    pub fn bytes(&self) -> u64 {
+        let shares = self.shares.values().map(Tensor::len);
+        let masked = self.masked.values();
+        let masked = masked.map(|kept| kept.open.len() + kept.mask.len());
+        8 * shares.chain(masked).sum::<usize>() as u64
+    }
 }
 
 /// An opening kept within a session.
@@ -116,6 +130,9 @@ struct Step<'a> {
     keys: &'a PartyKeys,
     values: Vec<Option<Value<'a>>>,
     opened: Sha256,
+    /// Bytes of tensors held now.
+    held: u64,
+    peak: Cell<u64>,
 }
 
 /// Executes one step. `inputs` are this party's shares of the program's inputs. On success the
@@ -144,22 +161,25 @@ pub fn run_step(
         keys,
         values,
         opened: Sha256::new().chain_update(before.opened),
+        held: before.bytes() + 8 * inputs.values().map(Tensor::len).sum::<usize>() as u64,
+        peak: Cell::new(before.peak_bytes),
     };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
             run.execute(instr, before, inputs, deal)?;
-            free.iter().for_each(|id| run.values[id.index()] = None);
+            run.free(free);
         }
         if !round.opens.is_empty() {
             run.open(round, index, net)?;
         }
-        round
-            .free
-            .iter()
-            .for_each(|id| run.values[id.index()] = None);
+        run.free(&round.free);
     }
     let outputs = run.reveals();
     let kept = run.keep();
+    let revealed: usize = outputs.iter().map(|output| output.share.len()).sum();
+    let left = kept.bytes() + 8 * revealed as u64;
+    run.see(left);
+    state.peak_bytes = run.peak.get();
     state.opened = kept.opened;
     state.shares.extend(kept.shares);
     state.masked.extend(kept.masked);
@@ -186,7 +206,24 @@ impl<'a> Step<'a> {
     }
 
     fn set(&mut self, id: VId, value: Value<'a>) {
+        self.held += value.held_bytes();
+        self.see(0);
         self.values[id.index()] = Some(value);
+    }
+
+    fn take(&mut self, id: VId) -> Option<Value<'a>> {
+        let value = self.values[id.index()].take();
+        self.held -= value.as_ref().map_or(0, Value::held_bytes);
+        value
+    }
+
+    fn free(&mut self, ids: &[VId]) {
+        ids.iter().for_each(|id| drop(self.take(*id)));
+    }
+
+    /// Notes that `more` bytes are held for a while beside the values.
+    fn see(&self, more: u64) {
+        self.peak.set(self.peak.get().max(self.held + more));
     }
 
     fn stream(&self, id: VId, correction: Option<Bytes>) -> Value<'a> {
@@ -327,14 +364,20 @@ impl<'a> Step<'a> {
                 kernels::lookup(*spec, tables, &operands, one_share, n)
             }
             Kernel::FromBits { first, count } => {
-                kernels::from_bits(*first, *count, &operands, self.one(), n)
+                let beta = operands[1].whole();
+                let value = kernels::from_bits(*first, *count, operands[0], &beta, self.one(), n);
+                self.see(owned_bytes(&[beta]) + value.held_bytes());
+                value
             }
             Kernel::AddConst(c) => kernels::add_const(c.wrapping_mul(self.one()), &operands, n),
             Kernel::Unmask => kernels::unmask(&operands, self.one(), n),
             Kernel::Linear(map) => {
                 let whole: Vec<Cow<'_, [u64]>> = operands.iter().map(Operand::whole).collect();
+                let expanded = owned_bytes(&whole);
                 let whole: Vec<&[u64]> = whole.iter().map(|data| &data[..]).collect();
-                Value::from(map.apply(&whole))
+                let value = Value::from(map.apply(&whole));
+                self.see(expanded + value.held_bytes());
+                value
             }
             Kernel::Bilinear(product) => Value::from(self.bilinear(product, &operands)),
         }
@@ -356,8 +399,11 @@ impl<'a> Step<'a> {
         } else {
             product.apply(Acc::Sub, &x, &b, &mut out);
         }
-        drop(b);
-        product.apply(Acc::Sub, &a.whole(), &y, &mut out);
+        let result = 8 * out.len() as u64;
+        self.see(result + owned_bytes(&[b]));
+        let a = a.whole();
+        product.apply(Acc::Sub, &a, &y, &mut out);
+        self.see(result + owned_bytes(&[a]));
         out
     }
 
@@ -409,6 +455,12 @@ impl<'a> Step<'a> {
             self.set(out, value);
             at += bytes;
         }
+        self.see(
+            [own, p_frame, q_frame]
+                .iter()
+                .map(|frame| frame.len() as u64)
+                .sum(),
+        );
         Ok(())
     }
 
@@ -490,7 +542,7 @@ impl<'a> Step<'a> {
             *left = left.saturating_sub(1);
             if *left == 0
                 && matches!(self.value(id), Value::Ring(Cow::Owned(_)))
-                && let Some(Value::Ring(data)) = self.values[id.index()].take()
+                && let Some(Value::Ring(data)) = self.take(id)
             {
                 return data.into_owned();
             }
@@ -549,6 +601,12 @@ impl<'a> Step<'a> {
         }
         words
     }
+}
+
+/// Bytes of what had to be expanded or copied.
+fn owned_bytes(operands: &[Cow<'_, [u64]>]) -> u64 {
+    let owned = operands.iter().filter(|data| matches!(data, Cow::Owned(_)));
+    8 * owned.map(|data| data.len()).sum::<usize>() as u64
 }
 
 /// The sum (XOR for bits) of the three packed shares.

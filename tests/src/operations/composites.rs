@@ -92,8 +92,12 @@ fn polynomials(cases: &mut Cases) -> Done {
                 let frac = if d.ring == 64 { 16 } else { 16 - 3 * degree };
                 let values = fixed(&[0.0, -0.0001, 0.0001, 1.0, -1.0, 1.999, -2.0], frac as u8);
                 let x = d.input_of(&[7], frac as u8, &values)?;
-                let y = d.b.polynomial(x, &COEFFICIENTS[..=degree], rounding)?;
+                let of = &COEFFICIENTS[..=degree];
+                let (y, slope) = d.b.polynomial(x, of, frac as u8, rounding, true)?;
                 d.reveal(&[y])?;
+                if let Some(slope) = slope {
+                    d.reveal(&[slope])?;
+                }
             }
             let bits = (d.ring - 4) / 2;
             let x = d.input_bits(&[2, 7], 10, bits)?;

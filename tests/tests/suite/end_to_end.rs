@@ -102,6 +102,8 @@ fn twenty_steps(
             ring_bits: spec.ring_bits,
             dataset,
             auc: classes == 2,
+            calibration: false,
+            by_hospital: Vec::new(),
         },
         JobKind::Predict {
             model: "simulated".into(),
@@ -215,6 +217,40 @@ fn plan_prints_totals_and_layers_as_json() {
     );
     let layers = plan["layers"].as_array().expect("layers");
     assert!(layers.iter().any(|layer| layer["name"] == "conv2"));
+}
+
+#[test]
+fn plan_compares_activations_on_the_same_network() {
+    let (ok, stdout, stderr) = run(trefoil().args([
+        "plan",
+        "--network",
+        "lenet",
+        "--batch",
+        "16",
+        "--train",
+        "--compare-activations",
+        "--json",
+    ]));
+    assert!(ok, "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).expect("JSON");
+    let all = report["activations"].as_array().expect("activations");
+    let of = |name: &str, key: &str| {
+        let found = all.iter().find(|one| one["name"] == name);
+        found.and_then(|one| one[key].as_u64()).expect("a count")
+    };
+    for name in ["square", "degree 2", "degree 3", "degree 4"] {
+        for key in ["bytes_sent_per_party", "dealer_bytes", "comparisons"] {
+            assert!(of(name, key) < of("relu", key), "{name} {key}: {report}");
+        }
+    }
+    assert!(
+        of("square", "rounds") < of("degree 2", "rounds"),
+        "{report}"
+    );
+    assert!(of("degree 2, l.", "dealer_bytes") > of("degree 2", "dealer_bytes"));
+    let (ok, _, stderr) =
+        run(trefoil().args(["plan", "--network", "logistic", "--compare-activations"]));
+    assert!(!ok && stderr.contains("no activation"), "{stderr}");
 }
 
 #[test]

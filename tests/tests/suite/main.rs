@@ -1,6 +1,8 @@
 //! End-to-end tests with real processes: whole experiments, bad input, faults.
 
 mod bench;
+#[cfg(feature = "s3")]
+mod bucket;
 mod common;
 mod deployment;
 mod doctor;
@@ -11,6 +13,8 @@ mod guide;
 mod hospital;
 mod import;
 mod members;
+mod models;
+mod networks;
 mod operate;
 mod operations;
 mod serve;
