@@ -79,6 +79,8 @@ enum Command {
     RevealModel(operate::RevealArgs),
     /// Share weights with the parties, who keep them as a model that none of them sees.
     ImportModel(operate::ImportArgs),
+    /// Show an ONNX model as a network file and weights, on this machine alone.
+    ConvertModel(operate::ConvertArgs),
     /// Follow a job that this member submitted, and show its result.
     Watch(operate::WatchArgs),
 }
@@ -251,6 +253,7 @@ fn run(command: Command) -> Result<()> {
         Command::Models(args) => operate::models(&args),
         Command::RevealModel(args) => operate::reveal_model(&args),
         Command::ImportModel(args) => operate::import_model(&args),
+        Command::ConvertModel(args) => operate::convert_model(&args),
         Command::Watch(args) => operate::watch(&args),
         Command::Approve(args) => consent::approve(&args),
         Command::Jobs(args) => consent::jobs(&args),

@@ -6,6 +6,7 @@
 
 mod ask;
 mod consortium;
+mod convert;
 mod doctor;
 mod figures;
 mod import;
@@ -23,6 +24,7 @@ mod status;
 mod store;
 mod train;
 mod watch;
+mod weights;
 mod withdraw;
 
 use std::fs::OpenOptions;
@@ -45,6 +47,7 @@ use crate::follow::{Finished, follow};
 use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
+pub use convert::{ConvertArgs, convert_model};
 pub use doctor::{DoctorArgs, doctor};
 pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};

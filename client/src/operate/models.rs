@@ -16,7 +16,7 @@ use super::figures::Figures;
 use super::record::{Record, Show};
 use super::train::{absolute, check_new};
 use super::watch::present;
-use super::{HomeArgs, JobArgs, Member, advise, block_on, short};
+use super::{HomeArgs, JobArgs, Member, advise, block_on, short, weights};
 use crate::experiment::read_network;
 use crate::remote::{HeldModel, Remote};
 
@@ -52,8 +52,8 @@ pub struct RevealArgs {
     home: HomeArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// The .npz file for the WEIGHTS; they are no secret any more, and what they tell about the
-    /// training rows is not hidden.
+    /// The file for the WEIGHTS: .npz, .safetensors, or .onnx with the network. They are no secret
+    /// any more, and what they tell about the training rows is not hidden.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
     #[command(flatten)]
@@ -321,6 +321,7 @@ async fn remove(remote: &Remote, held: &[HeldModel], text: &str) -> Result<()> {
 /// Opens a kept model's weights.
 pub fn reveal_model(args: &RevealArgs) -> Result<()> {
     check_new(Some(&args.to), "--to")?;
+    weights::check_ending(&args.to, "--to")?;
     let member = Member::load(&args.home)?;
     block_on(async {
         let remote = member.connect().await?;

@@ -15,7 +15,7 @@ use trefoil_models::schedule;
 use trefoil_protocol::fixed::decode;
 
 use super::record::{Record, Show};
-use super::{HomeArgs, Member, block_on, figures, lost, npz, write_new};
+use super::{HomeArgs, Member, block_on, figures, lost, weights, write_new};
 use crate::follow::{Finished, Predictions, follow};
 use crate::simulate::report::quality;
 
@@ -145,13 +145,13 @@ fn revealed(done: &Finished, show: &Show, frac_bits: u8) -> Result<()> {
     let arrays: Vec<_> = done
         .weights()?
         .into_iter()
-        .map(|(name, weights)| {
+        .map(|(name, tensor)| {
             let own_bits = u32::from(network.kept_frac_bits(&name, frac_bits));
-            let values = weights.data().iter().map(|word| decode(*word, own_bits));
-            (name, weights.shape().to_vec(), values.collect())
+            let values = tensor.data().iter().map(|word| decode(*word, own_bits));
+            (name, tensor.shape().to_vec(), values.collect())
         })
         .collect();
-    write_new(to, &npz::archive(&arrays)?, true)?;
+    write_new(to, &weights::write(to, &network, &arrays)?, true)?;
     line("REVEALED WEIGHTS", to.display());
     Ok(())
 }

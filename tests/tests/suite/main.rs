@@ -11,6 +11,7 @@ mod errors;
 mod faults;
 mod guide;
 mod hospital;
+mod import;
 mod members;
 mod models;
 mod networks;
