@@ -63,11 +63,14 @@ enum Command {
     /// As a party's operator: list what lies in its store, by hospital and upload.
     Store(operate::StoreArgs),
     /// Train a network on a shared data set; the parties keep shares of the weights.
-    Train(operate::TrainArgs),
+    Train(Box<operate::TrainArgs>),
     /// Judge a kept model by a data set's test split.
     Evaluate(operate::EvaluateArgs),
     /// Share images and open their classes, as a CSV table.
     Predict(operate::PredictArgs),
+    /// Classify images by the nearest rows of a shared data set (k-nearest-neighbour), or judge that by
+    /// its test split. Nothing is trained and no model is kept.
+    Knn(operate::KnnArgs),
     /// Keep a session open in which members have images classified at once.
     Serve(operate::ServeArgs),
     /// List the models that the parties keep, or remove one.
@@ -76,6 +79,8 @@ enum Command {
     RevealModel(operate::RevealArgs),
     /// Share weights with the parties, who keep them as a model that none of them sees.
     ImportModel(operate::ImportArgs),
+    /// Show an ONNX model as a network file and weights, on this machine alone.
+    ConvertModel(operate::ConvertArgs),
     /// Follow a job that this member submitted, and show its result.
     Watch(operate::WatchArgs),
 }
@@ -91,6 +96,9 @@ pub struct SimulateArgs {
     /// Train this network instead: a shipped name or a network file.
     #[arg(long, value_name = "NAME|FILE")]
     pub network: Option<String>,
+    /// Train nothing: classify by the K nearest training rows, on the same data.
+    #[arg(long, value_name = "K", conflicts_with_all = ["plain_only", "epochs", "json"])]
+    pub knn: Option<usize>,
     /// The links between the nodes: lan (as fast as loopback is), wan (40 ms round trip,
     /// 300 Mbit/s), or rtt_ms=40,mbit_per_s=300.
     #[arg(long, default_value = "lan", value_name = "LINK")]
@@ -107,9 +115,12 @@ pub struct SimulateArgs {
     /// Number of epochs.
     #[arg(long)]
     pub epochs: Option<usize>,
+    /// End training after this many steps, in whichever epoch that is.
+    #[arg(long, value_name = "STEPS")]
+    pub max_steps: Option<usize>,
     /// Run only the plaintext fixed-point reference and the floating-point twin: no nodes, no
     /// shares. For choosing hyper-parameters on public data.
-    #[arg(long, conflicts_with_all = ["json", "home", "link"])]
+    #[arg(long, conflicts_with_all = ["home", "link"])]
     pub plain_only: bool,
     /// Keep the nodes' folders (keys, logs, shares) here instead of a temporary folder.
     #[arg(long, value_name = "DIR")]
@@ -131,6 +142,13 @@ pub struct PlanArgs {
     /// Compare exact ReLU and its approximations in the place of the network's activations.
     #[arg(long, conflicts_with = "text")]
     pub compare_activations: bool,
+    /// Classification by the K nearest rows instead of a prediction by the network, of which only the
+    /// images' shape and the number of classes count.
+    #[arg(long, value_name = "K", requires = "train_rows", conflicts_with_all = ["train", "momentum", "output", "text"])]
+    pub knn: Option<usize>,
+    /// With --knn: training rows of the data set.
+    #[arg(long, value_name = "N", requires = "knn")]
+    pub train_rows: Option<usize>,
     /// Momentum of the training step.
     #[arg(long, default_value_t = 0.0)]
     pub momentum: f64,
@@ -160,6 +178,17 @@ pub struct BenchArgs {
     /// Measure this case only; may be given several times.
     #[arg(long = "case", value_name = "NAME")]
     pub cases: Vec<String>,
+    /// Measure inference of this network instead: a shipped name or a network file. Images and
+    /// weights are public noise; what comes out is held against the plain run, and the largest memory
+    /// of a party against what `plan` says.
+    #[arg(long, value_name = "NAME|FILE", conflicts_with_all = ["cases", "list"])]
+    pub network: Option<String>,
+    /// With --network: training steps instead.
+    #[arg(long, requires = "network")]
+    pub train: bool,
+    /// With --network: images in one repetition.
+    #[arg(long, requires = "network", default_value_t = 1)]
+    pub batch: usize,
     /// Print the names of all cases, and do nothing else.
     #[arg(long)]
     pub list: bool,
@@ -176,8 +205,9 @@ pub struct BenchArgs {
     /// Largest UDP payload: 1200 to 6400. 4000 on loopback, 1452 on a link, where nothing is said.
     #[arg(long, value_name = "BYTES")]
     pub datagram_bytes: Option<u16>,
-    /// Measured repetitions of every case, instead of each case's own number.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(5..))]
+    /// Measured repetitions of every case, instead of each case's own number (1 with --network, where
+    /// fewer than 5 are possible).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub repetitions: Option<u16>,
     /// Fraction bits.
     #[arg(long, default_value_t = 16)]
@@ -218,10 +248,12 @@ fn run(command: Command) -> Result<()> {
         Command::Train(args) => operate::train(&args),
         Command::Evaluate(args) => operate::evaluate(&args),
         Command::Predict(args) => operate::predict(&args),
+        Command::Knn(args) => operate::knn(&args),
         Command::Serve(args) => operate::serve(&args),
         Command::Models(args) => operate::models(&args),
         Command::RevealModel(args) => operate::reveal_model(&args),
         Command::ImportModel(args) => operate::import_model(&args),
+        Command::ConvertModel(args) => operate::convert_model(&args),
         Command::Watch(args) => operate::watch(&args),
         Command::Approve(args) => consent::approve(&args),
         Command::Jobs(args) => consent::jobs(&args),

@@ -36,7 +36,7 @@ pub struct Experiment {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataSection {
-    /// `digits`, `mnist`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
+    /// `digits`, `mnist`, `fashion`, `pneumonia`, or the path of an IDX folder, an `.npz` file or a folder of
     /// pictures.
     pub source: String,
     /// Number of hospitals among which the rows are split.
@@ -122,6 +122,15 @@ impl Experiment {
             bail!(
                 "{place}: data.hospitals is {}; 1 to 64 are possible",
                 experiment.data.hospitals
+            );
+        }
+        let of_jobs = [
+            ("start_from", experiment.training.start_from.is_some()),
+            ("early_stop", experiment.training.early_stop.is_some()),
+        ];
+        if let Some((key, _)) = of_jobs.iter().find(|(_, set)| *set) {
+            bail!(
+                "{place}: training.{key}: an experiment trains once, from seeded weights, to its end; `trefoil train` can do this"
             );
         }
         experiment

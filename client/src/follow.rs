@@ -7,9 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use trefoil_consortium::JobId;
+use trefoil_models::early_stop::VALIDATION_RIGHT;
 use trefoil_models::job::{JobKind, PredictOutput};
-use trefoil_models::outcome::{self, Auc};
-use trefoil_models::{Phase, Schedule};
+use trefoil_models::neighbours::Queries;
+use trefoil_models::outcome::{self, Auc, Bin};
+use trefoil_models::{NeighbourSpec, Phase, Schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::party::PartyId;
 
@@ -172,9 +174,12 @@ pub fn confusions(
         if !matches!(step.phase, Phase::Result { .. }) {
             continue;
         }
-        let outputs = revealed
-            .get(&index)
-            .with_context(|| format!("step {index} revealed nothing"))?;
+        let outputs = match revealed.get(&index) {
+            Some(outputs) => outputs,
+            // Training stopped before it.
+            None if plan.stopping.is_some() => break,
+            None => bail!("step {index} revealed nothing"),
+        };
         let counts = outcome::confusion(outputs)?;
         let auc = match outputs.contains_key("auc_balance") {
             true => outcome::auc(outputs)?,
@@ -189,6 +194,54 @@ impl Finished {
     /// See [`confusions`].
     pub fn confusions(&self, names: &[String]) -> Result<Vec<(Confusion, Option<Auc>)>> {
         confusions(&self.plan, &self.revealed, names)
+    }
+
+    /// Outputs of the steps of a phase that were run.
+    fn outputs_of(
+        &self,
+        wanted: impl Fn(&Phase) -> bool,
+    ) -> impl Iterator<Item = &BTreeMap<String, Tensor>> {
+        let steps = self.plan.steps.iter().enumerate();
+        let steps = steps.filter(move |(_, step)| wanted(&step.phase));
+        steps.filter_map(|(index, _)| self.revealed.get(&index))
+    }
+
+    /// Right rows after each epoch, as an early stop has opened them.
+    pub fn validated(&self) -> Vec<u64> {
+        let outputs = self.outputs_of(|phase| matches!(phase, Phase::Validated { .. }));
+        let right = outputs.filter_map(|outputs| outputs.get(VALIDATION_RIGHT));
+        right
+            .filter_map(|right| right.data().first().copied())
+            .collect()
+    }
+
+    /// The reliability histogram of an evaluation.
+    pub fn calibration(&self) -> Result<Vec<Bin>> {
+        let mut outputs = self.outputs_of(|phase| matches!(phase, Phase::Result { .. }));
+        let outputs = outputs.next().context("the evaluation revealed nothing")?;
+        Ok(outcome::calibration(outputs)?)
+    }
+
+    /// The confusion matrix of each hospital whose figures an evaluation revealed.
+    pub fn by_hospital(&self, names: &[String]) -> Result<Vec<([u8; 32], Confusion)>> {
+        let JobKind::Evaluate { by_hospital, .. } = &self.kind else {
+            return Ok(Vec::new());
+        };
+        let outputs = self.outputs_of(|phase| matches!(phase, Phase::HospitalResult { .. }));
+        let counts = outputs.map(|outputs| {
+            let counts = outcome::hospital_confusion(outputs)?;
+            Ok(Confusion::from_counts(counts, names.to_vec())?)
+        });
+        let counts = counts.collect::<Result<Vec<_>>>()?;
+        if counts.len() != by_hospital.len() {
+            bail!(
+                "{} of {} hospitals' figures were revealed",
+                counts.len(),
+                by_hospital.len()
+            );
+        }
+        let hospitals = by_hospital.iter().map(|each| each.hospital);
+        Ok(hospitals.zip(counts).collect())
     }
 
     /// The weights that a training job revealed.
@@ -210,14 +263,19 @@ impl Finished {
 
     /// The classes of a prediction job, and the scores where it reveals them.
     pub fn predictions(&self) -> Result<Predictions> {
-        let JobKind::Predict {
-            rows,
-            output,
-            frac_bits,
-            ..
-        } = self.kind
-        else {
-            bail!("only a prediction job reveals predictions");
+        let (rows, output, frac_bits) = match self.kind {
+            JobKind::Predict {
+                rows,
+                output,
+                frac_bits,
+                ..
+            } => (rows, output, frac_bits),
+            JobKind::Neighbours(NeighbourSpec {
+                queries: Queries::Upload { rows, .. },
+                frac_bits,
+                ..
+            }) => (rows, PredictOutput::Class, frac_bits),
+            _ => bail!("only a prediction job reveals predictions"),
         };
         let steps: Vec<_> = self.revealed.values().cloned().collect();
         predictions(&steps, rows, output, frac_bits)

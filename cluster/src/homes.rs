@@ -13,7 +13,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use trefoil_consortium::config::{IdentityFiles, Policy, Rule, Verdict};
+use trefoil_consortium::config::{IdentityFiles, Policy, Rule, STOP_WAIT_S, Verdict};
 use trefoil_consortium::{
     Addresses, ConsortiumFile, Core, DealerConfig, Member, MemberEntry, MemberRole, PartyConfig,
     identity,
@@ -145,6 +145,7 @@ impl Homes {
             log: spec.log.clone(),
             threads: 0,
             resume_wait_s: spec.resume_wait_s,
+            stop_wait_s: STOP_WAIT_S,
             identity: identity_files(),
             peers: Addresses::default(),
             store: Default::default(),
@@ -166,6 +167,7 @@ impl Homes {
             consortium: "../consortium.toml".into(),
             log: spec.log.clone(),
             threads: 0,
+            stop_wait_s: STOP_WAIT_S,
             identity: identity_files(),
             transport: spec.settings.clone(),
             simulation_coin_seed: spec.simulation_coin_seed,

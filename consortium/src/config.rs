@@ -137,6 +137,10 @@ impl Addresses {
 const APPROVAL_TIMEOUT_S: u64 = 7 * 24 * 3600;
 /// Longest such wait: 90 days.
 const APPROVAL_TIMEOUT_MAX_S: u64 = 90 * 24 * 3600;
+/// Fewest rows of a hospital with figures of its own, unless the configuration says otherwise, and
+/// whatever it says.
+const HOSPITAL_ROWS_MIN: u64 = 100;
+const HOSPITAL_ROWS_LEAST: u64 = 10;
 /// Most rules of one party.
 const RULES_MAX: usize = 1_000;
 
@@ -149,6 +153,9 @@ pub struct Policy {
     pub requesters: Vec<String>,
     /// A job that waits longer than this, here or elsewhere, is given up.
     pub approval_timeout_s: u64,
+    /// Fewest test rows that each hospital must have where figures by hospital are revealed: few rows
+    /// say much of each.
+    pub hospital_rows_min: u64,
     /// In the order in which they are tried.
     pub rules: Vec<Rule>,
 }
@@ -158,6 +165,7 @@ impl Default for Policy {
         Policy {
             requesters: Vec::new(),
             approval_timeout_s: APPROVAL_TIMEOUT_S,
+            hospital_rows_min: HOSPITAL_ROWS_MIN,
             rules: Vec::new(),
         }
     }
@@ -235,7 +243,7 @@ pub enum Kind {
     Evaluate,
     /// Predictions of a kept model.
     Predict,
-    /// Work on zeros, to be timed.
+    /// Work on public numbers, to be timed.
     Benchmark,
     /// Opening a kept model's weights.
     Reveal,
@@ -243,6 +251,10 @@ pub enum Kind {
     Import,
     /// Predictions in a session that stays open.
     Serve,
+    /// Removal of a kept model: no job, it is done or refused at once.
+    Remove,
+    /// Classes by the nearest rows of a data set.
+    Knn,
 }
 
 /// What a job reveals to its requester, as rules name it.
@@ -251,6 +263,12 @@ pub enum Kind {
 pub enum Output {
     /// Confusion matrices and AUC.
     Metrics,
+    /// Reliability histograms.
+    Calibration,
+    /// Confusion matrices of each hospital's rows.
+    Hospitals,
+    /// To the parties, too: right predictions on validation rows, for an early stop.
+    Validation,
     /// The most probable class of each image.
     Class,
     /// A probability for each class of each image.
@@ -265,6 +283,9 @@ impl std::fmt::Display for Output {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Output::Metrics => "metrics",
+            Output::Calibration => "calibration",
+            Output::Hospitals => "hospitals",
+            Output::Validation => "validation",
             Output::Class => "class",
             Output::Probabilities => "probabilities",
             Output::Logits => "logits",
@@ -280,6 +301,12 @@ impl Policy {
             return Err(format!(
                 "policy.approval_timeout_s: 1 to {APPROVAL_TIMEOUT_MAX_S} are possible, found {}",
                 self.approval_timeout_s
+            ));
+        }
+        if self.hospital_rows_min < HOSPITAL_ROWS_LEAST {
+            return Err(format!(
+                "policy.hospital_rows_min: at least {HOSPITAL_ROWS_LEAST} is possible, found {}",
+                self.hospital_rows_min
             ));
         }
         if self.rules.len() > RULES_MAX {
@@ -316,11 +343,21 @@ impl Policy {
                 let detail = format!("{name:?} is not in policy.requesters and always refused");
                 return fail("requesters", detail);
             }
+            let removes = rule
+                .kinds
+                .iter()
+                .flatten()
+                .any(|kind| *kind == Kind::Remove);
+            if removes && rule.verdict == Verdict::Ask {
+                let detail =
+                    "a removal does not wait for a person: allow or refuse it in a rule of its own";
+                return fail("kinds", detail.into());
+            }
             if rule.rows_per_day.is_some() {
                 if rule.verdict == Verdict::Refuse {
                     return fail("rows_per_day", "a rule that refuses counts no rows".into());
                 }
-                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve);
+                let counted = |kind: &Kind| matches!(kind, Kind::Predict | Kind::Serve | Kind::Knn);
                 if !rule
                     .kinds
                     .as_ref()
@@ -335,14 +372,42 @@ impl Policy {
     }
 }
 
-/// What hospitals may bring.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Where contributions lie, and what hospitals may bring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub struct StoreLimits {
+pub struct StoreConfig {
     /// Megabytes (10^6 bytes) of shares that one hospital's uploads may take here, committed and
     /// staged ones together; no bound without it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota_mb_per_hospital: Option<u64>,
+    /// `s3://BUCKET/PREFIX`: contributions lie in a bucket of S3-compatible storage, each party under a
+    /// prefix of its own; in the home without it. Needs a program built with the feature `s3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Where the storage is, where that is not Amazon's: `https://storage.example.org`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The storage's region; the environment's without it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<String>,
+    /// Allows an endpoint without TLS: who listens sees which objects are asked for.
+    pub plain_http: bool,
+    /// Megabytes of the home's disk for copies of what jobs read from the bucket. One job's data may
+    /// take more, while it runs.
+    pub cache_mb: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> StoreConfig {
+        StoreConfig {
+            quota_mb_per_hospital: None,
+            url: None,
+            endpoint: None,
+            region: None,
+            plain_http: false,
+            cache_mb: 20_000,
+        }
+    }
 }
 
 /// A party's configuration. Which party it is follows from its certificate.
@@ -370,6 +435,10 @@ pub struct PartyConfig {
     /// on in a new session then. 0: it fails at once.
     #[serde(default = "default_resume_wait_s")]
     pub resume_wait_s: u64,
+    /// How long a node that is told to stop waits for the end of a running job's step, and for its
+    /// checkpoint, in seconds. 0: it stops at once.
+    #[serde(default = "default_stop_wait_s")]
+    pub stop_wait_s: u64,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses that go before the consortium file's.
@@ -380,7 +449,7 @@ pub struct PartyConfig {
     pub policy: Policy,
     /// What hospitals may bring.
     #[serde(default)]
-    pub store: StoreLimits,
+    pub store: StoreConfig,
     /// Time-outs, windows and sizes of the links.
     #[serde(default)]
     pub transport: Settings,
@@ -405,6 +474,10 @@ pub struct DealerConfig {
     /// runs one node of a consortium often runs all four.
     #[serde(default)]
     pub threads: usize,
+    /// How long a node that is told to stop waits for the end of a running job's step, and for the
+    /// parties' checkpoint, in seconds. 0: it stops at once.
+    #[serde(default = "default_stop_wait_s")]
+    pub stop_wait_s: u64,
     /// Certificate and key.
     pub identity: IdentityFiles,
     /// Addresses of parties that go before the consortium file's, where the dealer dials them.
@@ -426,6 +499,28 @@ const RESUME_WAIT_MAX_S: u64 = 7 * 24 * 3600;
 
 fn default_resume_wait_s() -> u64 {
     RESUME_WAIT_S
+}
+
+/// How long a node that is told to stop waits for a step's end, unless the configuration says
+/// otherwise: less than the 90 s after which a service manager kills it.
+pub const STOP_WAIT_S: u64 = 60;
+/// Longest such wait: an hour.
+const STOP_WAIT_MAX_S: u64 = 3_600;
+
+fn default_stop_wait_s() -> u64 {
+    STOP_WAIT_S
+}
+
+fn check_stop_wait(path: &Path, stop_wait_s: u64) -> Result<(), ConfigError> {
+    match stop_wait_s <= STOP_WAIT_MAX_S {
+        true => Ok(()),
+        false => Err(ConfigError::Parse {
+            path: path.to_owned(),
+            detail: format!(
+                "stop_wait_s: 0 to {STOP_WAIT_MAX_S} are possible, found {stop_wait_s}"
+            ),
+        }),
+    }
 }
 
 fn default_log() -> String {
@@ -498,6 +593,7 @@ impl PartyConfig {
                 ),
             });
         }
+        check_stop_wait(path, config.stop_wait_s)?;
         anchor(path, &mut config.home);
         anchor(path, &mut config.consortium);
         config.identity.anchor(path);
@@ -515,6 +611,7 @@ impl DealerConfig {
     pub fn load(path: &Path) -> Result<DealerConfig, ConfigError> {
         let mut config: DealerConfig = read_toml(path)?;
         check_settings(path, &config.transport)?;
+        check_stop_wait(path, config.stop_wait_s)?;
         anchor(path, &mut config.consortium);
         config.identity.anchor(path);
         Ok(config)

@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use tokio::sync::{mpsc::UnboundedReceiver, watch};
 use trefoil_transport::{MsgStream, TransportError};
 
+use crate::host::told_to_stop;
 use crate::session::{Attempt, Mark, SessionId, session_id};
 use crate::wire::{
     Acceptance, CONTROL_MAX_BYTES, CONTROL_VERSION, Follow, Holds, Lead, NodeStats, Proposal,
@@ -34,6 +36,10 @@ pub enum Next {
 pub struct Following {
     stream: MsgStream,
     wait: Duration,
+    /// Why this node wants to stop, once it does.
+    stopping: watch::Receiver<Option<String>>,
+    /// P0 has heard of it.
+    stop_said: bool,
 }
 
 impl std::fmt::Debug for Following {
@@ -47,10 +53,12 @@ fn says(err: &TransportError) -> String {
 }
 
 impl Following {
-    /// Reads the proposal that a stream of P0 begins with; every later wait is bounded by `wait`.
+    /// Reads the proposal that a stream of P0 begins with; every later wait is bounded by `wait`. P0
+    /// hears of `stopping` while a session runs.
     pub async fn receive(
         mut stream: MsgStream,
         wait: Duration,
+        stopping: watch::Receiver<Option<String>>,
     ) -> Result<(Following, Proposal), String> {
         let proposal =
             match tokio::time::timeout(wait, stream.recv::<Proposal>(CONTROL_MAX_BYTES)).await {
@@ -59,7 +67,12 @@ impl Following {
                 Ok(Err(err)) => return Err(says(&err)),
                 Err(_) => return Err("P0 opened a stream and proposed nothing in time".into()),
             };
-        let mut following = Following { stream, wait };
+        let mut following = Following {
+            stream,
+            wait,
+            stopping,
+            stop_said: false,
+        };
         if proposal.version != CONTROL_VERSION {
             let reason = format!(
                 "control version {} of P0 ({}), this node speaks {CONTROL_VERSION} ({SOFTWARE})",
@@ -215,40 +228,59 @@ impl Following {
     }
 
     /// Waits until P0 ends the running session, or says something that does not belong there.
-    /// Meanwhile tells P0 of every state that `written` names, and `confirmed` hears of those that
-    /// all three parties have.
+    /// Meanwhile passes on what this node `says`; `hears` is told what P0 says: it says whether that
+    /// belongs there.
     pub async fn abandoned(
         &mut self,
-        written: &mut tokio::sync::mpsc::UnboundedReceiver<Mark>,
-        mut confirmed: impl FnMut(Mark),
+        says: &mut UnboundedReceiver<Follow>,
+        mut hears: impl FnMut(&Lead) -> bool,
     ) -> Ending {
         loop {
-            tokio::select! {
-                lead = self.next() => match lead {
-                    Ok(Lead::Written(mark)) => confirmed(mark),
-                    Ok(other) => {
-                        return Ending::Over(format!("P0 sent {other:?} during the session"));
-                    }
-                    Err(ending) => return ending,
-                },
-                Some(mark) = written.recv() => {
-                    if let Err(ending) = self.say(&Follow::Written(mark)).await {
-                        return ending;
-                    }
+            match self.meanwhile(says).await {
+                Ok(Some(lead)) if hears(&lead) => {}
+                Ok(Some(other)) => {
+                    return Ending::Over(format!("P0 sent {other:?} during the session"));
                 }
+                Ok(None) => {}
+                Err(ending) => return ending,
             }
         }
     }
 
+    /// P0's next word, if it comes before this node has one for P0, which is sent.
+    async fn meanwhile(
+        &mut self,
+        says: &mut UnboundedReceiver<Follow>,
+    ) -> Result<Option<Lead>, Ending> {
+        let (stopping, said) = (self.stopping.clone(), self.stop_said);
+        let stop = told_to_stop(stopping);
+        let word = tokio::select! {
+            lead = self.next() => return lead.map(Some),
+            Some(word) = says.recv() => word,
+            why = stop, if !said => {
+                self.stop_said = true;
+                Follow::Stop(clip_reason(&why))
+            }
+        };
+        self.say(&word).await.map(|()| None)
+    }
+
     /// Says that this node has executed all steps, and waits for the word to keep the results: at
     /// most `wall`, because the dealer is long done when the slowest party is.
-    pub async fn finished(&mut self, stats: NodeStats, wall: Duration) -> Result<(), Ending> {
+    pub async fn finished(
+        &mut self,
+        stats: NodeStats,
+        wall: Duration,
+        says: &mut UnboundedReceiver<Follow>,
+        mut hears: impl FnMut(&Lead) -> bool,
+    ) -> Result<(), Ending> {
         self.say(&Follow::Finished(stats)).await?;
         let waiting = async {
             loop {
-                match self.next().await? {
-                    Lead::Written(_) => {}
-                    lead => return Ok(lead),
+                match self.meanwhile(says).await? {
+                    Some(lead) if hears(&lead) => {}
+                    Some(lead) => return Ok(lead),
+                    None => {}
                 }
             }
         };

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::Addresses;
 
@@ -107,6 +108,65 @@ pub fn disk_free_bytes(path: &Path) -> Option<u64> {
     {
         let _ = path;
         None
+    }
+}
+
+/// Waits until a node is told to stop, and why.
+pub async fn told_to_stop(mut stopping: watch::Receiver<Option<String>>) -> String {
+    loop {
+        let why = stopping.borrow_and_update().clone();
+        if let Some(why) = why {
+            return why;
+        }
+        if stopping.changed().await.is_err() {
+            // Nobody can tell it any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// How many sessions are active; a node that stops waits for their ends.
+#[derive(Debug)]
+pub struct Active(watch::Sender<usize>);
+
+impl Default for Active {
+    fn default() -> Active {
+        Active(watch::channel(0).0)
+    }
+}
+
+impl Active {
+    /// A session is active while the returned value lives.
+    pub fn enter(&self) -> impl Drop + Send + use<> {
+        self.0.send_modify(|count| *count += 1);
+        Activity(self.0.clone())
+    }
+
+    /// Waits until none is, at most `wait`; says so in the log where it has to wait.
+    pub async fn ended(&self, wait: Duration) {
+        let mut count = self.0.subscribe();
+        if *count.borrow_and_update() == 0 {
+            return;
+        }
+        tracing::info!(
+            "stopping at the end of the running job's step, in {} s at the latest; a second signal ends it at once",
+            wait.as_secs()
+        );
+        let ended = count.wait_for(|count| *count == 0);
+        if tokio::time::timeout(wait, ended).await.is_err() {
+            tracing::warn!(
+                "no end of the step within {} s (stop_wait_s): steps since the last checkpoint are done again",
+                wait.as_secs()
+            );
+        }
+    }
+}
+
+struct Activity(watch::Sender<usize>);
+
+impl Drop for Activity {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 

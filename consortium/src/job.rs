@@ -6,15 +6,16 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use trefoil_models::ServeSpec;
 use trefoil_models::job::{DatasetRef, JobKind, PredictOutput};
+use trefoil_models::neighbours::Queries;
+use trefoil_models::{NeighbourSpec, ServeSpec};
 use trefoil_protocol::plan::LinkProfile;
 use trefoil_transport::Pin;
 
-use crate::Hex;
+use crate::{Hex, ModelRef};
 
 /// Version of the description's format.
-pub const JOB_VERSION: u32 = 2;
+pub const JOB_VERSION: u32 = 4;
 /// Longest description that is accepted.
 pub const JOB_MAX_BYTES: usize = 1 << 20;
 /// Longest name of a job, data set, model or member.
@@ -173,22 +174,33 @@ impl JobDescription {
             check_name(name).map_err(|detail| JobError::Field { field, detail })
         };
         name("name", &self.name)?;
+        if let Some(model) = self.model() {
+            let parsed = ModelRef::parse(model);
+            parsed.map_err(|detail| JobError::Field {
+                field: "model",
+                detail,
+            })?;
+        }
         match &self.kind {
             JobKind::Train {
-                dataset, save_as, ..
+                dataset,
+                save_as,
+                spec,
+                ..
             } => {
                 name("dataset.name", &dataset.name)?;
                 name("save_as", save_as)?;
+                if let Some(model) = spec.start_from.as_ref().filter(|m| !m.contains('@')) {
+                    // What is approved is one model, not whichever is the newest then.
+                    return Err(JobError::Field {
+                        field: "start_from",
+                        detail: format!("{model:?} has no version: {model}@VERSION is needed"),
+                    });
+                }
             }
-            JobKind::Evaluate { model, dataset, .. } => {
-                name("dataset.name", &dataset.name)?;
-                name("model", model)?;
-            }
-            JobKind::Predict { model, upload, .. } => {
-                name("model", model)?;
-                name("upload", upload)?;
-            }
-            JobKind::RevealModel { model, .. } => name("model", model)?,
+            JobKind::Evaluate { dataset, .. } => name("dataset.name", &dataset.name)?,
+            JobKind::Predict { upload, .. } => name("upload", upload)?,
+            JobKind::RevealModel { .. } => {}
             JobKind::ImportModel {
                 upload, save_as, ..
             } => {
@@ -196,7 +208,6 @@ impl JobDescription {
                 name("save_as", save_as)?;
             }
             JobKind::Serve(spec) => {
-                name("model", &spec.model)?;
                 if self.limits.wall_time_s < spec.duration_s + SERVE_MARGIN_S {
                     let detail = format!(
                         "a session that serves for {} s needs {SERVE_MARGIN_S} s more",
@@ -206,6 +217,12 @@ impl JobDescription {
                         field: "limits.wall_time_s",
                         detail,
                     });
+                }
+            }
+            JobKind::Neighbours(spec) => {
+                name("dataset.name", &spec.dataset.name)?;
+                if let Queries::Upload { upload, .. } = &spec.queries {
+                    name("upload", upload)?;
                 }
             }
             JobKind::Benchmark { .. } => {}
@@ -227,6 +244,7 @@ impl JobDescription {
     pub fn dataset(&self) -> Option<&DatasetRef> {
         match &self.kind {
             JobKind::Train { dataset, .. } | JobKind::Evaluate { dataset, .. } => Some(dataset),
+            JobKind::Neighbours(spec) => Some(&spec.dataset),
             JobKind::Predict { .. }
             | JobKind::Benchmark { .. }
             | JobKind::RevealModel { .. }
@@ -238,7 +256,10 @@ impl JobDescription {
     /// The kept model that the job reads, if it reads one.
     pub fn model(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Train { .. } | JobKind::Benchmark { .. } | JobKind::ImportModel { .. } => None,
+            JobKind::Train { spec, .. } => spec.start_from.as_deref(),
+            JobKind::Benchmark { .. } | JobKind::ImportModel { .. } | JobKind::Neighbours(_) => {
+                None
+            }
             JobKind::Evaluate { model, .. }
             | JobKind::Predict { model, .. }
             | JobKind::RevealModel { model, .. } => Some(model),
@@ -263,7 +284,7 @@ impl JobDescription {
             | JobKind::RevealModel { network, .. }
             | JobKind::ImportModel { network, .. } => Some(network),
             JobKind::Serve(spec) => Some(&spec.network),
-            JobKind::Benchmark { .. } => None,
+            JobKind::Benchmark { .. } | JobKind::Neighbours(_) => None,
         }
     }
 
@@ -278,7 +299,12 @@ impl JobDescription {
     /// The upload that the job reads, if it reads one.
     pub fn upload(&self) -> Option<&str> {
         match &self.kind {
-            JobKind::Predict { upload, .. } | JobKind::ImportModel { upload, .. } => Some(upload),
+            JobKind::Predict { upload, .. }
+            | JobKind::ImportModel { upload, .. }
+            | JobKind::Neighbours(NeighbourSpec {
+                queries: Queries::Upload { upload, .. },
+                ..
+            }) => Some(upload),
             _ => None,
         }
     }
@@ -313,6 +339,7 @@ impl JobDescription {
                 ..
             } => (*ring_bits, *frac_bits),
             JobKind::Serve(spec) => (spec.ring_bits, spec.frac_bits),
+            JobKind::Neighbours(spec) => (spec.ring_bits, spec.frac_bits),
         }
     }
 
@@ -354,6 +381,9 @@ impl JobDescription {
                     format!("training of {} on {}", network(toml), snapshot(dataset)),
                 );
                 line("with", spec.describe());
+                if let Some(model) = &spec.start_from {
+                    line("starts", format!("from the kept weights of model {model}"));
+                }
                 line(
                     "keeps",
                     format!("shares of the weights at the three parties, as {save_as}"),
@@ -366,6 +396,19 @@ impl JobDescription {
                         ),
                     );
                 }
+                if let Some(rule) = &spec.early_stop {
+                    line(
+                        "REVEALS",
+                        format!(
+                            "to the three parties and {requester}: how many of {} validation rows are right, after every epoch",
+                            rule.validation_rows
+                        ),
+                    );
+                    line(
+                        "reveals",
+                        "to the dealer: after which epoch training stops".into(),
+                    );
+                }
                 if *reveal_weights {
                     line(
                         "REVEALS",
@@ -374,7 +417,7 @@ impl JobDescription {
                         ),
                     );
                 }
-                if !evaluate_each_epoch && !reveal_weights {
+                if !evaluate_each_epoch && !reveal_weights && spec.early_stop.is_none() {
                     line("reveals", "nothing".into());
                 }
             }
@@ -383,6 +426,8 @@ impl JobDescription {
                 network: toml,
                 dataset,
                 auc,
+                calibration,
+                by_hospital,
                 ..
             } => {
                 line(
@@ -402,6 +447,27 @@ impl JobDescription {
                     "reveals",
                     format!("to {requester}: the confusion matrix on the test split{auc}"),
                 );
+                if *calibration {
+                    line(
+                        "reveals",
+                        format!(
+                            "to {requester}: in ten bins of the predicted class's probability the number of rows, of right ones, and their mean probability"
+                        ),
+                    );
+                }
+                if !by_hospital.is_empty() {
+                    let each = by_hospital
+                        .iter()
+                        .map(|each| format!("{} ({} rows)", Hex(&each.hospital[..8]), each.rows));
+                    let each: Vec<String> = each.collect();
+                    line(
+                        "REVEALS",
+                        format!(
+                            "to {requester}: A CONFUSION MATRIX OF EACH HOSPITAL'S ROWS, by the first digits of their public keys: {}",
+                            each.join(", ")
+                        ),
+                    );
+                }
             }
             JobKind::Predict {
                 model,
@@ -487,6 +553,30 @@ impl JobDescription {
                     ),
                 );
             }
+            JobKind::Neighbours(spec) => {
+                let near = format!(
+                    "the class of each by its {} nearest training rows of {}",
+                    spec.k,
+                    snapshot(&spec.dataset)
+                );
+                match &spec.queries {
+                    Queries::Upload { rows, upload } => {
+                        line("computes", format!("of {rows} images {near}"));
+                        let words = format!("upload {upload}, which only {requester} may use");
+                        line("reads", words);
+                        let words = format!(
+                            "to {requester}: the class of each image, nothing else; it follows from single training rows"
+                        );
+                        line("reveals", words);
+                    }
+                    Queries::Test => {
+                        line("computes", format!("of the test rows {near}"));
+                        let words =
+                            format!("to {requester}: the confusion matrix on the test split");
+                        line("reveals", words);
+                    }
+                }
+            }
             JobKind::Benchmark {
                 work, repetitions, ..
             } => {
@@ -497,7 +587,7 @@ impl JobDescription {
                 );
                 line(
                     "reveals",
-                    format!("to {requester}: nothing but results on zeros"),
+                    format!("to {requester}: nothing but results on public numbers"),
                 );
             }
         }
@@ -568,6 +658,86 @@ mod tests {
         assert!(!other.describe("st-anna").contains("WEIGHTS"));
         let read: JobDescription = postcard::from_bytes(&job.to_bytes()).unwrap();
         assert_eq!(read, job);
+    }
+
+    fn words(job: &JobDescription) -> String {
+        job.check().unwrap();
+        job.describe("st-anna")
+    }
+
+    #[test]
+    fn a_start_and_an_early_stop_are_said_and_a_start_names_its_version() {
+        let mut job = train();
+        let plain = words(&job);
+        assert!(
+            !plain.contains("starts") && !plain.contains("dealer"),
+            "{plain}"
+        );
+        if let JobKind::Train { spec, .. } = &mut job.kind {
+            spec.start_from = Some("base@0123456789abcdef".into());
+            spec.early_stop = Some(trefoil_models::EarlyStop {
+                patience: 2,
+                min_delta: 0.001,
+                validation_rows: 400,
+            });
+        }
+        let said = words(&job);
+        for part in [
+            "from the kept weights of model base@0123456789abcdef",
+            "REVEALS    to the three parties and st-anna: how many of 400 validation rows are right",
+            "reveals    to the dealer: after which epoch training stops",
+            "early stop after 2 epochs",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in:\n{said}");
+        }
+        for wrong in [
+            "base",
+            "base@",
+            "base@0123",
+            "base@0123456z",
+            "../b@01234567",
+        ] {
+            if let JobKind::Train { spec, .. } = &mut job.kind {
+                spec.start_from = Some(wrong.into());
+            }
+            assert!(job.check().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_an_evaluation_reveals_beside_its_matrix_is_said() {
+        let mut job = train();
+        let JobKind::Train { dataset, .. } = job.kind.clone() else {
+            unreachable!()
+        };
+        let kind = |calibration, by_hospital| JobKind::Evaluate {
+            model: "m@01234567".into(),
+            network: String::new(),
+            frac_bits: 16,
+            ring_bits: 64,
+            dataset: dataset.clone(),
+            auc: false,
+            calibration,
+            by_hospital,
+        };
+        job.kind = kind(false, Vec::new());
+        let plain = words(&job);
+        assert!(
+            !plain.contains("bins") && !plain.contains("HOSPITAL"),
+            "{plain}"
+        );
+        let anna = trefoil_models::HospitalRows {
+            hospital: [0xab; 32],
+            rows: 2,
+        };
+        job.kind = kind(true, vec![anna]);
+        let said = words(&job);
+        assert!(
+            said.contains("in ten bins of the predicted class"),
+            "{said}"
+        );
+        let part = "A CONFUSION MATRIX OF EACH HOSPITAL'S ROWS, by the first digits of their public keys: abababababababab (2 rows)";
+        assert!(said.contains(part), "{said}");
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod line;
 mod live;
 pub mod logging;
 pub mod meeting;
+mod model_ref;
 mod reach;
 pub mod receipt;
 mod session;
@@ -33,7 +34,7 @@ pub mod wire;
 
 pub use bytes::{Hex, Words, hex};
 pub use card::{Card, CardError, CardRole};
-pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig, StoreLimits};
+pub use config::{Addresses, ConfigError, DealerConfig, PartyConfig, StoreConfig};
 pub use config_member::MemberConfig;
 pub use derived::Derived;
 pub use ending::Ending;
@@ -41,6 +42,7 @@ pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, Membe
 pub use identity::IdentityError;
 pub use job::{JobDescription, JobError, JobId, Limits, SERVE_MARGIN_S, check_name};
 pub use live::{CONSORTIUM_RECORD, LiveConsortium, Reloaded};
+pub use model_ref::ModelRef;
 pub use reach::{BindError, dialled_by_dealer, linked};
 pub use session::{Attempt, Mark, Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};

@@ -388,6 +388,24 @@ mod tests {
     }
 
     #[test]
+    fn a_file_whose_record_could_not_be_written_is_looked_at_again() {
+        let world = World::new();
+        let live = world.open().unwrap();
+        let [record, aside] = ["record", "aside"].map(|name| world.folder.path().join(name));
+        // A folder in its place: as if the disk had failed.
+        fs::rename(&record, &aside).unwrap();
+        fs::create_dir(&record).unwrap();
+        world.write(|file| file.members_number = 2);
+        assert!(refused(&live).contains("record"));
+        assert_eq!(live.now().members_number, 1);
+        fs::remove_dir(&record).unwrap();
+        fs::rename(&aside, &record).unwrap();
+        // The file is the same as before.
+        assert!(matches!(live.reload(), Reloaded::Taken(_)));
+        assert_eq!(live.now().members_number, 2);
+    }
+
+    #[test]
     fn addresses_and_comments_change_under_the_same_number() {
         let world = World::new();
         let live = world.open().unwrap();

@@ -20,7 +20,7 @@ use crate::session::{Attempt, Mark, Nonce, SessionId};
 use crate::{JobDescription, JobId, Words};
 
 /// Version of these messages.
-pub const CONTROL_VERSION: u32 = 4;
+pub const CONTROL_VERSION: u32 = 6;
 /// Largest message between nodes and largest request: a job description and some more.
 pub const CONTROL_MAX_BYTES: usize = 2 << 20;
 /// Largest chunk of an upload: its shares and some more.
@@ -84,13 +84,17 @@ pub enum Ask {
     Watch(JobId),
     /// The kept models. Answer: [`Answer::Models`].
     Models,
-    /// Remove one's own model, if it comes from this session; nothing is done where there is none.
-    /// Answer: [`Answer::ModelRemoved`].
+    /// Remove the model that a job made, if it comes from this session; nothing is done where there
+    /// is none. Answer: [`Answer::ModelRemoved`].
     RemoveModel {
         /// Its name.
         name: String,
+        /// The job.
+        job: JobId,
         /// The session it comes from.
         source: SessionId,
+        /// Whether this party would; nothing is done.
+        ask: bool,
     },
     /// The serving sessions that this member may ask. Answer: [`Answer::Servings`].
     Servings,
@@ -156,6 +160,8 @@ pub struct ModelInfo {
     pub frac_bits: u8,
     /// What it was made as; models of older releases do not say.
     pub about: Option<ModelAbout>,
+    /// The model that its training started from.
+    pub started_from: Option<String>,
 }
 
 /// What a model was made as.
@@ -452,7 +458,7 @@ pub struct Progress {
     pub step: u64,
     /// Steps of the job.
     pub steps: u64,
-    /// `setup`, `train`, `evaluate`, `auc` or `predict`.
+    /// What the step is for, such as `train` or `evaluate`.
     pub phase: String,
     /// Epoch, from 0, where the phase has one.
     pub epoch: u64,
@@ -599,10 +605,23 @@ pub enum Lead {
     Conclude,
     /// All three parties have written this state down: older ones may go.
     Written(Mark),
+    /// To the dealer: the parties go on from one step with another, which an early stop decides.
+    GoOn {
+        /// The step that decided it.
+        step: u64,
+        /// The next one.
+        next: u64,
+    },
     /// It is over.
     Abandon(String),
     /// The session is over, the job is not: it waits for another session.
     Pause(String),
+    /// To P1 and P2: a node wants to stop. Answer [`Follow::Holds`], and begin no step from there on
+    /// before [`Lead::StopBefore`].
+    Hold,
+    /// To P1 and P2: write the state before this step down, answer [`Follow::Stopped`], and begin no
+    /// step more.
+    StopBefore(u64),
 }
 
 /// What the other nodes answer P0.
@@ -630,6 +649,12 @@ pub enum Follow {
     Failed(String),
     /// Its part has ended for want of a peer, a link or time: it would take part in another session.
     Interrupted(String),
+    /// It is told to stop, and why: it would like to leave at the end of a step.
+    Stop(String),
+    /// P1 or P2 does not begin this step before P0 has named the last one.
+    Holds(u64),
+    /// P1 or P2 has written down what it could, and begins no step more.
+    Stopped,
 }
 
 /// What a party has of a job's earlier sessions.
@@ -735,6 +760,24 @@ impl DatasetInfo {
             test_rows: usize::try_from(self.test_rows).unwrap_or(usize::MAX),
             snapshot: self.snapshot,
         }
+    }
+
+    /// Each hospital's test rows, in the order in which they lie in the test split.
+    pub fn by_hospital(&self) -> Vec<trefoil_models::HospitalRows> {
+        let test = self.contributions.iter().filter(|c| c.part == Part::Test);
+        let mut hospitals: Vec<trefoil_models::HospitalRows> = Vec::new();
+        for contribution in test {
+            let rows = usize::try_from(contribution.rows).unwrap_or(usize::MAX);
+            let hospital = *contribution.hospital.as_bytes();
+            match hospitals
+                .last_mut()
+                .filter(|last| last.hospital == hospital)
+            {
+                Some(last) => last.rows = last.rows.saturating_add(rows),
+                None => hospitals.push(trefoil_models::HospitalRows { hospital, rows }),
+            }
+        }
+        hospitals
     }
 }
 

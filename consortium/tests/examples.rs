@@ -69,7 +69,14 @@ fn member(path: &Path) -> Result<(), String> {
 
 #[test]
 fn the_long_examples_name_every_key() {
-    let party_tables = ["", "[identity]", "[peers]", "[policy]", "[transport]"];
+    let party_tables = [
+        "",
+        "[identity]",
+        "[peers]",
+        "[policy]",
+        "[store]",
+        "[transport]",
+    ];
     is_whole("party.toml", &party_tables, &party);
     is_whole("policy.toml", &["[policy]", "[[policy.rules]]"], &party);
     is_whole("dealer.toml", &["", "[identity]"], &dealer);

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::Instrument;
+use trefoil_consortium::host::Active;
 use trefoil_consortium::identity;
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, Met, NodeInfo, NodeStatus, PeerStatus};
@@ -61,6 +62,11 @@ pub(crate) struct Dealer {
     /// .. and one that serves predictions beside it.
     pub(crate) serving: ServingPlace,
     pub(crate) running: Mutex<Vec<(SessionId, AbortHandle)>>,
+    /// Why this node stops, once it is told to: it begins no session any more.
+    pub(crate) stopping: watch::Sender<Option<String>>,
+    /// Sessions whose steps a stop waits for.
+    pub(crate) active: Active,
+    stop_wait: Duration,
     links: [watch::Sender<Option<(u64, Link)>>; 3],
     /// Links so far: each has a number of its own, so that the end of an old one clears no other.
     links_held: AtomicU64,
@@ -144,6 +150,9 @@ impl Dealer {
 
 /// What a daemon is told from outside.
 enum Command {
+    /// At the end of a running job's step.
+    Halt(String),
+    /// At once.
     Stop(String),
     Vanish,
 }
@@ -159,7 +168,14 @@ impl std::fmt::Debug for Stopper {
 }
 
 impl Stopper {
-    /// Ends it in an orderly way: a running session hears the reason. Returns at once.
+    /// Ends it when the parties have done a running job's step and written it down. Returns at once.
+    pub fn halt(&self, reason: &str) {
+        // An error means that it has ended.
+        let _ = self.0.send(Command::Halt(reason.into()));
+    }
+
+    /// Ends it in an orderly way, without waiting for a step: a running session hears the reason.
+    /// Returns at once.
     pub fn stop(&self, reason: &str) {
         // An error means that it has ended.
         let _ = self.0.send(Command::Stop(reason.into()));
@@ -207,6 +223,9 @@ impl Daemon {
             slot: tokio::sync::Mutex::default(),
             serving: ServingPlace::default(),
             running: Mutex::default(),
+            stopping: watch::channel(None).0,
+            active: Active::default(),
+            stop_wait: Duration::from_secs(config.stop_wait_s),
             links: std::array::from_fn(|_| watch::channel(None).0),
             links_held: AtomicU64::new(0),
         });
@@ -301,7 +320,7 @@ pub fn run(config: DealerConfig, attached: bool) -> anyhow::Result<()> {
     let stopper = daemon.stopper();
     let interrupted = {
         let stopper = stopper.clone();
-        move || stopper.stop("this node was interrupted")
+        move || stopper.halt("this node was told to stop")
     };
     interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
     if attached {
@@ -332,11 +351,21 @@ async fn serve(
         let dial = dial::dial(dealer.clone(), party, node.clone(), addresses.clone());
         dialling.spawn(dial.instrument(span.clone()));
     }
+    let quiet = quiet(&dealer);
+    tokio::pin!(quiet);
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
+            reason = &mut quiet => {
+                dialling.abort_all();
+                return stop(&dealer, &node, &reason).await;
+            }
             command = commands.recv() => match command {
                 Some(Command::Vanish) => return "vanished".into(),
+                Some(Command::Halt(reason)) => {
+                    dealer.stopping.send_replace(Some(reason));
+                    continue;
+                }
                 Some(Command::Stop(reason)) => {
                     dialling.abort_all();
                     return stop(&dealer, &node, &reason).await;
@@ -354,6 +383,14 @@ async fn serve(
             _ => link.close("the dealer serves the three parties alone"),
         }
     }
+}
+
+/// Waits until the dealer is told to stop, and then until its session has ended with a step, at most
+/// `stop_wait_s`. Why it stops.
+async fn quiet(dealer: &Dealer) -> String {
+    let reason = host::told_to_stop(dealer.stopping.subscribe()).await;
+    dealer.active.ended(dealer.stop_wait).await;
+    reason
 }
 
 async fn stop(dealer: &Dealer, node: &Node, reason: &str) -> String {

@@ -70,8 +70,7 @@ impl ServingPlace {
 
     /// The session is over: its thread hears no more.
     pub(crate) fn close(&self, session: &SessionId) {
-        let name = serve_stream(session);
-        self.lock().take_if(|(held, _)| *held == name);
+        self.end(&serve_stream(session));
     }
 
     /// Whether a stream of this name is the session's.
@@ -88,13 +87,23 @@ impl ServingPlace {
                 Ok(None) => break Ok(()),
                 Err(err) => break Err(format!("P0: {err}")),
             };
-            if let Some((_, sender)) = self.lock().as_ref().filter(|(held, _)| *held == name) {
-                // An error means that the thread has ended.
-                let _ = sender.send(word);
-            }
+            self.pass(&name, word);
         };
-        self.lock().take_if(|(held, _)| *held == name);
+        self.end(&name);
         ended
+    }
+
+    /// Passes a word on to the session of this stream, if it runs.
+    fn pass(&self, name: &[u8; 32], word: ServeWord) {
+        if let Some((_, sender)) = self.lock().as_ref().filter(|(held, _)| held == name) {
+            // An error means that the thread has ended.
+            let _ = sender.send(word);
+        }
+    }
+
+    /// The session of this stream hears no more.
+    fn end(&self, name: &[u8; 32]) {
+        self.lock().take_if(|(held, _)| held == name);
     }
 }
 
@@ -104,9 +113,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn batches_are_dealt_in_order_and_the_end_is_not_a_loss() {
-        let spec = ServeSpec {
+    fn spec() -> ServeSpec {
+        ServeSpec {
             model: "m".into(),
             network: String::new(),
             frac_bits: 16,
@@ -118,17 +126,39 @@ mod tests {
             max_pending: 1,
             rows_per_day: 0,
             duration_s: 60,
-        };
+        }
+    }
+
+    fn batch(number: u64, rows: u32) -> ServeWord {
+        ServeWord::Batch(ServeBatch {
+            number,
+            rows,
+            requests: Vec::new(),
+        })
+    }
+
+    #[test]
+    fn the_stream_of_an_earlier_session_says_nothing_to_a_later_one_and_does_not_end_it() {
         let place = ServingPlace::default();
-        let batch = |number, rows| {
-            ServeWord::Batch(ServeBatch {
-                number,
-                rows,
-                requests: Vec::new(),
-            })
-        };
+        let (old, new) = ([7; 32], [8; 32]);
+        drop(place.open(&old, spec()));
+        let orders = place.open(&new, spec());
+        place.pass(&serve_stream(&old), ServeWord::End);
+        place.end(&serve_stream(&old));
+        place.close(&old);
+        assert!(place.expects(&serve_stream(&new)));
+        place.pass(&serve_stream(&new), batch(0, 1));
+        place.pass(&serve_stream(&new), ServeWord::End);
+        assert_eq!(orders.batches().collect::<Vec<_>>(), [Ok(1)]);
+        place.end(&serve_stream(&new));
+        assert!(!place.expects(&serve_stream(&new)));
+    }
+
+    #[test]
+    fn batches_are_dealt_in_order_and_the_end_is_not_a_loss() {
+        let place = ServingPlace::default();
         let say = |words: Vec<ServeWord>| {
-            let orders = place.open(&[7; 32], spec.clone());
+            let orders = place.open(&[7; 32], spec());
             let sender = place.lock().take().unwrap().1;
             words
                 .into_iter()

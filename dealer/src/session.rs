@@ -1,6 +1,7 @@
 //! A session as the dealer sees it: P0 proposes, the dealer derives the same plans, takes the three
 //! parties' keys, and deals all steps ahead of them.
 
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,7 @@ use tracing::Instrument;
 use trefoil_consortium::config::{coin_key, coin_name, simulation_coin_key};
 use trefoil_consortium::follow::Following;
 use trefoil_consortium::keys::KeyTray;
-use trefoil_consortium::wire::{Acceptance, Proposal, by_peer, session_failure};
+use trefoil_consortium::wire::{Acceptance, Lead, Proposal, by_peer, session_failure};
 use trefoil_consortium::{Derived, Ending, NodeStats, SOFTWARE, SessionId, fresh_nonce, host};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
@@ -18,12 +19,15 @@ use trefoil_transport::{AbortHandle, DealerNet, Link, MsgStream};
 use crate::daemon::Dealer;
 use crate::serve::Orders;
 
+/// How often a thread that waits for P0's word looks whether the session still runs.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// The dealer's place among the nonces.
 const PLACE: usize = 3;
 
 /// Answers a proposal of P0 and deals its session. An error is for the log.
 pub(crate) async fn follow(dealer: &Arc<Dealer>, stream: MsgStream) -> Result<(), String> {
-    let (mut following, proposal) = Following::receive(stream, dealer.wait()).await?;
+    let stopping = dealer.stopping.subscribe();
+    let (mut following, proposal) = Following::receive(stream, dealer.wait(), stopping).await?;
     let span = tracing::error_span!("job", job = %proposal.job.id());
     async {
         match take_part(dealer, &proposal, &mut following).await {
@@ -56,6 +60,15 @@ async fn take_part(
     following: &mut Following,
 ) -> Result<(), Failure> {
     let refused = Failure::Refused;
+    let stopping = dealer.stopping.borrow().clone();
+    if let Some(reason) = stopping {
+        return Err(Failure::Ended(Ending::Interrupted(reason)));
+    }
+    // A serving session has no step to wait for.
+    let _active = match proposal.job.serves() {
+        Some(_) => None,
+        None => Some(dealer.active.enter()),
+    };
     let job = proposal.job.clone();
     let slot = match job.serves() {
         Some(_) => &dealer.serving.slot,
@@ -116,20 +129,30 @@ async fn take_part(
     let tray = dealer.keys.open(session);
     following.ready().await.map_err(failed)?;
     // The dealer keeps no state of a job.
-    let (_, mut no_marks) = tokio::sync::mpsc::unbounded_channel();
+    let (_silent, mut nothing) = tokio::sync::mpsc::unbounded_channel();
+    let (decided, decisions) = channel();
+    let hears = |lead: &Lead| match lead {
+        Lead::GoOn { step, next } => {
+            // An error means that the thread has ended.
+            let _ = decided.send((*step, *next));
+            true
+        }
+        _ => false,
+    };
     let stats = {
         let job = RunningJob {
             derived,
             coins,
             from,
             wall,
+            decisions,
             orders: serves.map(|spec| dealer.serving.open(&session, spec)),
         };
         let running = run(dealer, session, job, links, tray);
         tokio::pin!(running);
         tokio::select! {
             stats = &mut running => stats.map_err(failed)?,
-            ending = following.abandoned(&mut no_marks, |_| {}) => {
+            ending = following.abandoned(&mut nothing, hears) => {
                 let running = dealer.running.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 for (_, abort) in running.iter().filter(|(running, _)| *running == session) {
                     abort.abort(ending.reason());
@@ -138,7 +161,8 @@ async fn take_part(
             }
         }
     };
-    following.finished(stats, wall).await.map_err(failed)
+    let concluded = following.finished(stats, wall, &mut nothing, hears);
+    concluded.await.map_err(failed)
 }
 
 /// Ends the session with its future: a dropped future must not leave a thread behind that waits.
@@ -173,6 +197,8 @@ struct RunningJob {
     /// The first step.
     from: u64,
     wall: Duration,
+    /// The parties' decisions whether training goes on.
+    decisions: Receiver<(u64, u64)>,
     /// The batches of a job that serves.
     orders: Option<Orders>,
 }
@@ -189,6 +215,7 @@ async fn run(
         coins,
         from,
         wall,
+        decisions,
         orders,
     } = job;
     let over = |reason: String| Ending::Over(reason);
@@ -236,7 +263,16 @@ async fn run(
     let body = move || {
         let _span = span.entered();
         // An error means that nobody waits any more.
-        let _ = sender.send(deal(&derived, from, &keys, net, &thread_abort, orders));
+        let dealt = deal(
+            &derived,
+            from,
+            &keys,
+            net,
+            &thread_abort,
+            &decisions,
+            orders,
+        );
+        let _ = sender.send(dealt);
     };
     let thread = std::thread::Builder::new()
         .name("protocol-dealer".into())
@@ -268,17 +304,44 @@ async fn run(
     dealt
 }
 
+/// The step after one at which training may stop: P0 says which, the dealer does not see why.
+fn decided(
+    step: usize,
+    end: usize,
+    decisions: &Receiver<(u64, u64)>,
+    abort: &AbortHandle,
+) -> Result<usize, Ending> {
+    loop {
+        match decisions.recv_timeout(LOOK_EVERY) {
+            Ok((at, next)) => {
+                let possible = [step + 1, end];
+                let next = possible.into_iter().find(|known| *known as u64 == next);
+                let next = next.filter(|_| at == step as u64);
+                return next.ok_or_else(|| {
+                    Ending::Over(format!("P0 went on from step {at}, the dealer from {step}"))
+                });
+            }
+            Err(RecvTimeoutError::Timeout) if abort.failure().is_none() => {}
+            Err(_) => {
+                let reason = "no word whether training goes on";
+                return Err(Ending::Interrupted(reason.into()));
+            }
+        }
+    }
+}
+
 fn deal(
     derived: &Derived,
     from: u64,
     keys: &DealerKeys,
     mut net: DealerNet,
     abort: &AbortHandle,
+    decisions: &Receiver<(u64, u64)>,
     orders: Option<Orders>,
 ) -> Result<NodeStats, Ending> {
     let start = Instant::now();
     let mut state = DealerState::default();
-    let mut steps = derived.schedule.steps.len() as u64;
+    let (mut dealt, mut steps) = (0, derived.schedule.steps.len() as u64);
     let mut deal = |index: u64, program: usize| {
         let _span = tracing::error_span!("step", step = index).entered();
         let plan = derived.plans.get(program);
@@ -287,13 +350,19 @@ fn deal(
         deal_step(plan, index, keys, &mut state, &mut net).map_err(|err| Ending::of_step(&err))
     };
     let mut all = || {
-        let schedule = derived.schedule.steps.iter().enumerate();
-        for (index, step) in schedule.skip(usize::try_from(from).unwrap_or(usize::MAX)) {
+        let mut index = usize::try_from(from).unwrap_or(usize::MAX);
+        while let Some(step) = derived.schedule.steps.get(index) {
             deal(index as u64, step.program)?;
+            dealt += 1;
+            index = match derived.schedule.decides(index) {
+                Some(stopping) => decided(index, stopping.end, decisions, abort)?,
+                None => index + 1,
+            };
         }
         for order in orders.iter().flat_map(Orders::batches) {
             deal(steps, order.map_err(Ending::Over)?)?;
             steps += 1;
+            dealt += 1;
         }
         Ok::<(), Ending>(())
     };
@@ -306,7 +375,7 @@ fn deal(
     Ok(NodeStats {
         seconds: start.elapsed().as_secs_f64(),
         rounds: 0,
-        steps: steps - from,
+        steps: dealt,
         sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
         received_bytes: by_peer(|peer| counted.payload_received(peer)),
         peak_memory_bytes: host::peak_memory_bytes(),

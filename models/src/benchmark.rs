@@ -1,16 +1,17 @@
 //! What `trefoil bench` measures, as steps of a session like any other job's. No data set is read:
-//! images are zeros and other operands public numbers, because the protocol's work depends on
-//! shapes alone.
+//! images, labels, weights and other operands are public numbers from a seed, carried by the session
+//! like a state. The protocol's work depends on shapes alone, and who asked can compute in the clear
+//! what must come out.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink};
+use trefoil_protocol::program::{BuildError, Builder, Op, Rounding, Sink};
 use trefoil_protocol::{Program, Tensor};
 
 use crate::job::{PredictOutput, TrainSpec, check_format, check_range};
 use crate::programs::{self, Format};
-use crate::schedule::{PADDING_ROW, Phase, Schedule, Step, StepInput, ZEROS};
+use crate::schedule::{Phase, Schedule, Step, below, stream};
 use crate::{InitialState, ModelError, Network, weights};
 
 /// Learning rate of a training step that is measured: 2^-5.
@@ -56,7 +57,8 @@ pub enum Benchmark {
         /// Images in one repetition.
         batch: usize,
     },
-    /// One step of plain gradient descent, learning rate 2^-5.
+    /// One step of plain gradient descent, learning rate 2^-5; the weights are revealed after the last
+    /// repetition.
     Train {
         /// The network, TOML text.
         network: String,
@@ -70,6 +72,35 @@ fn operand(shape: &[usize], frac_bits: u8) -> Tensor {
     let n: usize = shape.iter().product();
     let value = |i: usize| ((i % 1001) as i64 - 500) << (frac_bits - 6);
     Tensor::new(shape.to_vec(), (0..n).map(|i| value(i) as u64).collect())
+}
+
+/// The program with its images and labels carried instead of given, and public values for them:
+/// noise of mean 0 and deviation 1, as normalised pixels have, and one class after the other.
+fn carry_inputs(mut program: Program, initial: &mut BTreeMap<String, Tensor>) -> Program {
+    let inputs: Vec<_> = program
+        .inputs()
+        .map(|(name, ty)| (name.to_owned(), ty.clone()))
+        .collect();
+    for (name, ty) in inputs {
+        let data = if name == "labels" {
+            let classes = ty.shape[1];
+            let one_hot = |i: usize| u64::from(i / classes % classes == i % classes);
+            (0..ty.len()).map(one_hot).collect()
+        } else {
+            // Uniform in [-sqrt 3, sqrt 3].
+            let bound = (3u64 << (2 * ty.frac_bits)).isqrt();
+            let mut rng = stream(1, &name);
+            let value = |_| below(&mut rng, 2 * bound + 1).wrapping_sub(bound);
+            (0..ty.len()).map(value).collect()
+        };
+        initial.insert(name, Tensor::new(ty.shape, data));
+    }
+    for node in &mut program.nodes {
+        if let Op::Input(name) = &node.op {
+            node.op = Op::Carried(name.clone());
+        }
+    }
+    program
 }
 
 /// A program on carried operands `x` (and `y`) whose result is carried as `z`.
@@ -145,7 +176,7 @@ impl Benchmark {
     }
 
     /// The session's steps: `repetitions` of [`Phase::Benchmark`], a set-up before them where there
-    /// are weights to open. The last program is the repetition's.
+    /// are weights to open, and the weights' reveal behind them where they were trained.
     pub(crate) fn schedule(
         &self,
         repetitions: usize,
@@ -160,7 +191,7 @@ impl Benchmark {
             ring_bits,
         };
         let initial = |network: &Network| weights::initial(network, 1, u32::from(frac_bits));
-        let (programs, initial) = match self {
+        let (programs, repeated, mut initial) = match self {
             Benchmark::Train { network, batch } => {
                 let network = Network::parse(network)?;
                 let spec = TrainSpec {
@@ -170,46 +201,41 @@ impl Benchmark {
                     ring_bits,
                     ..TrainSpec::default()
                 };
-                let program = programs::train(&network, &spec, LEARNING_RATE)?;
-                (vec![program], initial(&network))
+                let train = programs::train(&network, &spec, LEARNING_RATE)?;
+                let reveal = programs::reveal_weights(&network, format)?;
+                (vec![train, reveal], 0, initial(&network))
             }
             Benchmark::Infer { network, batch } => {
                 let network = Network::parse(network)?;
                 let setup = programs::setup(&network, format)?;
                 let output = PredictOutput::Logits;
-                let program = programs::predict(&network, format, *batch, output)?;
-                (vec![setup, program], initial(&network))
+                let predict = programs::predict(&network, format, *batch, output)?;
+                (vec![setup, predict], 1, initial(&network))
             }
             _ => {
                 let (program, initial) = primitive(self, format)?;
-                (vec![program], initial)
+                (vec![program], 0, initial)
             }
         };
-        let program = programs.len() - 1;
-        let inputs: Vec<StepInput> = programs[program]
-            .inputs()
-            .map(|(name, ty)| StepInput {
-                name: name.into(),
-                table: ZEROS.into(),
-                // One list for all repetitions.
-                rows: vec![PADDING_ROW; ty.len()].into(),
-            })
+        let programs: Vec<Program> = programs
+            .into_iter()
+            .map(|program| carry_inputs(program, &mut initial))
             .collect();
-        let setup = (0..program).map(|program| Step {
+        let step = |program, phase| Step {
             program,
-            phase: Phase::Setup,
+            phase,
             inputs: Vec::new(),
-        });
-        let repeated = (0..repetitions).map(|repetition| Step {
-            program,
-            phase: Phase::Benchmark {
-                repetition,
-                of: repetitions,
-            },
-            inputs: inputs.clone(),
-        });
-        let steps = setup.chain(repeated).collect();
+        };
+        let of = repetitions;
+        let mut steps: Vec<Step> = (0..repeated)
+            .map(|program| step(program, Phase::Setup))
+            .collect();
+        let phase = |repetition| Phase::Benchmark { repetition, of };
+        steps.extend((0..of).map(|repetition| step(repeated, phase(repetition))));
+        let rest = repeated + 1..programs.len();
+        steps.extend(rest.map(|program| step(program, Phase::RevealWeights)));
         Ok(Schedule {
+            stopping: None,
             programs,
             initial: InitialState::Public(initial),
             steps,
@@ -236,11 +262,11 @@ impl Benchmark {
             Benchmark::Infer {
                 network: toml,
                 batch,
-            } => format!("inference of {} on {batch} images of zeros", network(toml)),
+            } => format!("inference of {} on {batch} images of noise", network(toml)),
             Benchmark::Train {
                 network: toml,
                 batch,
-            } => format!("training of {} on {batch} images of zeros", network(toml)),
+            } => format!("training of {} on {batch} images of noise", network(toml)),
         }
     }
 }
@@ -248,6 +274,7 @@ impl Benchmark {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plain_run::Tables;
 
     const MLP: &str = include_str!("../../configs/networks/mlp.toml");
 
@@ -275,20 +302,13 @@ mod tests {
         for work in all {
             for (frac_bits, ring_bits) in [(16, 64), (13, 48)] {
                 let schedule = work.schedule(2, frac_bits, ring_bits).unwrap();
-                let InitialState::Public(mut state) = schedule.initial.clone() else {
-                    panic!("{work:?}: operands are public");
-                };
-                for (index, step) in schedule.steps.iter().enumerate() {
-                    let program = &schedule.programs[step.program];
-                    let inputs = step.inputs.iter().zip(program.inputs());
-                    let inputs = inputs.map(|(input, (name, ty))| {
-                        assert_eq!((input.rows.len(), &*input.name), (ty.len(), name));
-                        (input.name.clone(), Tensor::zeros(&ty.shape))
-                    });
-                    let inputs = inputs.collect();
-                    let step = index as u64;
-                    trefoil_protocol::run::plain::run(program, step, &mut state, &inputs, None)
-                        .unwrap_or_else(|err| panic!("{work:?}: {err}"));
+                let run =
+                    crate::plain_run::run(&schedule, &Tables::new(), None, None, |_, _, _| {});
+                let run = run.unwrap_or_else(|err| panic!("{work:?}: {err}"));
+                // What a network gives is no trivial number, so that a comparison can fail.
+                for (name, value) in run.outputs.last().into_iter().flatten() {
+                    let other = value.data().iter().any(|word| *word != value.data()[0]);
+                    assert!(other || name.ends_with(".bias"), "{work:?} {name}");
                 }
             }
         }

@@ -26,7 +26,7 @@ fn openings(program: &Program) -> (BTreeSet<&str>, BTreeSet<&str>) {
 
 impl Schedule {
     /// Numbers of the steps before which the carried state is kept: after every `every` training
-    /// steps of an epoch, after its last one, and after its evaluation. None where `every` is 0, none
+    /// steps of an epoch, after its last one, and after its evaluation and validation. None where `every` is 0, none
     /// at the beginning and none at the end.
     pub fn checkpoints(&self, every: u64) -> BTreeSet<usize> {
         let mut kept = BTreeSet::new();
@@ -45,7 +45,7 @@ impl Schedule {
                 Phase::Train { batch, of, .. } => {
                     (batch as u64 + 1).is_multiple_of(every) || batch + 1 == of
                 }
-                Phase::Result { .. } => true,
+                Phase::Result { .. } | Phase::Validated { .. } => true,
                 _ => false,
             };
             if due && needed.is_empty() {
@@ -53,6 +53,22 @@ impl Schedule {
             }
         }
         kept
+    }
+
+    /// Where a session that has begun no step from `next` on may stop early: before which step, and
+    /// the job loses nothing. Inside an evaluation that is after it. Where no such place is left, the
+    /// steps are done to the end; a job that is never written down may stop anywhere.
+    pub fn stop_before(&self, every: u64, next: u64) -> u64 {
+        let places = match every {
+            0 => BTreeSet::new(),
+            _ => self.checkpoints(1),
+        };
+        let next_place = places.iter().find(|place| **place as u64 >= next);
+        match next_place {
+            Some(place) => *place as u64,
+            None if places.is_empty() => next,
+            None => self.steps.len() as u64,
+        }
     }
 }
 
@@ -97,6 +113,22 @@ mod tests {
         assert_eq!(steps(true, 100), [5, 9, 14, 18]);
         assert_eq!(steps(false, 3), [3, 5, 8, 10]);
         assert_eq!(steps(true, 0), []);
+    }
+
+    #[test]
+    fn a_session_stops_early_at_the_next_place_where_the_job_can_be_taken_up() {
+        let schedule = job(true);
+        let stops = |every, next| schedule.stop_before(every, next);
+        // After any training step, whatever the job's own checkpoints are; after an evaluation.
+        assert_eq!(
+            [1, 3, 5, 6, 8, 9].map(|next| stops(100, next)),
+            [1, 3, 5, 9, 9, 9]
+        );
+        // At the beginning nothing is lost that there is not; near the end the rest is done.
+        assert_eq!(stops(1, 0), 1);
+        assert_eq!(stops(1, 19), 19);
+        // Never written down: nothing to wait for.
+        assert_eq!(stops(0, 7), 7);
     }
 
     #[test]

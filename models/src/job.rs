@@ -6,6 +6,8 @@
 use serde::{Deserialize, Serialize};
 use trefoil_protocol::program::Rounding;
 
+use crate::early_stop::EarlyStop;
+use crate::neighbours::NeighbourSpec;
 pub use crate::recipe::{AdamSpec, Loss, LrSchedule, Optimiser};
 use crate::serve::ServeSpec;
 use crate::{Benchmark, ModelError};
@@ -48,6 +50,13 @@ pub struct TrainSpec {
     pub gradient_scale_log2: u8,
     /// How weights follow from gradients.
     pub optimiser: Optimiser,
+    /// Training ends after this many steps, in whichever epoch that is; none: after all epochs.
+    pub max_steps: Option<usize>,
+    /// The kept model whose weights training starts from, `NAME` or `NAME@VERSION`; seeded weights
+    /// without it. What the optimiser keeps starts at zero either way.
+    pub start_from: Option<String>,
+    /// When to stop before the last epoch.
+    pub early_stop: Option<EarlyStop>,
 }
 
 impl Default for TrainSpec {
@@ -69,6 +78,9 @@ impl Default for TrainSpec {
             weight_decay: 0.0,
             gradient_scale_log2: 0,
             optimiser: Optimiser::default(),
+            max_steps: None,
+            start_from: None,
+            early_stop: None,
         }
     }
 }
@@ -103,6 +115,16 @@ pub struct DatasetRef {
     pub snapshot: [u8; 32],
 }
 
+/// A hospital's rows of the test split: they lie together, in the order of the public keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HospitalRows {
+    /// The hospital's public key (pin).
+    pub hospital: [u8; 32],
+    /// How many.
+    pub rows: usize,
+}
+
 /// What a prediction reveals to the requester.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -117,10 +139,11 @@ pub enum PredictOutput {
 }
 
 /// What is to be done.
+#[expect(clippy::large_enum_variant, reason = "a node holds few jobs")]
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum JobKind {
-    /// Train from seeded initial weights.
+    /// Train from seeded initial weights, or from a kept model's.
     Train {
         /// The network, TOML text.
         network: String,
@@ -149,6 +172,11 @@ pub enum JobKind {
         dataset: DatasetRef,
         /// Whether to compute the area under the ROC curve too.
         auc: bool,
+        /// Whether to compute a reliability histogram of the predicted classes' probabilities too.
+        calibration: bool,
+        /// Reveal a confusion matrix of each hospital's rows too: all hospitals with test rows, in
+        /// the order of their keys; empty for no such figures.
+        by_hospital: Vec<HospitalRows>,
     },
     /// Predictions of a kept model for uploaded images.
     Predict {
@@ -167,7 +195,7 @@ pub enum JobKind {
         /// What is revealed.
         output: PredictOutput,
     },
-    /// Repetitions of one piece of work on zeros, to be timed.
+    /// Repetitions of one piece of work on public numbers, to be timed.
     Benchmark {
         /// What is repeated.
         work: Benchmark,
@@ -206,6 +234,8 @@ pub enum JobKind {
     },
     /// Keeps a session open in which members ask for predictions of a kept model.
     Serve(ServeSpec),
+    /// Classes of images by the nearest training rows of a data set.
+    Neighbours(NeighbourSpec),
 }
 
 pub(crate) fn job_error(
@@ -250,7 +280,11 @@ impl TrainSpec {
     pub fn check(&self) -> Result<(), ModelError> {
         check_range("batch", self.batch, 1..=4096)?;
         check_range("epochs", self.epochs, 1..=10_000)?;
+        if let Some(steps) = self.max_steps {
+            check_range("max_steps", steps, 1..=usize::MAX)?;
+        }
         self.check_recipe()?;
+        self.early_stop.as_ref().map_or(Ok(()), EarlyStop::check)?;
         check_format(self.frac_bits, self.ring_bits)
     }
 }

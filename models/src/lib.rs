@@ -6,14 +6,19 @@
 //! update as protocol Programs), [`weights`] (initial values, hashes). [`plain_run`] runs a schedule
 //! in the clear and is the reference that a secure run equals bit for bit; [`float`] is the same
 //! training in ordinary floating point; [`ranges`] says how near it comes to
-//! the bounds of the number format. [`outcome`] reads what a job reveals. No input or output here.
+//! the bounds of the number format, [`memory`] what a party holds. [`outcome`] reads what a job
+//! reveals. No input or output here.
 
 pub mod benchmark;
 mod checkpoints;
 pub mod cost;
+pub mod early_stop;
 mod error;
 pub mod float;
 pub mod job;
+mod judging;
+pub mod memory;
+pub mod neighbours;
 pub mod network;
 pub mod outcome;
 pub mod plain_run;
@@ -25,10 +30,13 @@ pub mod serve;
 pub mod weights;
 
 pub use benchmark::Benchmark;
+pub use early_stop::EarlyStop;
 pub use error::ModelError;
 pub use job::{
-    DatasetRef, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, Preparation, TrainSpec,
+    DatasetRef, HospitalRows, JobKind, Loss, LrSchedule, Optimiser, PredictOutput, Preparation,
+    TrainSpec,
 };
+pub use neighbours::NeighbourSpec;
 pub use network::Network;
 pub use schedule::{
     InitialState, PADDING_ROW, Phase, Schedule, Step, StepInput, import_tensors, import_words,

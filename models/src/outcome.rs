@@ -9,6 +9,7 @@ use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::decode;
 
 use crate::ModelError;
+use crate::programs::CONFIDENCE_BITS;
 
 fn named<'a>(outputs: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor, ModelError> {
     outputs
@@ -25,16 +26,22 @@ fn bad(name: &str, problem: String) -> ModelError {
 
 /// The confusion matrix of a result step: rows are labels, columns predictions.
 pub fn confusion(outputs: &BTreeMap<String, Tensor>) -> Result<Array2<u64>, ModelError> {
-    let tensor = named(outputs, "confusion")?;
+    counts(outputs, "confusion")
+}
+
+/// The confusion matrix of a hospital's result step.
+pub fn hospital_confusion(outputs: &BTreeMap<String, Tensor>) -> Result<Array2<u64>, ModelError> {
+    counts(outputs, "hospital_confusion")
+}
+
+fn counts(outputs: &BTreeMap<String, Tensor>, name: &str) -> Result<Array2<u64>, ModelError> {
+    let tensor = named(outputs, name)?;
     match tensor.shape() {
         [rows, cols] if rows == cols => {
             Array2::from_shape_vec((*rows, *cols), tensor.data().to_vec())
-                .map_err(|error| bad("confusion", error.to_string()))
+                .map_err(|error| bad(name, error.to_string()))
         }
-        shape => Err(bad(
-            "confusion",
-            format!("has shape {shape:?}, not a square"),
-        )),
+        shape => Err(bad(name, format!("has shape {shape:?}, not a square"))),
     }
 }
 
@@ -68,6 +75,47 @@ pub fn auc(outputs: &BTreeMap<String, Tensor>) -> Result<Option<Auc>, ModelError
         value: (1.0 + *balance as i64 as f64 / pairs) / 2.0,
         error: ties as f64 / pairs / 2.0,
     }))
+}
+
+/// A bin of a reliability histogram.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bin {
+    /// Rows whose predicted class has a probability in the bin.
+    pub rows: u64,
+    /// Those of them that are predicted right.
+    pub right: u64,
+    /// The mean of these probabilities, within 2^-10; `None` without rows.
+    pub confidence: Option<f64>,
+}
+
+/// The reliability histogram of a result step: bins of equal width from 0 to 1.
+pub fn calibration(outputs: &BTreeMap<String, Tensor>) -> Result<Vec<Bin>, ModelError> {
+    let tensor = named(outputs, "calibration")?;
+    let [3, bins] = *tensor.shape() else {
+        let problem = format!("has shape {:?}, not three rows", tensor.shape());
+        return Err(bad("calibration", problem));
+    };
+    let (rows, rest) = tensor.data().split_at(bins);
+    let (right, sums) = rest.split_at(bins);
+    let bins = rows.iter().zip(right).zip(sums);
+    let bins = bins.map(|((rows, right), sum)| Bin {
+        rows: *rows,
+        right: *right,
+        confidence: (*rows > 0).then(|| decode(*sum, u32::from(CONFIDENCE_BITS)) / *rows as f64),
+    });
+    Ok(bins.collect())
+}
+
+/// The expected calibration error: the mean over rows of how far a bin's mean confidence is from the
+/// part of it that is right (Naeini, Cooper and Hauskrecht 2015); `None` without rows.
+pub fn calibration_error(bins: &[Bin]) -> Option<f64> {
+    let total: u64 = bins.iter().map(|bin| bin.rows).sum();
+    let gaps = bins.iter().filter_map(|bin| {
+        let confidence = bin.confidence?;
+        Some((bin.right as f64 - confidence * bin.rows as f64).abs())
+    });
+    let gap: f64 = gaps.sum();
+    (total > 0).then(|| gap / total as f64)
 }
 
 /// Predicted classes of all prediction steps, one after the other, without the padding.

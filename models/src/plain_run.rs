@@ -9,6 +9,7 @@ use trefoil_protocol::prg::Prg;
 use trefoil_protocol::run::plain;
 use trefoil_protocol::{Program, Tensor};
 
+use crate::early_stop::{VALIDATION_RIGHT, Validated};
 use crate::schedule::{InitialState, Schedule, Step, gather};
 use crate::{ModelError, weights};
 
@@ -33,12 +34,13 @@ pub struct PlainSession<'a> {
     /// Carried state after the steps so far.
     pub state: BTreeMap<String, Tensor>,
     next: usize,
+    validated: Validated,
 }
 
 /// What a whole run leaves.
 #[derive(Debug)]
 pub struct PlainRun {
-    /// What every step revealed.
+    /// What every step revealed; nothing for those that an early stop left out.
     pub outputs: Vec<BTreeMap<String, Tensor>>,
     /// Carried state after the last step.
     pub state: BTreeMap<String, Tensor>,
@@ -97,9 +99,16 @@ impl<'a> PlainSession<'a> {
         let state = match (&schedule.initial, model) {
             (InitialState::Public(initial), _) => initial.clone(),
             (InitialState::Model(_) | InitialState::Upload, Some(model)) => model.clone(),
+            (InitialState::StartFrom { zeros, .. }, Some(model)) => {
+                let mut state = model.clone();
+                state.extend(zeros.clone());
+                state
+            }
             (initial, None) => {
                 let name = match initial {
-                    InitialState::Model(name) => name.clone(),
+                    InitialState::Model(name) | InitialState::StartFrom { model: name, .. } => {
+                        name.clone()
+                    }
                     _ => "the uploaded model".into(),
                 };
                 let problem = "the model is not given".into();
@@ -112,6 +121,7 @@ impl<'a> PlainSession<'a> {
             coins,
             state,
             next: 0,
+            validated: Validated::default(),
         })
     }
 
@@ -129,7 +139,7 @@ impl<'a> PlainSession<'a> {
         let step = self.schedule.steps.get(index)?;
         self.next += 1;
         let program = &self.schedule.programs[step.program];
-        Some(step_inputs(program, step, self.tables).and_then(|inputs| {
+        let revealed = step_inputs(program, step, self.tables).and_then(|inputs| {
             plain::run_watched(
                 program,
                 index as u64,
@@ -139,7 +149,15 @@ impl<'a> PlainSession<'a> {
                 watch,
             )
             .map_err(|error| ModelError::Plain { step: index, error })
-        }))
+        });
+        if let (Some(stopping), Ok(outputs)) = (self.schedule.decides(index), &revealed) {
+            let right = outputs.get(VALIDATION_RIGHT).map(Tensor::data);
+            let right = right.and_then(|data| data.first()).copied();
+            let (save, state) = (&self.schedule.save, &mut self.state);
+            let right = right.unwrap_or(0);
+            self.next = self.validated.next(stopping, index, right, save, state);
+        }
+        Some(revealed)
     }
 
     /// SHA-256 of the model as it is now.
@@ -168,11 +186,17 @@ pub fn run(
 ) -> Result<PlainRun, ModelError> {
     let mut session = PlainSession::new(schedule, tables, model, coins)?;
     let mut outputs = Vec::with_capacity(schedule.steps.len());
-    while let Some(revealed) = session.step() {
+    loop {
+        let index = session.next;
+        let Some(revealed) = session.step() else {
+            break;
+        };
         let revealed = revealed?;
-        progress(outputs.len() + 1, &schedule.steps[outputs.len()], &revealed);
+        outputs.resize_with(index, BTreeMap::new);
+        progress(index + 1, &schedule.steps[index], &revealed);
         outputs.push(revealed);
     }
+    outputs.resize_with(schedule.steps.len(), BTreeMap::new);
     let weights_sha256 = session.weights_sha256();
     Ok(PlainRun {
         outputs,

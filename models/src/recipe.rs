@@ -286,8 +286,11 @@ impl TrainSpec {
 
     /// The hyper-parameters in words, for those who decide on a job.
     pub fn describe(&self) -> String {
+        let ended = self
+            .max_steps
+            .map_or(String::new(), |steps| format!(" but {steps} steps at most"));
         let mut text = format!(
-            "batch {}, {} epochs, learning rate {}",
+            "batch {}, {} epochs{ended}, learning rate {}",
             self.batch, self.epochs, self.learning_rate
         );
         // Writing to a String cannot fail.
@@ -319,6 +322,9 @@ impl TrainSpec {
         );
         if !self.class_weights.is_empty() {
             let _ = write!(text, ", class weights {:?}", self.class_weights);
+        }
+        if let Some(rule) = &self.early_stop {
+            let _ = write!(text, ", {rule}");
         }
         if self.gradient_scale_log2 > 0 {
             let _ = write!(text, ", gradients scaled by 2^{}", self.gradient_scale_log2);

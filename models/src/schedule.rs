@@ -13,8 +13,10 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 use trefoil_protocol::{Program, Tensor};
 
-use crate::job::{JobKind, TrainSpec, check_format, check_range};
-use crate::programs::{self, AucBy, Format};
+use crate::early_stop::Stopping;
+use crate::job::{DatasetRef, JobKind, TrainSpec, check_format, check_range};
+use crate::judging::{Asked, Evaluation, Validation};
+use crate::programs::{self, Format};
 use crate::{ModelError, Network, weights};
 
 /// In [`StepInput::rows`]: a row of zero shares that exists in no table.
@@ -22,7 +24,7 @@ pub const PADDING_ROW: u32 = u32::MAX;
 /// Images in one step of evaluation or prediction, at most.
 pub const INFERENCE_ROWS: usize = 128;
 /// Row indices in one schedule, at most: they are held in memory.
-const MAX_SCHEDULED_ROWS: usize = 1 << 26;
+pub(crate) const MAX_SCHEDULED_ROWS: usize = 1 << 26;
 /// Rows above which the AUC is computed by a histogram instead of by comparing all pairs.
 pub const MAX_PAIRED_ROWS: usize = 2000;
 /// Rows of an AUC, at most: products of counts have to fit the narrow ring.
@@ -36,8 +38,6 @@ pub const TRAIN_LABELS: &str = "train/labels";
 pub const TEST_IMAGES: &str = "test/images";
 /// Test labels, one-hot.
 pub const TEST_LABELS: &str = "test/labels";
-/// A table that is always there: rows of one word, all of them padding.
-pub const ZEROS: &str = "zeros";
 /// Images to be classified.
 pub const UPLOAD_IMAGES: &str = "upload/images";
 
@@ -63,6 +63,25 @@ pub enum Phase {
         batch: usize,
         /// Batches in all.
         of: usize,
+    },
+    /// Reveals the counts of one hospital's rows.
+    HospitalResult {
+        /// Which of the job's hospitals.
+        hospital: usize,
+    },
+    /// One batch of the training rows that an early stop sets aside.
+    Validate {
+        /// After which epoch.
+        epoch: usize,
+        /// Which batch.
+        batch: usize,
+        /// Batches in all.
+        of: usize,
+    },
+    /// Opens how many of these rows are right: training may stop here.
+    Validated {
+        /// After which epoch.
+        epoch: usize,
     },
     /// A block of score comparisons.
     Auc {
@@ -110,6 +129,18 @@ impl fmt::Display for Phase {
                     batch + 1
                 )
             }
+            Phase::HospitalResult { hospital } => {
+                write!(f, "result of hospital {}", hospital + 1)
+            }
+            Phase::Validate { epoch, batch, of } => {
+                write!(
+                    f,
+                    "validate after epoch {}, batch {} of {of}",
+                    epoch + 1,
+                    batch + 1
+                )
+            }
+            Phase::Validated { epoch } => write!(f, "validation after epoch {}", epoch + 1),
             Phase::Auc { block, of } => write!(f, "AUC, block {} of {of}", block + 1),
             Phase::Predict { batch, of } => write!(f, "predict, batch {} of {of}", batch + 1),
             Phase::Result { epoch } => write!(f, "result after epoch {}", epoch + 1),
@@ -150,6 +181,13 @@ pub enum InitialState {
     Public(BTreeMap<String, Tensor>),
     /// Shares that the parties kept under this model name.
     Model(String),
+    /// The same, and zeros of these shapes: what training keeps beside the weights.
+    StartFrom {
+        /// The model, `NAME` or `NAME@VERSION`.
+        model: String,
+        /// By carried name.
+        zeros: BTreeMap<String, Tensor>,
+    },
     /// The job's upload: parameters one after the other, see [`import_words`].
     Upload,
 }
@@ -165,6 +203,48 @@ pub struct Schedule {
     pub steps: Vec<Step>,
     /// Carried names that make up the model to keep; empty if nothing is kept.
     pub save: Vec<String>,
+    /// Where it may end before its last epoch.
+    pub stopping: Option<Stopping>,
+}
+
+impl Schedule {
+    /// Where it may stop, if step `step` is one that decides it.
+    pub fn decides(&self, step: usize) -> Option<&Stopping> {
+        let phase = self.steps.get(step).map(|step| step.phase);
+        let validated = matches!(phase, Some(Phase::Validated { .. }));
+        self.stopping.as_ref().filter(|_| validated)
+    }
+
+    /// The updates of the weights with their numbers in the protocol, by which dropout draws.
+    pub(crate) fn updates(&self) -> Vec<Update<'_>> {
+        let steps = self.steps.iter().enumerate();
+        let updates = steps.filter_map(|(number, step)| match (step.phase, &step.inputs[..]) {
+            (Phase::Train { epoch, batch, of }, [input, ..]) => Some(Update {
+                number: number as u64,
+                epoch,
+                batch,
+                of,
+                rows: &input.rows,
+            }),
+            _ => None,
+        });
+        updates.collect()
+    }
+}
+
+/// One update of the weights.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Update<'a> {
+    /// The step's number in the protocol.
+    pub(crate) number: u64,
+    /// Which pass over the data.
+    pub(crate) epoch: usize,
+    /// Which batch of the pass.
+    pub(crate) batch: usize,
+    /// Batches of a whole pass.
+    pub(crate) of: usize,
+    /// The rows of the batch.
+    pub(crate) rows: &'a [u32],
 }
 
 /// The rows of one table that a step reads, gathered: what an input's tensor holds. `None` if the
@@ -198,12 +278,44 @@ pub(crate) fn below(rng: &mut ChaCha20Rng, n: u64) -> u64 {
 
 /// The order of the training rows in an epoch.
 pub fn epoch_order(seed: u64, epoch: usize, rows: usize) -> Vec<u32> {
-    let mut rng = stream(seed, &format!("order {epoch}"));
+    shuffled(seed, &format!("order {epoch}"), rows)
+}
+
+fn shuffled(seed: u64, purpose: &str, rows: usize) -> Vec<u32> {
+    let mut rng = stream(seed, purpose);
     let mut order: Vec<u32> = (0..rows as u32).collect();
     for i in (1..rows).rev() {
         order.swap(i, below(&mut rng, i as u64 + 1) as usize);
     }
     order
+}
+
+/// The rows that are trained on, and those that an early stop sets aside: the last ones of a shuffle
+/// of their own, in order.
+fn set_aside(spec: &TrainSpec, rows: usize) -> (Vec<u32>, Vec<u32>) {
+    let Some(rule) = &spec.early_stop else {
+        return ((0..rows as u32).collect(), Vec::new());
+    };
+    let mut trained = shuffled(spec.seed, "validation rows", rows);
+    let mut validated = trained.split_off(rows.saturating_sub(rule.validation_rows));
+    trained.sort_unstable();
+    validated.sort_unstable();
+    (trained, validated)
+}
+
+/// The batches of a training on so many rows, epoch by epoch.
+fn training_batches(spec: &TrainSpec, rows: usize) -> impl Iterator<Item = (usize, Vec<Vec<u32>>)> {
+    let (trained, _) = set_aside(spec, rows);
+    let a_pass = trained.len() / spec.batch;
+    (0..spec.epochs).map_while(move |epoch| {
+        let left = spec
+            .max_steps
+            .map_or(a_pass, |steps| steps.saturating_sub(epoch * a_pass));
+        let order = (left > 0).then(|| epoch_order(spec.seed, epoch, trained.len()))?;
+        let order: Vec<u32> = order.iter().map(|at| trained[*at as usize]).collect();
+        let batches = order.chunks_exact(spec.batch).take(left);
+        Some((epoch, batches.map(<[u32]>::to_vec).collect()))
+    })
 }
 
 /// Batches of equal size that hold `rows` rows, the last one padded: number and size.
@@ -212,19 +324,17 @@ pub fn inference_batches(rows: usize) -> (usize, usize) {
     (batches, rows.div_ceil(batches))
 }
 
-/// Steps that an evaluation of `rows` test rows without AUC takes.
-pub fn evaluation_steps(rows: usize) -> usize {
-    // The set-up and the result beside the batches.
-    inference_batches(rows).0 + 2
+/// Rows in batches of one size; the last one is filled up.
+pub(crate) fn padded(rows: &[u32], size: usize) -> Vec<Vec<u32>> {
+    let batches = rows.chunks(size).map(|rows| {
+        let mut batch = rows.to_vec();
+        batch.resize(size, PADDING_ROW);
+        batch
+    });
+    batches.collect()
 }
 
-fn inference_rows(rows: usize, batch: usize, size: usize) -> Vec<u32> {
-    (batch * size..(batch + 1) * size)
-        .map(|row| if row < rows { row as u32 } else { PADDING_ROW })
-        .collect()
-}
-
-fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
+pub(crate) fn input(name: &str, table: &str, rows: Vec<u32>) -> StepInput {
     StepInput {
         name: name.into(),
         table: table.into(),
@@ -244,12 +354,11 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             ..
         } => {
             let network = Network::parse(network)?;
-            let test_rows = evaluate_each_epoch.then_some(dataset.test_rows);
             train(
                 &network,
                 spec,
-                dataset.train_rows,
-                test_rows,
+                dataset,
+                *evaluate_each_epoch,
                 *reveal_weights,
             )
         }
@@ -260,12 +369,18 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             ring_bits,
             dataset,
             auc,
+            calibration,
+            by_hospital,
         } => {
             let network = Network::parse(network)?;
             let format = format_of(*frac_bits, *ring_bits)?;
             let mut schedule = empty(InitialState::Model(model.clone()));
-            let evaluation =
-                Evaluation::new(&mut schedule, &network, format, dataset.test_rows, *auc)?;
+            let asked = Asked {
+                auc: *auc,
+                calibration: *calibration,
+                by_hospital,
+            };
+            let evaluation = Evaluation::new(&mut schedule, &network, format, dataset, asked)?;
             evaluation.steps(&mut schedule, 0);
             Ok(schedule)
         }
@@ -296,8 +411,9 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
                 phase: Phase::Setup,
                 inputs: Vec::new(),
             });
-            for batch in 0..batches {
-                let images = input("images", UPLOAD_IMAGES, inference_rows(*rows, batch, size));
+            let numbers: Vec<u32> = (0..*rows as u32).collect();
+            for (batch, rows) in padded(&numbers, size).into_iter().enumerate() {
+                let images = input("images", UPLOAD_IMAGES, rows);
                 let phase = Phase::Predict { batch, of: batches };
                 schedule.steps.push(Step {
                     program: 1,
@@ -346,6 +462,7 @@ pub fn schedule(job: &JobKind) -> Result<Schedule, ModelError> {
             Ok(schedule)
         }
         JobKind::Serve(spec) => spec.schedule(),
+        JobKind::Neighbours(spec) => spec.schedule(),
     }
 }
 
@@ -411,16 +528,33 @@ pub(crate) fn empty(initial: InitialState) -> Schedule {
         initial,
         steps: Vec::new(),
         save: Vec::new(),
+        stopping: None,
     }
+}
+
+/// What training carries before its first step.
+fn initial_state(network: &Network, spec: &TrainSpec) -> InitialState {
+    let mut zeros = BTreeMap::new();
+    for (name, shape) in network.parameters() {
+        let kept = programs::state_names(spec, &name).into_iter();
+        zeros.extend(kept.map(|name| (name, Tensor::zeros(&shape))));
+    }
+    if let Some(model) = spec.start_from.clone() {
+        return InitialState::StartFrom { model, zeros };
+    }
+    let mut state = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
+    state.extend(zeros);
+    InitialState::Public(state)
 }
 
 fn train(
     network: &Network,
     spec: &TrainSpec,
-    rows: usize,
-    test_rows: Option<usize>,
+    dataset: &DatasetRef,
+    evaluate_each_epoch: bool,
     reveal_weights: bool,
 ) -> Result<Schedule, ModelError> {
+    let rows = dataset.train_rows;
     spec.check_for(network)?;
     check_range("dataset.train_rows", rows, spec.batch..=MAX_SCHEDULED_ROWS)?;
     check_range(
@@ -432,29 +566,30 @@ fn train(
         frac_bits: spec.frac_bits,
         ring_bits: spec.ring_bits,
     };
-    let initial = weights::initial(network, spec.seed, u32::from(spec.frac_bits));
-    let mut state = initial.clone();
-    for (name, shape) in network.parameters() {
-        let kept = programs::state_names(spec, &name).into_iter();
-        state.extend(kept.map(|name| (name, Tensor::zeros(&shape))));
-    }
-    let mut schedule = empty(InitialState::Public(state));
+    let mut schedule = empty(initial_state(network, spec));
     schedule.save = names(network);
-    let evaluation = match test_rows {
-        Some(rows) => Some(Evaluation::new(
-            &mut schedule,
-            network,
-            format,
-            rows,
-            false,
-        )?),
-        None => None,
+    let evaluation = match evaluate_each_epoch {
+        true => {
+            let asked = Asked::default();
+            let evaluation = Evaluation::new(&mut schedule, network, format, dataset, asked);
+            Some(evaluation?)
+        }
+        false => None,
     };
-    let of = rows / spec.batch;
+    let (trained, validated) = set_aside(spec, rows);
+    check_range(
+        "early_stop: rows that are left",
+        trained.len(),
+        spec.batch..=rows,
+    )?;
+    let validation = match validated.is_empty() {
+        true => None,
+        false => Some(Validation::new(&mut schedule, network, format, validated)?),
+    };
+    let of = trained.len() / spec.batch;
     let mut rates: Vec<(f64, usize)> = Vec::new();
-    for epoch in 0..spec.epochs {
-        let order = epoch_order(spec.seed, epoch, rows);
-        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
+    for (epoch, batches) in training_batches(spec, rows) {
+        for (batch, rows) in batches.into_iter().enumerate() {
             let rate = spec.rate_at(epoch * of + batch, of);
             let program = match rates.iter().find(|(known, _)| *known == rate) {
                 Some((_, program)) => *program,
@@ -466,8 +601,8 @@ fn train(
                 }
             };
             let inputs = vec![
-                input("images", TRAIN_IMAGES, rows.to_vec()),
-                input("labels", TRAIN_LABELS, rows.to_vec()),
+                input("images", TRAIN_IMAGES, rows.clone()),
+                input("labels", TRAIN_LABELS, rows),
             ];
             schedule.steps.push(Step {
                 program,
@@ -478,7 +613,12 @@ fn train(
         if let Some(evaluation) = &evaluation {
             evaluation.steps(&mut schedule, epoch);
         }
+        if let Some(validation) = &validation {
+            validation.steps(&mut schedule, epoch);
+        }
     }
+    let end = schedule.steps.len();
+    schedule.stopping = spec.early_stop.map(|rule| Stopping { rule, end });
     if reveal_weights {
         schedule
             .programs
@@ -491,87 +631,4 @@ fn train(
         });
     }
     Ok(schedule)
-}
-
-/// Where an evaluation's programs are in the schedule.
-struct Evaluation {
-    setup: usize,
-    rows: usize,
-    auc: Option<AucBy>,
-}
-
-impl Evaluation {
-    fn new(
-        schedule: &mut Schedule,
-        network: &Network,
-        format: Format,
-        rows: usize,
-        auc: bool,
-    ) -> Result<Evaluation, ModelError> {
-        check_range(
-            "dataset.test_rows",
-            rows,
-            1..=if auc {
-                MAX_AUC_ROWS
-            } else {
-                MAX_SCHEDULED_ROWS
-            },
-        )?;
-        if auc && network.classes != 2 {
-            return Err(ModelError::Job {
-                field: "auc",
-                found: format!("{} classes", network.classes),
-                problem: "the area under the ROC curve needs 2 classes".into(),
-            });
-        }
-        let setup = schedule.programs.len();
-        let (batches, size) = inference_batches(rows);
-        let auc = auc.then_some(match rows {
-            ..=MAX_PAIRED_ROWS => AucBy::Pairs {
-                scores: batches * size,
-            },
-            _ => AucBy::Histogram,
-        });
-        schedule
-            .programs
-            .push(programs::evaluation_setup(network, format, auc)?);
-        schedule
-            .programs
-            .push(programs::evaluate(network, format, size, auc)?);
-        schedule
-            .programs
-            .push(programs::evaluation_result(network, format, auc)?);
-        if let Some(AucBy::Pairs { scores }) = auc {
-            schedule
-                .programs
-                .push(programs::auc_block(format, size, scores)?);
-        }
-        Ok(Evaluation { setup, rows, auc })
-    }
-
-    fn steps(&self, schedule: &mut Schedule, epoch: usize) {
-        let (of, size) = inference_batches(self.rows);
-        let mut push = |program: usize, phase: Phase, inputs: Vec<StepInput>| {
-            schedule.steps.push(Step {
-                program: self.setup + program,
-                phase,
-                inputs,
-            });
-        };
-        push(0, Phase::Setup, Vec::new());
-        for batch in 0..of {
-            let rows = || inference_rows(self.rows, batch, size);
-            let inputs = vec![
-                input("images", TEST_IMAGES, rows()),
-                input("labels", TEST_LABELS, rows()),
-            ];
-            push(1, Phase::Evaluate { epoch, batch, of }, inputs);
-        }
-        if matches!(self.auc, Some(AucBy::Pairs { .. })) {
-            for block in 0..of {
-                push(3, Phase::Auc { block, of }, Vec::new());
-            }
-        }
-        push(2, Phase::Result { epoch }, Vec::new());
-    }
 }

@@ -7,7 +7,9 @@ use ndarray::ArrayView2;
 use trefoil_models::float::{self, Model};
 use trefoil_models::plain_run::Tables;
 use trefoil_models::schedule::{PADDING_ROW, epoch_order, gather, inference_batches};
-use trefoil_models::{JobKind, Network, Phase, PredictOutput, outcome, schedule, weights};
+use trefoil_models::{
+    HospitalRows, JobKind, Network, Phase, PredictOutput, outcome, schedule, weights,
+};
 use trefoil_protocol::fixed::decode;
 
 const F: u32 = 16;
@@ -21,6 +23,17 @@ fn network(classes: usize) -> Network {
 }
 
 fn evaluate(network: &Network, rows: usize, auc: bool) -> JobKind {
+    evaluate_with(network, rows, auc, false, &[])
+}
+
+/// `hospitals`: rows of each, in the order of their keys.
+fn evaluate_with(
+    network: &Network,
+    rows: usize,
+    auc: bool,
+    calibration: bool,
+    hospitals: &[usize],
+) -> JobKind {
     JobKind::Evaluate {
         model: "m".into(),
         network: network.to_toml(),
@@ -28,7 +41,17 @@ fn evaluate(network: &Network, rows: usize, auc: bool) -> JobKind {
         ring_bits: 64,
         dataset: dataset(0, rows),
         auc,
+        calibration,
+        by_hospital: by_hospital(hospitals),
     }
+}
+
+fn by_hospital(rows: &[usize]) -> Vec<HospitalRows> {
+    let each = rows.iter().enumerate().map(|(at, rows)| HospitalRows {
+        hospital: [at as u8 + 1; 32],
+        rows: *rows,
+    });
+    each.collect()
 }
 
 #[test]
@@ -153,6 +176,170 @@ fn a_secure_histogram_equals_the_plain_one() {
     plan.steps.drain(2..batches);
     let run = assert_secure_equals_plain(&plan, &tables, Some(&model), seed);
     assert!(run.outputs.last().expect("steps").contains_key("auc_ties"));
+}
+
+/// Classes, whether they are right, and the probability of the predicted class, as a prediction job
+/// reveals them.
+fn predictions(
+    network: &Network,
+    model: &std::collections::BTreeMap<String, trefoil_protocol::Tensor>,
+    tables: &Tables,
+    labels: &[u8],
+    seed: u64,
+) -> Vec<(usize, bool, f64)> {
+    let rows = labels.len();
+    let mut uploads = Tables::new();
+    uploads.insert("upload/images".into(), tables["test/images"].clone());
+    let run = |output| {
+        let plan = predict_job(network, rows, output);
+        common::plain(&plan, &uploads, Some(model), seed).outputs
+    };
+    let classes = outcome::classes(&run(PredictOutput::Class), rows).expect("revealed");
+    let p = run(PredictOutput::Probabilities);
+    let p = outcome::rows(&p, "probabilities", rows, 16).expect("revealed");
+    let each = classes.iter().zip(labels).enumerate();
+    each.map(|(row, (class, label))| (*class, *class == usize::from(*label), p[[row, *class]]))
+        .collect()
+}
+
+#[test]
+fn a_reliability_histogram_counts_what_direct_counting_counts() {
+    let seed = seed();
+    let network = network(4);
+    // Large weights: probabilities all over the range.
+    let mut model = weights::initial(&network, seed, F);
+    for tensor in model.values_mut() {
+        tensor
+            .data_mut()
+            .iter_mut()
+            .for_each(|word| *word = word.wrapping_mul(4));
+    }
+    let test = synthetic(&network, 131, 1.0, seed);
+    let mut tables = Tables::new();
+    test.tables("test", F as u8, &mut tables);
+    let job = evaluate_with(&network, test.rows(), false, true, &[]);
+    let plan = schedule(&job).expect("valid");
+    let run = assert_secure_equals_plain(&plan, &tables, Some(&model), seed);
+    let outputs = &run.outputs[plan.steps.len() - 1];
+    assert_eq!(
+        outputs.keys().collect::<Vec<_>>(),
+        ["calibration", "confusion"],
+        "only sums are revealed"
+    );
+    let bins = outcome::calibration(outputs).expect("revealed");
+
+    let mut expected = vec![(0u64, 0u64, 0.0f64); 10];
+    for (_, right, p) in predictions(&network, &model, &tables, &test.labels, seed) {
+        let bin = (0..10).rev().find(|bin| p >= *bin as f64 / 10.0);
+        let bin = &mut expected[bin.expect("a probability")];
+        *bin = (bin.0 + 1, bin.1 + u64::from(right), bin.2 + p);
+    }
+    println!("{bins:?}");
+    for (found, (rows, right, sum)) in bins.iter().zip(&expected) {
+        assert_eq!((found.rows, found.right), (*rows, *right));
+        let mean = (*rows > 0).then(|| sum / *rows as f64);
+        let apart = found.confidence.zip(mean).map(|(a, b)| (a - b).abs());
+        assert!(
+            apart.is_none_or(|apart| apart < 1e-9),
+            "{found:?}, {mean:?}"
+        );
+        assert_eq!(found.confidence.is_some(), *rows > 0);
+    }
+    assert!(
+        bins.iter().filter(|bin| bin.rows > 0).count() > 4,
+        "{bins:?}"
+    );
+    let gap: f64 = expected
+        .iter()
+        .map(|(_, right, sum)| (*right as f64 - sum).abs())
+        .sum();
+    let found = outcome::calibration_error(&bins).expect("rows");
+    assert!((found - gap / 131.0).abs() < 1e-9, "{found}");
+}
+
+#[test]
+fn the_stated_error_of_the_mean_confidence_is_kept() {
+    let seed = seed();
+    let network = network(4);
+    let model = weights::initial(&network, seed, F);
+    let test = synthetic(&network, 300, 1.0, seed);
+    let mut tables = Tables::new();
+    test.tables("test", F as u8, &mut tables);
+    let job = evaluate_with(&network, test.rows(), false, true, &[]);
+    let plan = schedule(&job).expect("valid");
+    let run = common::plain(&plan, &tables, Some(&model), seed);
+    let bins = outcome::calibration(&run.outputs[plan.steps.len() - 1]).expect("revealed");
+    let float = Model::from_weights(&network, &model, F).expect("fits");
+    let images = ArrayView2::from_shape((test.rows(), test.row), &test.images).expect("rows");
+    let logits = float.logits(images).expect("fits");
+    let sure = logits.rows().into_iter().map(|z| {
+        let max = z.iter().fold(f64::MIN, |max, z| max.max(f64::from(*z)));
+        let sum: f64 = z.iter().map(|z| (f64::from(*z) - max).exp()).sum();
+        1.0 / sum
+    });
+    let exact: f64 = sure.sum();
+    let found = bins
+        .iter()
+        .filter_map(|bin| Some(bin.confidence? * bin.rows as f64));
+    let found: f64 = found.sum();
+    // Over all rows, so that no row's bin matters: within 2^-10 a row, and what rounded weights and
+    // pixels make of a logit.
+    let apart = (found - exact).abs() / test.rows() as f64;
+    println!("mean confidence within {apart:.6}");
+    assert!(apart < 1.0 / 1024.0 + 1e-4, "{apart}");
+}
+
+#[test]
+fn each_hospitals_counts_are_its_own_rows_and_add_up() {
+    let seed = seed();
+    let network = network(2);
+    let model = weights::initial(&network, seed, F);
+    // The second one's rows begin and end inside what would be batches of all rows.
+    let hospitals = [60, 131, 9];
+    let test = synthetic(&network, 200, 1.0, seed);
+    let mut tables = Tables::new();
+    test.tables("test", F as u8, &mut tables);
+    let job = evaluate_with(&network, 200, true, true, &hospitals);
+    let plan = schedule(&job).expect("valid");
+    let run = assert_secure_equals_plain(&plan, &tables, Some(&model), seed);
+    let predicted = predictions(&network, &model, &tables, &test.labels, seed);
+    let (mut first, mut sum) = (0, ndarray::Array2::<u64>::zeros((2, 2)));
+    let own = plan.steps.iter().zip(&run.outputs);
+    let own = own.filter(|(step, _)| matches!(step.phase, Phase::HospitalResult { .. }));
+    let own: Vec<_> = own.map(|(_, outputs)| outputs).collect();
+    assert_eq!(own.len(), hospitals.len());
+    for (outputs, rows) in own.into_iter().zip(hospitals) {
+        assert_eq!(outputs.keys().collect::<Vec<_>>(), ["hospital_confusion"]);
+        let found = outcome::hospital_confusion(outputs).expect("revealed");
+        let mut expected = ndarray::Array2::<u64>::zeros((2, 2));
+        for row in first..first + rows {
+            expected[[usize::from(test.labels[row]), predicted[row].0]] += 1;
+        }
+        assert_eq!(found, expected);
+        sum += &found;
+        first += rows;
+    }
+    let all = &run.outputs[plan.steps.len() - 1];
+    assert_eq!(outcome::confusion(all).expect("revealed"), sum);
+    // The other figures are those of an evaluation without hospitals.
+    let whole = schedule(&evaluate_with(&network, 200, true, true, &[])).expect("valid");
+    let whole = common::plain(&whole, &tables, Some(&model), seed);
+    assert_eq!(Some(all), whole.outputs.last());
+}
+
+#[test]
+fn hospitals_that_do_not_make_up_the_test_rows_are_refused() {
+    let of = |hospitals: &[usize]| evaluate_with(&network(2), 100, false, false, hospitals);
+    schedule(&of(&[40, 60])).expect("they do");
+    for wrong in [&[40, 61][..], &[100, 0], &[usize::MAX, 101]] {
+        let error = schedule(&of(wrong)).expect_err("they do not").to_string();
+        assert!(error.contains("by_hospital"), "{error}");
+    }
+    let mut job = of(&[40, 60]);
+    if let JobKind::Evaluate { by_hospital, .. } = &mut job {
+        by_hospital.reverse();
+    }
+    assert!(schedule(&job).is_err(), "another order");
 }
 
 fn predict_job(network: &Network, rows: usize, output: PredictOutput) -> trefoil_models::Schedule {

@@ -8,7 +8,7 @@ use ndarray::{ArrayView2, Axis};
 use trefoil_models::float::{self, Data, Model};
 use trefoil_models::job::TrainSpec;
 use trefoil_models::plain_run::Tables;
-use trefoil_models::schedule::{Phase, epoch_order, evaluation_steps, schedule};
+use trefoil_models::schedule::{Phase, Schedule, epoch_order, schedule};
 use trefoil_models::{Network, outcome};
 use trefoil_protocol::fixed::decode;
 
@@ -476,16 +476,20 @@ fn dropout_is_exact_and_drops_what_the_float_twin_drops() {
     let mut tables = Tables::new();
     train.tables("train", spec.frac_bits, &mut tables);
     test.tables("test", spec.frac_bits, &mut tables);
-    let job = train_job(&network, &spec, train.rows(), test.rows());
-    let fixed = plain(&schedule(&job).expect("valid"), &tables, None, seed);
+    let steps = |test_rows: usize| {
+        let job = train_job(&network, &spec, train.rows(), test_rows);
+        schedule(&job).expect("valid")
+    };
+    let evaluated = steps(test.rows());
+    let fixed = plain(&evaluated, &tables, None, seed);
     let fixed = Model::from_weights(&network, &fixed.state, 20).expect("fits");
     let before = Model::initial(&network, &spec).expect("valid");
     let data = Data {
         images: ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows"),
         labels: &train.labels,
     };
-    let apart = |evaluation_steps: usize| {
-        let twin = float::train(&network, &spec, data, evaluation_steps, |_, _| {});
+    let apart = |steps: &Schedule| {
+        let twin = float::train(&network, &spec, data, steps, |_, _| {});
         let twin = twin.expect("trains");
         let distance = |a: &Model, b: &Model| {
             let layers = a.parameters.iter().zip(&b.parameters);
@@ -494,7 +498,7 @@ fn dropout_is_exact_and_drops_what_the_float_twin_drops() {
         };
         distance(&twin, &fixed) / distance(&twin, &before)
     };
-    let (own, other) = (apart(evaluation_steps(test.rows())), apart(0));
+    let (own, other) = (apart(&evaluated), apart(&steps(0)));
     println!("apart by {own} of the way, with other masks in the second epoch {other}");
     assert!(own < 0.01 && other > 0.1, "{own}, {other}");
 }

@@ -43,7 +43,7 @@ fn apart(network: &Network, fixed: &TrainSpec, float: &TrainSpec) -> f64 {
         images,
         labels: &train.labels,
     };
-    let twin = float::train(network, float, data, 0, |_, _| {}).expect("trains");
+    let twin = float::train(network, float, data, &schedule, |_, _| {}).expect("trains");
     let before = Model::initial(network, fixed).expect("valid");
     let after = Model::from_weights(network, &run.state, u32::from(fixed.frac_bits)).expect("fits");
     let mut worst: f64 = 0.0;

@@ -10,8 +10,7 @@ use common::{
 use ndarray::ArrayView2;
 use trefoil_models::float::{self, Data, Model};
 use trefoil_models::job::{LrSchedule, TrainSpec};
-use trefoil_models::plain_run::Tables;
-use trefoil_models::schedule::evaluation_steps;
+use trefoil_models::plain_run::{PlainSession, Tables};
 use trefoil_models::{Network, outcome, schedule};
 use trefoil_protocol::program::Rounding;
 
@@ -244,7 +243,7 @@ fn momentum_and_the_learning_rate_schedule_follow_the_float_twin() {
             images,
             labels: &train.labels,
         },
-        0,
+        &schedule,
         |_, _| {},
     )
     .expect("trains");
@@ -291,8 +290,7 @@ fn learns(network: &Network, spec: &TrainSpec, at_least: f64) {
         labels: &train.labels,
     };
     let mut losses = Vec::new();
-    let between = evaluation_steps(test.rows());
-    let model = float::train(network, spec, data, between, |report, _| {
+    let model = float::train(network, spec, data, &schedule, |report, _| {
         losses.push(report.loss)
     })
     .expect("trains");
@@ -407,4 +405,46 @@ fn a_job_out_of_range_is_refused_by_its_field() {
         5000,
         "learning rate",
     );
+}
+
+#[test]
+fn a_bounded_run_is_the_first_steps_of_the_whole_one() {
+    let seed = seed();
+    let network = network(MLP);
+    let spec = TrainSpec {
+        batch: 8,
+        epochs: 3,
+        schedule: LrSchedule::Cosine { end_factor: 0.1 },
+        ..TrainSpec::default()
+    };
+    let train = synthetic(&network, 2 * spec.batch, 0.5, seed);
+    let mut tables = Tables::new();
+    train.tables("train", spec.frac_bits, &mut tables);
+    train.tables("test", spec.frac_bits, &mut tables);
+    let scheduled = |max_steps, test_rows| {
+        let spec = TrainSpec {
+            max_steps,
+            ..spec.clone()
+        };
+        schedule(&train_job(&network, &spec, train.rows(), test_rows)).expect("valid")
+    };
+    let whole = scheduled(None, 0);
+    let mut run = PlainSession::new(&whole, &tables, None, None).expect("starts");
+    for (steps, epochs) in [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)] {
+        run.step().expect("a step").expect("in range");
+        let bounded = scheduled(Some(steps), 0);
+        assert_eq!(bounded.steps, whole.steps[..steps]);
+        let state = plain(&bounded, &tables, None, seed).state;
+        assert_eq!(state, run.state, "after {steps} steps");
+        // Each epoch that has begun is judged, the last one where it ends.
+        let judged = plain(&scheduled(Some(steps), 8), &tables, None, seed);
+        let results = judged.outputs.iter().filter(|out| !out.is_empty());
+        assert_eq!(results.count(), epochs);
+    }
+    assert_eq!(scheduled(Some(1000), 0).steps, whole.steps);
+    let none = TrainSpec {
+        max_steps: Some(0),
+        ..spec.clone()
+    };
+    assert!(schedule(&train_job(&network, &none, train.rows(), 0)).is_err());
 }

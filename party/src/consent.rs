@@ -1,7 +1,7 @@
 //! Consent at this party: what the policy says of a job, the decisions of the operator, jobs that
 //! nobody approves in time; and the word of all that in the home and in the audit log.
 //!
-//! What is approved is the job's hash. Rules are in `policy.rs`, files in `desk.rs`; P0's asking for
+//! What is approved is the job's hash under the consortium's core. Rules are in `policy.rs`, files in `desk.rs`; P0's asking for
 //! the others' consent is in `lead.rs`.
 
 use std::path::PathBuf;
@@ -73,6 +73,7 @@ pub(crate) async fn submit(
     let job = party
         .jobs
         .submit(description, &member.name, &ruling, now_s())?;
+    job.under(&party.core_hash);
     tracing::info!(job = %id, rule = %ruling.rule, held = ruling.ask, "submitted by {}:\n{words}", member.name);
     let noted = {
         let (job, name) = (job.clone(), member.name.clone());
@@ -152,7 +153,7 @@ pub(crate) async fn started(
         let requester = job.requester();
         let who = Some((requester.as_str(), job.description.requester));
         let reveals = match job.description.kind {
-            JobKind::Benchmark { .. } => "nothing but results on zeros",
+            JobKind::Benchmark { .. } => "nothing but results on public numbers",
             _ => "what further entries say",
         };
         let mut details = json!({"session": hex(&session), "reveals": reveals});
@@ -253,6 +254,7 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
         };
         match ruling {
             Ok(ruling) => {
+                let void = record.under(&party.core_hash);
                 record.state = match ruling.ask && record.approved_by.is_empty() {
                     true => JobState::Held,
                     false => JobState::Waiting,
@@ -260,6 +262,11 @@ pub(crate) fn restore(party: &Party) -> Result<(), PartyError> {
                 record.rule = ruling.rule;
                 if begun {
                     record.note = format!("{} was started again", party.label);
+                }
+                if void {
+                    record.note =
+                        "it was approved under another core of the consortium: look at it again"
+                            .into();
                 }
                 tracing::info!(job = %record.job, state = %record.state, "a job of an earlier run");
                 desk::write_record(&party.home, &record)?;
@@ -351,6 +358,11 @@ async fn take(
         .find(|job| job.id.to_string() == decision.job);
     let state = job.as_ref().map(|job| job.state());
     match (job, state, decision.choice) {
+        (Some(job), Some(JobState::Held), Choice::Approve)
+            if decision.core != hex(&party.core_hash) =>
+        {
+            tracing::warn!(job = %job.id, by = %who, "an approval under another core of the consortium is without effect");
+        }
         (Some(job), Some(JobState::Held), Choice::Approve) => {
             log_decision(party, "job_approved", &job, &decision, &who).await?;
             job.approve(&who, now_s());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tracing::Instrument;
+use trefoil_consortium::host::Active;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, MEETING, Met, NodeInfo, NodeStatus};
@@ -93,6 +94,11 @@ pub(crate) struct Party {
     pub(crate) wake: Notify,
     /// The sessions that run and their jobs, to be ended with the process.
     pub(crate) running: Mutex<Vec<(JobId, AbortHandle)>>,
+    /// Why this node stops, once it is told to: it begins no session any more.
+    pub(crate) stopping: watch::Sender<Option<String>>,
+    /// Sessions whose end is not noted yet.
+    pub(crate) active: Active,
+    stop_wait: Duration,
 }
 
 impl Party {
@@ -143,6 +149,9 @@ impl Party {
 
 /// What a daemon is told from outside.
 enum Command {
+    /// At the end of a running job's step.
+    Halt(String),
+    /// At once.
     Stop(String),
     Vanish,
 }
@@ -158,7 +167,15 @@ impl std::fmt::Debug for Stopper {
 }
 
 impl Stopper {
-    /// Ends it in an orderly way: a running session hears the reason. Returns at once.
+    /// Ends it when the step of a running job is done and written down, and at once where nothing
+    /// runs that can be taken up again. Returns at once.
+    pub fn halt(&self, reason: &str) {
+        // An error means that it has ended.
+        let _ = self.0.send(Command::Halt(reason.into()));
+    }
+
+    /// Ends it in an orderly way, without waiting for a step: a running session hears the reason.
+    /// Returns at once.
     pub fn stop(&self, reason: &str) {
         // An error means that it has ended.
         let _ = self.0.send(Command::Stop(reason.into()));
@@ -199,7 +216,7 @@ impl Daemon {
             }
         }
         let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
-        let store = Store::open(&config.home)?.with_quota(config.store.quota_mb_per_hospital);
+        let store = Store::open_for(&config.home, &config.store, pin)?;
         let record = config.home.join(CONSORTIUM_RECORD);
         let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
         let audit = Audit::open(&config.home, &label)?;
@@ -227,6 +244,9 @@ impl Daemon {
             uploads: Semaphore::new(UPLOADS_MAX),
             wake: Notify::new(),
             running: Mutex::default(),
+            stopping: watch::channel(None).0,
+            active: Active::default(),
+            stop_wait: Duration::from_secs(config.stop_wait_s),
         });
         consent::restore(&party)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -320,7 +340,7 @@ pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
     let stopper = daemon.stopper();
     let interrupted = {
         let stopper = stopper.clone();
-        move || stopper.stop("this node was interrupted")
+        move || stopper.halt("this node was told to stop")
     };
     interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
     if attached {
@@ -370,11 +390,21 @@ async fn serve(
         .clone()
         .follow(node.clone(), Party::allowed);
     tokio::spawn(following.instrument(span.clone()));
+    let quiet = quiet(&party);
+    tokio::pin!(quiet);
     loop {
         let link = tokio::select! {
             link = node.accept() => link,
+            reason = &mut quiet => {
+                dialling.abort_all();
+                return stop(&party, &node, &reason).await;
+            }
             command = commands.recv() => match command {
                 Some(Command::Vanish) => return "vanished".into(),
+                Some(Command::Halt(reason)) => {
+                    party.stopping.send_replace(Some(reason));
+                    continue;
+                }
                 Some(Command::Stop(reason)) => {
                     dialling.abort_all();
                     return stop(&party, &node, &reason).await;
@@ -396,6 +426,25 @@ async fn serve(
             None => link.close("this public key belongs to no member"),
         }
     }
+}
+
+/// Waits until this party is told to stop, and then until the sessions that can be taken up again
+/// have ended with a step, at most `stop_wait_s`. Why it stops.
+async fn quiet(party: &Party) -> String {
+    let reason = host::told_to_stop(party.stopping.subscribe()).await;
+    let running = party
+        .running
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .clone();
+    for (id, abort) in running {
+        let lasts = party.jobs.get(&id);
+        if !lasts.is_some_and(|job| resume::lasts(party, &job.description)) {
+            abort.abort(&format!("{}: {reason}", party.me));
+        }
+    }
+    party.active.ended(party.stop_wait).await;
+    reason
 }
 
 async fn stop(party: &Party, node: &Node, reason: &str) -> String {

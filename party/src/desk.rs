@@ -96,8 +96,12 @@ pub struct JobRecord {
     pub since_s: u64,
     /// The policy's rule for it.
     pub rule: String,
-    /// Who approved it here; empty where nobody has.
+    /// Who approved it here, under the core below; empty where nobody has.
     pub approved_by: String,
+    /// Hash of the consortium's core under which this party took or restored it, 64 hexadecimal digits;
+    /// empty in records of earlier releases.
+    #[serde(default)]
+    pub core: String,
     /// What there is to say: how it ended, what it waits for.
     pub note: String,
     /// Sessions that were begun here; more than one where some were interrupted.
@@ -133,12 +137,25 @@ impl JobRecord {
             since_s: submitted_s,
             rule: rule.into(),
             approved_by: String::new(),
+            core: String::new(),
             note: String::new(),
             attempts: 0,
             coins: None,
             unconcluded: None,
             description: hex(&job.to_bytes()),
         }
+    }
+
+    /// Puts the record under a consortium's core; whether an approval under another one is void now:
+    /// what was approved is a job among these parties, not among others.
+    pub(crate) fn under(&mut self, core: &[u8; 32]) -> bool {
+        let core = hex(core);
+        let void = self.core != core && !self.approved_by.is_empty();
+        if void {
+            self.approved_by.clear();
+        }
+        self.core = core;
+        void
     }
 
     /// The job itself, whose hash is the record's.
@@ -181,6 +198,9 @@ pub struct Decision {
     pub by: String,
     /// The operator's words for the requester; may be empty.
     pub reason: String,
+    /// The consortium's core under which the operator saw the job, as in its record.
+    #[serde(default)]
+    pub core: String,
 }
 
 impl Decision {
@@ -192,6 +212,7 @@ impl Decision {
             choice,
             by: by.into(),
             reason: reason.into(),
+            core: record.core.clone(),
         }
     }
 }
@@ -410,6 +431,22 @@ mod tests {
         taken(path).unwrap();
         assert!(!undecided(home.path(), &record.job));
         assert!(decisions(home.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn an_approval_is_void_under_another_core() {
+        let mut record = JobRecord::new(&job("first"), "st-anna", 7, JobState::Held, "");
+        assert!(!record.under(&[1; 32]));
+        record.approved_by = "operator".into();
+        let decision = Decision::new(&record, Choice::Approve, "jd", "");
+        assert_eq!(decision.core, hex(&[1; 32]));
+        assert!(!record.under(&[1; 32]) && record.approved_by == "operator");
+        assert!(record.under(&[2; 32]) && record.approved_by.is_empty());
+        assert_ne!(decision.core, record.core);
+        // A record of an earlier release says no core.
+        let mut old = JobRecord::new(&job("old"), "st-anna", 7, JobState::Waiting, "");
+        old.approved_by = "operator".into();
+        assert!(old.under(&[1; 32]) && old.approved_by.is_empty());
     }
 
     #[test]

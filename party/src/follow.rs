@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 use trefoil_consortium::follow::{Following, Next};
-use trefoil_consortium::wire::{Acceptance, Proposal, attributed};
+use trefoil_consortium::wire::{Acceptance, Lead, Proposal, attributed};
 use trefoil_consortium::{Attempt, Ending, SOFTWARE, fresh_nonce};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::MsgStream;
@@ -14,6 +14,7 @@ use crate::consent::{self, Standing};
 use crate::daemon::Party;
 use crate::desk::{self, JobState};
 use crate::files::now_s;
+use crate::halt::Halt;
 use crate::jobs::Job;
 use crate::prepare::prepare;
 use crate::resume;
@@ -25,7 +26,8 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
     if party.me == PartyId::P0 {
         return Err("P0 follows nobody".into());
     }
-    let (mut following, proposal) = Following::receive(stream, party.wait()).await?;
+    let stopping = party.stopping.subscribe();
+    let (mut following, proposal) = Following::receive(stream, party.wait(), stopping).await?;
     let id = proposal.job.id();
     let span = tracing::error_span!("job", job = %id);
     async {
@@ -38,6 +40,12 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
             // P0 has lost the session that still runs here, or has just ended it.
             let reason = format!("{}: an earlier session of the job is ending", party.me);
             session::abort_job(party, id, "P0 has begun the job anew");
+            following.busy(&reason).await;
+            return Err(reason);
+        }
+        let stopping = party.stopping.borrow().clone();
+        if let Some(reason) = stopping {
+            let reason = attributed(party.me, &reason);
             following.busy(&reason).await;
             return Err(reason);
         }
@@ -88,6 +96,7 @@ pub(crate) async fn follow(party: &Arc<Party>, stream: MsgStream) -> Result<(), 
             following.refuse(&reason).await;
             return Err(reason);
         }
+        let _active = party.active.enter();
         let led = run(party, &job, attempt, following).await;
         consent::ended(party, &job).await;
         led
@@ -199,29 +208,39 @@ async fn take_part(
     let tray = party.keys.open(id);
     following.ready().await.map_err(ended)?;
     let wall = Duration::from_secs(job.description.limits.wall_time_s);
-    let (written, mut marks) = tokio::sync::mpsc::unbounded_channel();
+    let (says, mut said) = tokio::sync::mpsc::unbounded_channel();
+    let halt = Halt::new(attempt.from(), says);
+    // The dealer hears from P0 alone how the parties have decided.
+    let (decided, _) = tokio::sync::mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
         prepared,
         links,
         tray,
-        written,
+        halt: halt.clone(),
+        decided,
+    };
+    let hears = |lead: &Lead| match lead {
+        Lead::Written(mark) => {
+            resume::written_by_all(party, job.id, *mark);
+            true
+        }
+        lead => halt.hear(lead),
     };
     let outcome = {
         let running = session::run(party, session);
         tokio::pin!(running);
-        let confirmed = |mark| resume::written_by_all(party, job.id, mark);
         tokio::select! {
             outcome = &mut running => outcome.map_err(ended)?,
-            ending = following.abandoned(&mut marks, confirmed) => {
+            ending = following.abandoned(&mut said, hears) => {
                 session::abort_job(party, job.id, ending.reason());
                 return Err(ended(ending));
             }
         }
     };
     following
-        .finished(outcome.stats.clone(), wall)
+        .finished(outcome.stats.clone(), wall, &mut said, hears)
         .await
         .map_err(ended)?;
     session::keep(party, job, outcome.model)

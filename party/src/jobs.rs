@@ -137,6 +137,11 @@ impl Job {
         !self.lock().record.approved_by.is_empty()
     }
 
+    /// Notes the consortium's core under which it is taken.
+    pub(crate) fn under(&self, core: &[u8; 32]) {
+        self.lock().record.under(core);
+    }
+
     /// Lets a held job run; `false` where it is not held.
     pub(crate) fn approve(&self, by: &str, now_s: u64) -> bool {
         {

@@ -18,10 +18,12 @@ use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::program::Rounding;
 use trefoil_transport::{MsgReceiver, MsgSender, StreamKind};
 
+use crate::conduct::conduct;
 use crate::consent;
 use crate::daemon::Party;
 use crate::files::now_s;
 use crate::follow::FOLLOWERS;
+use crate::halt::Halt;
 use crate::jobs::{Due, Job};
 use crate::prepare::{Prepared, prepare};
 use crate::resume;
@@ -35,10 +37,10 @@ const ASK_AGAIN: Duration = Duration::from_secs(2);
 const SETTLE: Duration = Duration::from_secs(2);
 
 /// One follower's stream.
-struct Follower {
+pub(crate) struct Follower {
     peer: Peer,
-    sender: MsgSender,
-    receiver: MsgReceiver,
+    pub(crate) sender: MsgSender,
+    pub(crate) receiver: MsgReceiver,
     wait: Duration,
 }
 
@@ -74,6 +76,9 @@ enum Asked {
 /// for another party's approval holds up no other.
 pub(crate) async fn lead_all(party: &Arc<Party>) {
     loop {
+        if party.stopping.borrow().is_some() {
+            return;
+        }
         match party.jobs.due(Instant::now()) {
             Due::Now(job) => {
                 let span = tracing::error_span!("job", job = %job.id);
@@ -111,9 +116,12 @@ async fn lead(party: &Arc<Party>, job: &Arc<Job>) {
             return;
         }
     };
+    // Until its end is noted.
+    let _active;
     match ask_all(party, job).await {
         Asked::All(mut all) => {
             if job.begin(now_s()) {
+                _active = Some(party.active.enter());
                 if let Err(ending) = try_lead(party, job, *all).await {
                     resume::session_ended(party, job, &ending).await;
                 }
@@ -390,108 +398,22 @@ async fn agree_and_run(
         follower.expect_ready().await?;
     }
     everybody(followers, &Lead::Go).await?;
-    let (written, mut own_marks) = mpsc::unbounded_channel();
+    let (says, own) = mpsc::unbounded_channel();
+    let (decided, decisions) = mpsc::unbounded_channel();
     let session = Session {
         id,
         job: job.clone(),
+        halt: Halt::new(prepared.attempt.from(), says),
         prepared,
         links,
         tray,
-        written,
+        decided,
     };
-    let running = session::run(party, session);
-    let (sender, mut marks) = mpsc::unbounded_channel();
-    let mut written = Written::default();
-    let [p1, p2, dealer] = followers;
-    let Follower {
-        sender: to_p1,
-        receiver: from_p1,
-        ..
-    } = p1;
-    let Follower {
-        sender: to_p2,
-        receiver: from_p2,
-        ..
-    } = p2;
-    let reports = async {
-        tokio::try_join!(
-            report(FOLLOWERS[0], from_p1, |mark| sender.send((1, mark))),
-            report(FOLLOWERS[1], from_p2, |mark| sender.send((2, mark))),
-            report(FOLLOWERS[2], &mut dealer.receiver, |mark| sender
-                .send((3, mark))),
-        )
-    };
-    tokio::pin!(running, reports);
-    let (mut outcome, mut reported) = (None, None);
-    let late = tokio::time::sleep(Duration::MAX);
-    tokio::pin!(late);
-    loop {
-        let mark = tokio::select! {
-            ended = &mut running, if outcome.is_none() => {
-                outcome = Some(ended?);
-                late.as_mut().reset(tokio::time::Instant::now() + party.wait());
-                None
-            }
-            heard = &mut reports, if reported.is_none() => match heard {
-                Ok(heard) => {
-                    reported = Some(heard);
-                    None
-                }
-                Err(ending) => {
-                    session::abort_job(party, job.id, ending.reason());
-                    return Err(ending);
-                }
-            },
-            Some(mark) = own_marks.recv() => Some((0, mark)),
-            Some(mark) = marks.recv() => Some(mark),
-            () = &mut late, if outcome.is_some() => {
-                let waited_ms = party.wait().as_millis();
-                let reason = format!("not all nodes finished within {waited_ms} ms");
-                return Err(Ending::Interrupted(reason));
-            }
-        };
-        if let Some(mark) = mark.and_then(|(who, mark)| written.all(who, mark)) {
-            resume::written_by_all(party, job.id, mark);
-            for to in [&mut *to_p1, &mut *to_p2] {
-                // A link that is gone ends the session anyway.
-                let _ = tokio::time::timeout(party.wait(), to.send(&Lead::Written(mark))).await;
-            }
-        }
-        if let Some(outcome) = outcome.take_if(|_| reported.is_some())
-            && let Some((_, _, dealt)) = reported.take()
-        {
-            return Ok((outcome, dealt));
-        }
-    }
+    conduct(party, session, own, decisions, followers).await
 }
 
 fn rounds_by_coins(job: &Job) -> bool {
     matches!(&job.description.kind, JobKind::Train { spec, .. } if spec.rounding == Rounding::Stochastic)
-}
-
-/// Who has written the newest state down.
-#[derive(Default)]
-struct Written {
-    mark: Option<Mark>,
-    by: [bool; 3],
-}
-
-impl Written {
-    /// Notes that a party has a state; the mark where all three have it now.
-    fn all(&mut self, who: usize, mark: Mark) -> Option<Mark> {
-        // Within one session all have the same ones, one after the other.
-        if self.mark.is_none_or(|newest| newest.step < mark.step) {
-            *self = Written {
-                mark: Some(mark),
-                by: [false; 3],
-            };
-        }
-        if self.mark != Some(mark) {
-            return None;
-        }
-        *self.by.get_mut(who)? = true;
-        (self.by == [true; 3]).then_some(mark)
-    }
 }
 
 async fn everybody(followers: &mut [Follower], message: &Lead) -> Result<(), Ending> {
@@ -670,7 +592,16 @@ impl Follower {
 
     async fn next_in_time(&mut self, what: &str) -> Result<Follow, Ending> {
         let (peer, wait) = (self.peer, self.wait);
-        match tokio::time::timeout(wait, self.next()).await {
+        let answer = async {
+            loop {
+                match self.next().await {
+                    // It hears in any case how the session ends.
+                    Ok(Follow::Stop(_)) => {}
+                    answer => return answer,
+                }
+            }
+        };
+        match tokio::time::timeout(wait, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(Ending::Interrupted(format!(
                 "{peer} did not send {what} within {} ms",
@@ -701,12 +632,12 @@ impl Follower {
     }
 }
 
-fn misplaced(peer: Peer, what: &Follow, place: &str) -> Ending {
+pub(crate) fn misplaced(peer: Peer, what: &Follow, place: &str) -> Ending {
     Ending::Over(format!("{peer} sent {what:?} {place}"))
 }
 
 /// A follower's next answer; no deadline of its own.
-async fn next(peer: Peer, receiver: &mut MsgReceiver) -> Result<Follow, Ending> {
+pub(crate) async fn next(peer: Peer, receiver: &mut MsgReceiver) -> Result<Follow, Ending> {
     match receiver.recv::<Follow>(CONTROL_MAX_BYTES).await {
         Ok(Some(Follow::Refuse(reason))) => Err(Ending::Over(format!(
             "refused by {}",
@@ -724,22 +655,6 @@ async fn next(peer: Peer, receiver: &mut MsgReceiver) -> Result<Follow, Ending> 
             "{peer} ended the session's stream without a word"
         ))),
         Err(err) => Err(Ending::Interrupted(format!("{peer}: {err}"))),
-    }
-}
-
-/// Waits as long as the session runs for a node's last word; passes on what it has written down.
-async fn report<E>(
-    peer: Peer,
-    receiver: &mut MsgReceiver,
-    written: impl Fn(Mark) -> Result<(), E>,
-) -> Result<NodeStats, Ending> {
-    loop {
-        match next(peer, receiver).await? {
-            Follow::Finished(stats) => return Ok(stats),
-            // An error means that nobody counts any more.
-            Follow::Written(mark) => drop(written(mark)),
-            other => return Err(misplaced(peer, &other, "during the session")),
-        }
     }
 }
 

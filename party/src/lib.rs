@@ -11,11 +11,13 @@
 #![forbid(unsafe_code)]
 
 pub mod audit;
+mod conduct;
 mod consent;
 mod daemon;
 pub mod desk;
 mod files;
 mod follow;
+mod halt;
 mod jobs;
 mod lead;
 mod members;
@@ -29,4 +31,4 @@ mod store;
 
 pub use daemon::{Daemon, PartyError, Stopper, run};
 pub use files::{FileError, now_s, time_text};
-pub use store::{StoreError, StoredAs, StoredUpload, stored};
+pub use store::{StoreError, StoredAs, StoredUpload, probe_bucket, stored};

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use trefoil_consortium::JobDescription;
 use trefoil_consortium::config::{Kind, Output, Policy, Rule, Verdict};
-use trefoil_models::{JobKind, Network, PredictOutput};
+use trefoil_consortium::wire::ModelInfo;
+use trefoil_consortium::{JobDescription, ModelRef};
+use trefoil_models::neighbours::Queries;
+use trefoil_models::{JobKind, NeighbourSpec, Network, PredictOutput};
 use trefoil_transport::Pin;
 
 use crate::files::{self, FileError};
@@ -68,11 +70,14 @@ impl Counts {
 struct Facts<'a> {
     kind: Kind,
     dataset: Option<&'a str>,
-    model: Option<&'a str>,
+    /// The names of the models that it makes or reads.
+    models: Vec<&'a str>,
     network: Option<String>,
     outputs: Vec<Output>,
     /// Images whose predictions are revealed.
     rows: u64,
+    /// Of the hospitals with figures of their own, the fewest rows.
+    fewest_rows: Option<u64>,
 }
 
 impl PolicyDesk {
@@ -168,7 +173,9 @@ impl PolicyDesk {
         }
         let facts = Facts::of(job)?;
         let fits = |rule: &&Rule| fits(rule, &names, &facts);
-        let Some(rule) = self.policy.rules.iter().find(fits) else {
+        let rule = self.policy.rules.iter().find(fits);
+        self.let_hospitals_out(&facts, rule)?;
+        let Some(rule) = rule else {
             let benchmark = facts.kind == Kind::Benchmark;
             let why = if benchmark {
                 "benchmarks read no data"
@@ -200,6 +207,67 @@ impl PolicyDesk {
             ask: rule.verdict == Verdict::Ask,
             rule: rule.name.clone(),
         })
+    }
+
+    /// Figures by hospital need a rule that names them, whoever approves, and enough rows.
+    fn let_hospitals_out(&self, facts: &Facts<'_>, rule: Option<&Rule>) -> Result<(), String> {
+        let Some(fewest) = facts.fewest_rows else {
+            return Ok(());
+        };
+        let party = &self.party;
+        let outputs = rule.and_then(|rule| rule.outputs.as_ref());
+        if !outputs.is_some_and(|outputs| outputs.contains(&Output::Hospitals)) {
+            return Err(format!(
+                "policy of {party}: figures by hospital are not let out here: a rule has to name the output \"hospitals\""
+            ));
+        }
+        let least = self.policy.hospital_rows_min;
+        if fewest < least {
+            return Err(format!(
+                "policy of {party}: a hospital with figures of its own needs {least} test rows (hospital_rows_min), one has {fewest}"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether `member` may have a model removed: its owner may unless a rule for the kind `remove`
+    /// refuses it, others where one allows it. Rules that do not name the kind do not speak of
+    /// removals.
+    pub(crate) fn may_remove(
+        &self,
+        model: &ModelInfo,
+        member: Pin,
+        name: &str,
+    ) -> Result<(), String> {
+        let party = &self.party;
+        let facts = Facts {
+            kind: Kind::Remove,
+            dataset: None,
+            models: vec![&model.name],
+            network: None,
+            outputs: Vec::new(),
+            rows: 0,
+            fewest_rows: None,
+        };
+        let mut rules = self.policy.rules.iter();
+        let rule = rules.find(|rule| rule.kinds.is_some() && fits(rule, &[name], &facts));
+        match (rule.map(|rule| rule.verdict), model.owner == member) {
+            (Some(Verdict::Allow), false) if !self.policy.requesters.iter().any(|n| n == name) => {
+                Err(format!(
+                    "policy of {party}: {name} is not among its requesters"
+                ))
+            }
+            (Some(Verdict::Allow), _) | (None, true) => Ok(()),
+            (Some(Verdict::Ask | Verdict::Refuse), _) => Err(format!(
+                "policy of {party}: rule {:?} keeps model {} from being removed by {name}",
+                rule.map(|rule| rule.name.as_str()).unwrap_or_default(),
+                model.name
+            )),
+            (None, false) => Err(format!(
+                "model {} belongs to another member, who alone may remove it at {party}",
+                model.name
+            )),
+        }
     }
 
     /// Images of one member a day that a serving job may take: the job's own bound, and that of the
@@ -295,6 +363,10 @@ impl PolicyDesk {
 fn predicted_rows(kind: &JobKind) -> u64 {
     match kind {
         JobKind::Predict { rows, .. } => *rows as u64,
+        JobKind::Neighbours(NeighbourSpec {
+            queries: Queries::Upload { rows, .. },
+            ..
+        }) => *rows as u64,
         // A serving job's images are counted when they come.
         _ => 0,
     }
@@ -311,55 +383,72 @@ impl Facts<'_> {
             PredictOutput::Probabilities => Output::Probabilities,
             PredictOutput::Logits => Output::Logits,
         };
-        let (kind, model, network, outputs) = match &job.kind {
+        let (kind, network, outputs) = match &job.kind {
             JobKind::Train {
                 network,
+                spec,
                 evaluate_each_epoch,
-                save_as,
                 reveal_weights,
                 ..
             } => {
                 let metrics = evaluate_each_epoch.then_some(Output::Metrics);
+                let validation = spec.early_stop.map(|_| Output::Validation);
                 let weights = reveal_weights.then_some(Output::Weights);
-                let outputs = metrics.into_iter().chain(weights).collect();
-                (Kind::Train, Some(save_as.as_str()), name(network)?, outputs)
+                let outputs = metrics.into_iter().chain(validation).chain(weights);
+                (Kind::Train, name(network)?, outputs.collect())
             }
-            JobKind::Evaluate { network, .. } => (
-                Kind::Evaluate,
-                job.model(),
-                name(network)?,
-                vec![Output::Metrics],
-            ),
+            JobKind::Evaluate {
+                network,
+                calibration,
+                by_hospital,
+                ..
+            } => {
+                let bins = calibration.then_some(Output::Calibration);
+                let hospitals = (!by_hospital.is_empty()).then_some(Output::Hospitals);
+                let outputs = [Output::Metrics].into_iter().chain(bins).chain(hospitals);
+                (Kind::Evaluate, name(network)?, outputs.collect())
+            }
             JobKind::Predict {
                 network, output, ..
             } => {
                 let outputs = vec![revealed(*output)];
-                (Kind::Predict, job.model(), name(network)?, outputs)
+                (Kind::Predict, name(network)?, outputs)
             }
-            JobKind::RevealModel { network, .. } => (
-                Kind::Reveal,
-                job.model(),
-                name(network)?,
-                vec![Output::Weights],
-            ),
-            JobKind::ImportModel { network, .. } => {
-                (Kind::Import, job.save_as(), name(network)?, Vec::new())
+            JobKind::RevealModel { network, .. } => {
+                (Kind::Reveal, name(network)?, vec![Output::Weights])
             }
+            JobKind::ImportModel { network, .. } => (Kind::Import, name(network)?, Vec::new()),
             JobKind::Serve(spec) => (
                 Kind::Serve,
-                job.model(),
                 name(&spec.network)?,
                 vec![revealed(spec.output)],
             ),
-            JobKind::Benchmark { .. } => (Kind::Benchmark, None, None, Vec::new()),
+            JobKind::Neighbours(spec) => {
+                let output = match spec.queries {
+                    Queries::Upload { .. } => Output::Class,
+                    Queries::Test => Output::Metrics,
+                };
+                (Kind::Knn, None, vec![output])
+            }
+            JobKind::Benchmark { .. } => (Kind::Benchmark, None, Vec::new()),
+        };
+        // Rules name models without a version.
+        let read = job.model().map(ModelRef::parse).transpose()?;
+        let models = job.save_as().into_iter();
+        let fewest_rows = match &job.kind {
+            JobKind::Evaluate { by_hospital, .. } => {
+                by_hospital.iter().map(|each| each.rows as u64).min()
+            }
+            _ => None,
         };
         Ok(Facts {
             kind,
             dataset: job.dataset().map(|dataset| dataset.name.as_str()),
-            model,
+            models: models.chain(read.map(|model| model.name)).collect(),
             network,
             outputs,
             rows: predicted_rows(&job.kind),
+            fewest_rows,
         })
     }
 
@@ -372,13 +461,15 @@ impl Facts<'_> {
             Kind::Reveal => "the opening of a model's weights",
             Kind::Import => "an import of weights",
             Kind::Serve => "a serving session",
+            Kind::Remove => "a removal",
+            Kind::Knn => "a classification by nearest rows",
         };
         let mut text = format!("{kind} of {requester}");
         if let Some(dataset) = self.dataset {
             text.push_str(&format!(" on data set {dataset}"));
         }
-        if let Some(model) = self.model {
-            text.push_str(&format!(" with model {model}"));
+        if !self.models.is_empty() {
+            text.push_str(&format!(" with model {}", self.models.join(" and ")));
         }
         let outputs: Vec<String> = self.outputs.iter().map(Output::to_string).collect();
         match outputs.is_empty() {
@@ -404,6 +495,16 @@ fn fits(rule: &Rule, names: &[&str], facts: &Facts<'_>) -> bool {
         }
     };
     let listed = |list: &Vec<String>, name: &str| list.iter().any(|known| known == name);
+    // A permission covers every model that is made or read; a restriction holds for any of them.
+    let models = match (&rule.models, rule.verdict) {
+        (None, _) => true,
+        (Some(list), Verdict::Allow) => {
+            !facts.models.is_empty() && facts.models.iter().all(|name| listed(list, name))
+        }
+        (Some(list), Verdict::Ask | Verdict::Refuse) => {
+            facts.models.iter().any(|name| listed(list, name))
+        }
+    };
     // A permission covers all who learn something; a restriction holds for any of them.
     let asked = match (&rule.requesters, rule.verdict) {
         (None, _) => true,
@@ -417,7 +518,7 @@ fn fits(rule: &Rule, names: &[&str], facts: &Facts<'_>) -> bool {
     kind && outputs
         && asked
         && among(&rule.datasets, facts.dataset)
-        && among(&rule.models, facts.model)
+        && models
         && among(&rule.networks, facts.network.as_deref())
 }
 
@@ -491,6 +592,48 @@ mod tests {
     }
 
     #[test]
+    fn naming_others_beside_it_loosens_no_served_members_bound() {
+        let home = tempfile::tempdir().unwrap();
+        let serve = |name, who: Option<&str>, rows| {
+            rule(name, Verdict::Allow, |rule| {
+                rule.kinds = Some(vec![Kind::Serve]);
+                rule.requesters = who.map(|who| vec![who.to_owned()]);
+                rule.rows_per_day = rows;
+            })
+        };
+        let desk = desk(
+            home.path(),
+            vec![
+                serve("anna", Some("anna"), Some(10)),
+                serve("bernd", Some("bernd"), Some(70)),
+                serve("all", None, None),
+            ],
+        );
+        let job = job(JobKind::Serve(trefoil_models::ServeSpec {
+            model: "model".into(),
+            network: NETWORK.into(),
+            frac_bits: 16,
+            ring_bits: 64,
+            members: vec![[1; 32], [2; 32]],
+            output: PredictOutput::Class,
+            max_batch: 4,
+            max_wait_ms: 1,
+            max_pending: 2,
+            rows_per_day: 50,
+            duration_s: 60,
+        }));
+        let limit = |requester, served: &[&str]| {
+            let served: Vec<String> = served.iter().map(|name| (*name).to_owned()).collect();
+            desk.served_rows(&job, requester, &served).unwrap()
+        };
+        assert_eq!(limit("anna", &["anna"]), 10);
+        // Together they fit the rule without a bound alone.
+        assert_eq!(limit("anna", &["anna", "bernd"]), 10);
+        assert_eq!(limit("bernd", &["bernd", "anna"]), 10);
+        assert_eq!(limit("bernd", &["bernd"]), 50, "the job's own");
+    }
+
+    #[test]
     fn without_rules_a_listed_requester_is_held_others_are_refused_and_benchmarks_run() {
         let home = tempfile::tempdir().unwrap();
         let desk = desk(home.path(), vec![]);
@@ -555,6 +698,112 @@ mod tests {
             let desk = self::desk(home.path(), rules);
             assert_eq!(says(&desk, &job, "anna"), "ask no rule fits");
         }
+    }
+
+    fn starting(model: &str) -> JobDescription {
+        let mut job = train("xray", false, false);
+        if let JobKind::Train { spec, .. } = &mut job.kind {
+            spec.start_from = Some(format!("{model}@0123456789abcdef"));
+        }
+        job
+    }
+
+    #[test]
+    fn a_permission_covers_every_model_that_is_made_or_read_and_a_restriction_any() {
+        let list = |names: &[&str]| Some(names.iter().map(|name| (*name).to_owned()).collect());
+        let says_of = |verdict, models: &[&str], job: &JobDescription| {
+            let home = tempfile::tempdir().unwrap();
+            let rule = rule("rule", verdict, |r| r.models = list(models));
+            says(&desk(home.path(), vec![rule]), job, "anna")
+        };
+        let job = starting("base");
+        assert_eq!(
+            says_of(Verdict::Allow, &["model"], &job),
+            "ask no rule fits"
+        );
+        assert_eq!(says_of(Verdict::Allow, &["base"], &job), "ask no rule fits");
+        assert_eq!(
+            says_of(Verdict::Allow, &["base", "model"], &job),
+            "allow rule"
+        );
+        assert_eq!(says_of(Verdict::Ask, &["base"], &job), "ask rule");
+        let refusal = says_of(Verdict::Refuse, &["base"], &job);
+        assert!(refusal.contains("with model model and base"), "{refusal}");
+    }
+
+    #[test]
+    fn an_early_stop_is_an_output_of_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let rules = vec![rule("metrics", Verdict::Allow, |r| {
+            r.outputs = Some(vec![Output::Metrics]);
+        })];
+        let desk = desk(home.path(), rules);
+        let mut job = train("xray", true, false);
+        assert_eq!(says(&desk, &job, "anna"), "allow metrics");
+        if let JobKind::Train { spec, .. } = &mut job.kind {
+            spec.early_stop = Some(trefoil_models::EarlyStop {
+                patience: 1,
+                min_delta: 0.0,
+                validation_rows: 5,
+            });
+        }
+        assert_eq!(says(&desk, &job, "anna"), "ask no rule fits");
+    }
+
+    #[test]
+    fn figures_by_hospital_need_a_rule_that_names_them_whoever_approves() {
+        let evaluate = |rows: &[usize]| {
+            let each = rows
+                .iter()
+                .enumerate()
+                .map(|(at, rows)| trefoil_models::HospitalRows {
+                    hospital: [at as u8; 32],
+                    rows: *rows,
+                });
+            job(JobKind::Evaluate {
+                model: "model".into(),
+                network: NETWORK.into(),
+                frac_bits: 16,
+                ring_bits: 64,
+                dataset: DatasetRef {
+                    name: "xray".into(),
+                    train_rows: 0,
+                    test_rows: rows.iter().sum(),
+                    snapshot: [7; 32],
+                },
+                auc: false,
+                calibration: false,
+                by_hospital: each.collect(),
+            })
+        };
+        let says_of = |rules: Vec<Rule>, rows: &[usize]| {
+            let home = tempfile::tempdir().unwrap();
+            says(&desk(home.path(), rules), &evaluate(rows), "anna")
+        };
+        let refused = |words: String| assert!(words.contains("not let out here"), "{words}");
+        refused(says_of(vec![], &[200, 100]));
+        refused(says_of(
+            vec![rule("all", Verdict::Allow, |_| {})],
+            &[200, 100],
+        ));
+        refused(says_of(
+            vec![rule("all", Verdict::Ask, |_| {})],
+            &[200, 100],
+        ));
+        let named = |verdict| {
+            vec![rule("named", verdict, |r| {
+                r.outputs = Some(vec![Output::Metrics, Output::Hospitals]);
+            })]
+        };
+        assert_eq!(says_of(named(Verdict::Allow), &[200, 100]), "allow named");
+        assert_eq!(says_of(named(Verdict::Ask), &[200, 100]), "ask named");
+        let few = says_of(named(Verdict::Allow), &[200, 99]);
+        assert!(
+            few.contains("needs 100 test rows") && few.contains("one has 99"),
+            "{few}"
+        );
+        // Without such figures the same evaluation is as ever.
+        assert_eq!(says_of(named(Verdict::Allow), &[]), "allow named");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::consent;
 use crate::daemon::Party;
 use crate::jobs::Job;
 use crate::resume;
-use crate::store::{Results, StoreError, Tables};
+use crate::store::{Lease, Results, StoreError, Tables};
 
 /// A job that this party is ready to run.
 pub(crate) struct Prepared {
@@ -30,6 +30,10 @@ pub(crate) struct Prepared {
     pub(crate) keeps_results: bool,
     /// Where.
     pub(crate) results: Option<Results>,
+    /// The attempt's right to write its files.
+    pub(crate) lease: Lease,
+    /// What earlier sessions have opened for an early stop.
+    pub(crate) validated: Vec<u64>,
 }
 
 /// Prepares an attempt at a job; the reason of a refusal names this party.
@@ -38,14 +42,15 @@ pub(crate) async fn prepare(
     job: &Job,
     attempt: Attempt,
 ) -> Result<Prepared, Ending> {
-    let prepared = prepare_anew(party, job).await.map_err(Ending::Over)?;
+    let prepared = prepare_anew(party, job, attempt).await;
+    let prepared = prepared.map_err(Ending::Over)?;
     let (party, id) = (party.clone(), job.id);
     let work = move || resume::take_up(&party, id, attempt, prepared);
     let taken_up = tokio::task::spawn_blocking(work).await;
     taken_up.map_err(|err| Ending::Over(format!("this node failed: {err}")))?
 }
 
-async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String> {
+async fn prepare_anew(party: &Arc<Party>, job: &Job, attempt: Attempt) -> Result<Prepared, String> {
     if !consent::permitted(party, job)? {
         return Err(format!("job {} is not approved at {}", job.id, party.label));
     }
@@ -59,7 +64,8 @@ async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String>
         ));
     }
     let (at, wanted) = (party.clone(), description.clone());
-    let work = tokio::task::spawn_blocking(move || open(&at, &wanted));
+    let resumes = attempt.resume.is_some();
+    let work = tokio::task::spawn_blocking(move || open(&at, &wanted, resumes));
     let prepared = work
         .await
         .map_err(|err| format!("this node failed: {err}"))??;
@@ -75,7 +81,8 @@ async fn prepare_anew(party: &Arc<Party>, job: &Job) -> Result<Prepared, String>
     Ok(prepared)
 }
 
-fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
+/// Opens what a job reads. One that `resumes` needs no model to start from: it has its own state.
+fn open(party: &Party, job: &JobDescription, resumes: bool) -> Result<Prepared, String> {
     let stored = |err: StoreError| err.to_string();
     let derived = Derived::new(job)?;
     if let Some(dataset) = job.dataset() {
@@ -92,6 +99,15 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
                 trefoil_consortium::hex(&dataset.snapshot[..8]),
             ));
         }
+    }
+    if let JobKind::Evaluate { by_hospital, .. } = &job.kind
+        && !by_hospital.is_empty()
+        && *by_hospital
+            != party
+                .store
+                .test_rows(job.dataset().map_or("", |set| &set.name))
+    {
+        return Err("the job names other hospitals, or other numbers of their test rows, than have shared here".into());
     }
     if let Some(upload) = job.upload() {
         match party.store.upload(upload) {
@@ -131,6 +147,18 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
             same_network(name, model.about.as_ref(), job)?;
             (model.shares, Some(model.source))
         }
+        InitialState::StartFrom { .. } if resumes => (BTreeMap::new(), None),
+        InitialState::StartFrom { model: name, zeros } => {
+            let model = party
+                .store
+                .model(name, derived.ring_bits, derived.frac_bits)
+                .map_err(stored)?;
+            same_network(name, model.about.as_ref(), job)?;
+            same_preparation(name, model.about.as_ref(), job)?;
+            let mut state = model.shares;
+            state.extend(zeros.clone());
+            (state, Some(model.source))
+        }
         InitialState::Upload => (imported(job, &mut tables)?, None),
     };
     Ok(Prepared {
@@ -141,6 +169,8 @@ fn open(party: &Party, job: &JobDescription) -> Result<Prepared, String> {
         attempt: Attempt::default(),
         keeps_results: !matches!(job.kind, JobKind::Benchmark { .. } | JobKind::Serve(_)),
         results: None,
+        lease: party.store.lease(job.id()),
+        validated: Vec::new(),
     })
 }
 
@@ -155,12 +185,31 @@ fn same_network(
     };
     let parse = |toml: &str| Network::parse(toml).map_err(|err| err.to_string());
     let (made, asked) = (parse(&about.network)?, parse(network)?);
-    match made == asked {
-        true => Ok(()),
-        false => Err(format!(
-            "model {name} was made as network {}, and the job brings another one, named {}: leave the network out",
+    match made.difference(&asked) {
+        None => Ok(()),
+        Some(difference) => Err(format!(
+            "model {name} was made as network {}, and the job brings another one, named {}: {difference}; leave the network out",
             made.name, asked.name
         )),
+    }
+}
+
+/// Training goes on with rows that are prepared as those were that the model was trained on, where
+/// both are known.
+fn same_preparation(
+    name: &str,
+    about: Option<&ModelAbout>,
+    job: &JobDescription,
+) -> Result<(), String> {
+    let JobKind::Train { spec, .. } = &job.kind else {
+        return Ok(());
+    };
+    let made = about.and_then(|about| about.preparation);
+    match (made, spec.preparation) {
+        (Some(made), Some(asked)) if made != asked => Err(format!(
+            "model {name} was made with rows prepared by {made}, the job's are by {asked}: share them alike"
+        )),
+        _ => Ok(()),
     }
 }
 

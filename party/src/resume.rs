@@ -25,7 +25,7 @@ use crate::lead;
 use crate::members::on_files;
 use crate::prepare::Prepared;
 use crate::session;
-use crate::store::{Checkpoint, NewModel, Results, StagedModel, StoreError, Stored};
+use crate::store::{Checkpoint, Lease, NewModel, Results, StagedModel, StoreError, Stored};
 
 /// How often a party is told that a job is done that it missed the end of.
 const CONCLUDE_EVERY: Duration = Duration::from_secs(2);
@@ -76,6 +76,8 @@ pub(crate) fn take_up(
 ) -> Result<Prepared, Ending> {
     // It is not offered again, and an older one may do.
     let again = |err: StoreError| Ending::Interrupted(err.to_string());
+    // From here on no earlier session writes.
+    let lease = party.store.lease(job);
     let mut results_bytes = 0;
     if let Some(mark) = attempt.resume {
         let programs = programs_hash(&prepared.derived);
@@ -89,21 +91,23 @@ pub(crate) fn take_up(
             )));
         }
         prepared.initial = found.shares;
+        prepared.validated = found.validated;
         results_bytes = found.results_bytes;
     }
     if prepared.keeps_results {
-        let results = party.store.open_results(job, results_bytes);
+        let results = party.store.open_results(&lease, job, results_bytes);
         prepared.results = Some(results.map_err(again)?);
     }
     prepared.attempt = attempt;
+    prepared.lease = lease;
     Ok(prepared)
 }
 
 /// Writes a checkpoint. One that cannot be written is left out: the job goes on, and the older ones
 /// stay.
-pub(crate) fn write_down(party: &Party, checkpoint: Checkpoint) -> Option<Mark> {
+pub(crate) fn write_down(party: &Party, lease: &Lease, checkpoint: Checkpoint) -> Option<Mark> {
     let mark = checkpoint.mark;
-    match party.store.write_checkpoint(checkpoint) {
+    match party.store.write_checkpoint(lease, checkpoint) {
         Ok(()) => Some(mark),
         Err(err) => {
             tracing::error!(%err, step = mark.step, "no checkpoint: the job goes on without it");
@@ -161,6 +165,10 @@ pub(crate) fn stage(
         ring_bits: derived.ring_bits,
         frac_bits: derived.frac_bits,
         about,
+        started_from: match &job.kind {
+            JobKind::Train { spec, .. } => spec.start_from.clone(),
+            _ => None,
+        },
         shares,
     };
     let staged = party.store.stage_model(model);
@@ -351,7 +359,9 @@ pub(crate) async fn keep_late(
         if let Some(model) = stage(&work_of, &description, &derived, &last)? {
             model.keep().map_err(text)?;
         }
-        let results = work_of.store.open_results(id, last.results_bytes);
+        let results = work_of
+            .store
+            .open_results(&work_of.store.lease(id), id, last.results_bytes);
         Ok((results.map_err(text)?, stats))
     };
     let kept = tokio::task::spawn_blocking(work).await;

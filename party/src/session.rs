@@ -3,24 +3,26 @@
 //! Keys are drawn from the operating system, travel once, and are in memory only: a crash destroys
 //! them, so nothing can be rewound.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::sync::mpsc::UnboundedSender;
 use trefoil_consortium::keys::{KeyTray, send_key};
-use trefoil_consortium::wire::{Event, Progress, by_peer, session_failure};
+use trefoil_consortium::wire::{Event, Follow, Progress, by_peer, session_failure};
 use trefoil_consortium::{Ending, JobId, Mark, NodeStats, SessionId, host, random_bytes};
+use trefoil_models::early_stop::{VALIDATION_RIGHT, Validated};
 use trefoil_models::{JobKind, PADDING_ROW, Phase, Step};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::ring::Tensor;
-use trefoil_protocol::run::{OutputShare, PartyKeys, State, run_step};
+use trefoil_protocol::run::{OutputShare, PartyKeys, State, publish, run_step};
 use trefoil_transport::{AbortHandle, Link, MaterialReceiver, SessionNet, SessionStats};
 
 use crate::consent;
 use crate::daemon::Party;
+use crate::halt::Halt;
 use crate::jobs::Job;
 use crate::members::on_files;
 use crate::prepare::Prepared;
@@ -68,8 +70,10 @@ pub(crate) struct Session {
     pub(crate) prepared: Prepared,
     pub(crate) links: Links,
     pub(crate) tray: KeyTray,
-    /// Hears of every checkpoint that is written.
-    pub(crate) written: UnboundedSender<Mark>,
+    /// Says to P0 what is written down; says to the protocol thread where to stop.
+    pub(crate) halt: Arc<Halt>,
+    /// Hears with which step the session goes on after one that an early stop decides.
+    pub(crate) decided: UnboundedSender<(u64, u64)>,
 }
 
 /// A session that ran to its end here.
@@ -100,11 +104,13 @@ struct Guard<'a> {
     party: &'a Party,
     job: JobId,
     abort: AbortHandle,
+    halt: Arc<Halt>,
     done: bool,
 }
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
+        self.halt.release();
         self.party
             .running
             .lock()
@@ -126,7 +132,8 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         prepared,
         links,
         mut tray,
-        written,
+        halt,
+        decided,
     } = session;
     let over = Ending::Over;
     not_cancelled(&job).map_err(over)?;
@@ -152,6 +159,7 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         party,
         job: job.id,
         abort: abort.clone(),
+        halt: halt.clone(),
         done: false,
     };
     if let Err(reason) = not_cancelled(&job) {
@@ -183,7 +191,10 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         net,
         material,
         abort: abort.clone(),
-        written,
+        halt: halt.clone(),
+        decided,
+        validated: Validated::default(),
+        steps: 0,
         seat,
     };
     let body = move || {
@@ -195,7 +206,18 @@ pub(crate) async fn run(party: &Arc<Party>, session: Session) -> Result<Outcome,
         .name(format!("protocol-{me}"))
         .spawn(body);
     thread.map_err(|err| over(format!("{me}: a thread cannot be started: {err}")))?;
-    let outcome = match tokio::time::timeout(wall, receiver).await {
+    let waiting = async {
+        tokio::pin!(receiver);
+        tokio::select! {
+            ended = &mut receiver => ended,
+            _ = abort.failed() => {
+                // The thread may wait for a word of P0 that never comes.
+                halt.release();
+                receiver.await
+            }
+        }
+    };
+    let outcome = match tokio::time::timeout(wall, waiting).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(_)) => Err(over(format!("{me}: the protocol thread failed"))),
         Err(_) => Err(over(format!(
@@ -269,7 +291,12 @@ struct Work {
     net: SessionNet,
     material: MaterialReceiver,
     abort: AbortHandle,
-    written: UnboundedSender<Mark>,
+    halt: Arc<Halt>,
+    decided: UnboundedSender<(u64, u64)>,
+    /// What was opened for an early stop.
+    validated: Validated,
+    /// Steps done in this session.
+    steps: u64,
     /// Where a serving job's batches come from.
     seat: Option<Seat>,
 }
@@ -280,7 +307,10 @@ impl Work {
         let start = Instant::now();
         let me = self.party.me;
         let resume = self.prepared.attempt.resume;
-        let abandoned = self.party.store.abandon_checkpoints(self.job.id, resume);
+        let abandoned =
+            self.party
+                .store
+                .abandon_checkpoints(&self.prepared.lease, self.job.id, resume);
         abandoned.map_err(|err| Ending::Over(format!("{me}: {err}")))?;
         let shares = std::mem::take(&mut self.prepared.initial);
         let mut state = State {
@@ -301,7 +331,7 @@ impl Work {
         let stats = NodeStats {
             seconds: start.elapsed().as_secs_f64(),
             rounds: counted.rounds,
-            steps: self.prepared.derived.schedule.steps.len() as u64 - self.prepared.attempt.from(),
+            steps: self.steps,
             sent_bytes: by_peer(|peer| counted.payload_sent(peer)),
             received_bytes: by_peer(|peer| counted.payload_received(peer)),
             peak_memory_bytes: host::peak_memory_bytes(),
@@ -347,26 +377,43 @@ impl Work {
             .derived
             .schedule
             .checkpoints(self.job.description.checkpoint_every);
+        // Where a stop may write the state down besides.
+        let places = match self.job.description.checkpoint_every {
+            0 => BTreeSet::new(),
+            _ => self.prepared.derived.schedule.checkpoints(1),
+        };
         let from = usize::try_from(self.prepared.attempt.from()).unwrap_or(usize::MAX);
-        let count = self.prepared.derived.schedule.steps.len();
+        let schedule = &self.prepared.derived.schedule;
+        let count = schedule.steps.len();
+        if let Some(stopping) = &schedule.stopping {
+            self.validated = Validated::after(&stopping.rule, &self.prepared.validated);
+        }
         let mut before = self.net.stats();
-        for index in from..count {
-            if index > from && checkpoints.contains(&index) {
+        let mut index = from;
+        while index < count {
+            let stop = self.halt.stops_before(index as u64);
+            if index > from && (checkpoints.contains(&index) || stop && places.contains(&index)) {
                 self.write_down(state, index);
             }
-            before = self.step(state, index, &before)?;
-            self.job.stepped(index as u64 + 1);
+            if stop {
+                self.halt.stopped();
+                return Err(Ending::Interrupted(format!("stopped before step {index}")));
+            }
+            (before, index) = self.step(state, index, &before)?;
+            self.steps += 1;
+            self.job.stepped(index as u64);
         }
+        self.halt.no_more(count as u64);
         Ok(())
     }
 
-    /// One step, and what it reveals.
+    /// One step, and what it reveals; which one is next.
     fn step(
         &mut self,
         state: &mut State,
         index: usize,
         before: &SessionStats,
-    ) -> Result<SessionStats, Ending> {
+    ) -> Result<(SessionStats, usize), Ending> {
         let Work {
             party,
             job,
@@ -374,6 +421,8 @@ impl Work {
             keys,
             net,
             material,
+            decided,
+            validated,
             ..
         } = self;
         let Prepared {
@@ -412,6 +461,22 @@ impl Work {
         );
         let outputs = outputs.map_err(|err| Ending::of_step(&err))?;
         note_outputs(party, job, index, step, &outputs).map_err(over)?;
+        let mut next = index + 1;
+        if let Some(stopping) = derived.schedule.decides(index) {
+            let figure = outputs
+                .iter()
+                .find(|output| output.name == VALIDATION_RIGHT);
+            let figure = figure.ok_or_else(|| over("a validation has no figure".into()))?;
+            let ring_bits = derived.ring_bits;
+            let right = publish(party.me, index as u64, figure, ring_bits, state, net)
+                .map_err(|err| Ending::of_step(&err))?;
+            let right = right.data().first().copied().unwrap_or(0);
+            let save = &derived.schedule.save;
+            next = validated.next(stopping, index, right, save, &mut state.shares);
+            tracing::info!(right, stops = next > index + 1, "validated");
+            // An error means that nobody leads here.
+            let _ = decided.send((index as u64, next as u64));
+        }
         let revealed: Vec<Stored> = outputs
             .into_iter()
             .map(|output| Stored::Output {
@@ -450,7 +515,7 @@ impl Work {
             before,
             &now,
         )));
-        Ok(now)
+        Ok((now, next))
     }
 
     /// A checkpoint of the state, of which `index` steps are done.
@@ -461,6 +526,7 @@ impl Work {
             mark: Mark::of(&self.id, index as u64),
             results_bytes: self.prepared.results.as_ref().map_or(0, Results::bytes),
             stats: None,
+            validated: self.validated.history().to_vec(),
             shares: state.shares.clone(),
         }
     }
@@ -471,9 +537,8 @@ impl Work {
         let ring_bits = self.prepared.derived.ring_bits;
         state.refresh(self.party.me, index as u64 - 1, &self.keys, ring_bits);
         let checkpoint = self.checkpoint(state, index);
-        if let Some(mark) = resume::write_down(&self.party, checkpoint) {
-            // An error means that nobody waits for it any more.
-            let _ = self.written.send(mark);
+        if let Some(mark) = resume::write_down(&self.party, &self.prepared.lease, checkpoint) {
+            self.halt.say(Follow::Written(mark));
         }
     }
 
@@ -503,7 +568,10 @@ impl Work {
                     state.refresh(self.party.me, index, &self.keys, ring_bits);
                     last.shares.clone_from(&state.shares);
                 }
-                let written = self.party.store.write_checkpoint(last.clone());
+                let written = self
+                    .party
+                    .store
+                    .write_checkpoint(&prepared.lease, last.clone());
                 written.map_err(|err| err.to_string())?;
             }
         }
@@ -513,7 +581,7 @@ impl Work {
     }
 }
 
-/// Notes what a step reveals, before it leaves. A benchmark's results on zeros are noted with its
+/// Notes what a step reveals, before it leaves. A benchmark's results on public numbers are noted with its
 /// start: flushing the log is no part of what it measures.
 fn note_outputs(
     party: &Party,
@@ -536,6 +604,9 @@ fn note_outputs(
         let rows = step.inputs.iter().flat_map(|input| input.rows.iter());
         details["rows"] = rows.filter(|row| **row != PADDING_ROW).count().into();
     }
+    if let Phase::Validated { .. } = step.phase {
+        details["also_to"] = "the three parties".into();
+    }
     let requester = job.requester();
     let who = Some((requester.as_str(), description.requester));
     let written = party
@@ -556,6 +627,9 @@ fn progress(
         Phase::Setup => ("setup", 0, 0, 1),
         Phase::Train { epoch, batch, of } => ("train", epoch, batch, of),
         Phase::Evaluate { epoch, batch, of } => ("evaluate", epoch, batch, of),
+        Phase::HospitalResult { hospital } => ("hospital_result", 0, hospital, 1),
+        Phase::Validate { epoch, batch, of } => ("validate", epoch, batch, of),
+        Phase::Validated { epoch } => ("validated", epoch, 0, 1),
         Phase::Auc { block, of } => ("auc", 0, block, of),
         Phase::Predict { batch, of } => ("predict", 0, batch, of),
         Phase::Result { epoch } => ("result", epoch, 0, 1),

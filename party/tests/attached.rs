@@ -44,6 +44,7 @@ fn write_config(folder: &Path, change: impl Fn(&mut PartyConfig)) -> std::path::
         log: "info".into(),
         threads: 0,
         resume_wait_s: 0,
+        stop_wait_s: 60,
         identity: IdentityFiles {
             certificate: "cert.der".into(),
             key: "key.der".into(),

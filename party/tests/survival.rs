@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Receiver;
@@ -12,7 +13,8 @@ use common::{NETWORK, World, images, labels, table};
 use trefoil_client::remote::{Event, JobResult, Part, Revealed};
 use trefoil_consortium::wire::{self, Ask, CONTROL_VERSION, Request};
 use trefoil_consortium::{JobDescription, JobId};
-use trefoil_models::{JobKind, TrainSpec, plain_run};
+use trefoil_models::early_stop::VALIDATION_RIGHT;
+use trefoil_models::{EarlyStop, JobKind, TrainSpec, plain_run};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_protocol::program::Rounding;
 use trefoil_protocol::ring::Tensor;
@@ -48,6 +50,16 @@ fn world(seed: u64, resume_wait_s: u64) -> (World, plain_run::Tables) {
 /// Submits a training of so many epochs: three batches, then set-up, one batch and the result of an
 /// evaluation, each epoch; the weights are revealed at the end.
 fn submit(world: &World, epochs: usize, every: u64, rounding: Rounding) -> (JobId, JobKind) {
+    let spec = TrainSpec {
+        epochs,
+        rounding,
+        ..TrainSpec::default()
+    };
+    submit_spec(world, spec, every)
+}
+
+/// The same with more said of it.
+fn submit_spec(world: &World, spec: TrainSpec, every: u64) -> (JobId, JobKind) {
     world.run(async {
         let anna = world.connect("st-anna").await.unwrap();
         let info = anna.dataset("shapes").await.unwrap();
@@ -55,10 +67,8 @@ fn submit(world: &World, epochs: usize, every: u64, rounding: Rounding) -> (JobI
             network: NETWORK.into(),
             spec: TrainSpec {
                 batch: 8,
-                epochs,
                 momentum: 0.5,
-                rounding,
-                ..TrainSpec::default()
+                ..spec
             },
             dataset: info.reference("shapes"),
             evaluate_each_epoch: true,
@@ -161,7 +171,17 @@ fn every_node_may_be_killed_and_the_weights_are_those_of_an_undisturbed_run() {
     ] {
         step = step_after(&events, step + 8);
         world.kill_and_restart(peer, |_| {});
-        let from = taken_up(&events);
+        // What was done before it was killed is heard of before the next session.
+        let last = Cell::new(step);
+        let from = until(&events, "the next session", |event| match event {
+            Event::Progress(progress) => {
+                last.set(progress.step);
+                None
+            }
+            Event::Started { from, .. } => Some(from),
+            _ => None,
+        });
+        step = last.get();
         println!("{peer} was killed after step {step}, the job went on from {from}");
         assert!(from > 0, "{from} after {step}");
         // The dealer is ahead: what it has dealt may be used up after its end.
@@ -194,6 +214,8 @@ fn every_node_may_be_killed_and_the_weights_are_those_of_an_undisturbed_run() {
             ring_bits: 64,
             dataset: info.reference("shapes"),
             auc: false,
+            calibration: false,
+            by_hospital: Vec::new(),
         };
         let pin = world.member("st-anna").1;
         let job = JobDescription::new("check", pin, evaluate).unwrap();
@@ -202,6 +224,67 @@ fn every_node_may_be_killed_and_the_weights_are_those_of_an_undisturbed_run() {
         let last = result.outputs.iter().rev();
         let mut last = last.filter(|output| output.name == "confusion");
         assert_eq!(judged.outputs[0].tensor, last.next().unwrap().tensor);
+    });
+}
+
+#[test]
+fn an_early_stop_is_decided_alike_by_all_also_after_kills() {
+    let seed = common::seed();
+    let (mut world, tables) = world(seed, 60);
+    // An epoch is two batches, an evaluation of three steps and a validation of three. The patience
+    // spans the kills, so that what was opened before them decides.
+    let spec = TrainSpec {
+        epochs: 400,
+        early_stop: Some(EarlyStop {
+            patience: 60,
+            min_delta: 0.0,
+            validation_rows: 8,
+        }),
+        ..TrainSpec::default()
+    };
+    let (id, kind) = submit_spec(&world, spec, 1);
+    let (watching, events) = world.watch("st-anna", id);
+    assert_eq!(taken_up(&events), 0);
+    let mut step = 10;
+    for peer in [
+        Peer::Dealer,
+        Peer::Party(PartyId::P1),
+        Peer::Party(PartyId::P0),
+    ] {
+        step = step_after(&events, step + 20);
+        world.kill_and_restart(peer, |_| {});
+        let from = taken_up(&events);
+        println!("{peer} was killed after step {step}, the job went on from {from}");
+        assert!(from > 0);
+    }
+    let result = watching.join().unwrap().unwrap();
+    assert_equals_plain(&kind, &tables, &result);
+    let schedule = trefoil_models::schedule(&kind).unwrap();
+    let epochs = result.outputs.iter();
+    let epochs = epochs
+        .filter(|output| output.name == VALIDATION_RIGHT)
+        .count();
+    println!("{epochs} epochs");
+    assert!((61..400).contains(&epochs), "{epochs}");
+    assert_eq!(
+        result.outputs.iter().map(|output| output.step).max(),
+        Some(schedule.steps.len() - 1)
+    );
+    for party in PartyId::ALL {
+        await_no_checkpoints(&world, party, id);
+        let log = std::fs::read_to_string(world.home(party).join("audit.log")).unwrap();
+        assert!(log.contains("\"also_to\":\"the three parties\""), "{party}");
+    }
+    let dealt = result.dealer.steps;
+    assert!(
+        dealt <= 8 * epochs as u64 + 1,
+        "{dealt} steps were dealt in the last session"
+    );
+    // All three hold the model of the best epoch.
+    world.run(async {
+        let anna = world.connect("st-anna").await.unwrap();
+        let held = anna.models().await.unwrap();
+        assert_eq!(held[0].at, [true; 3]);
     });
 }
 

@@ -185,6 +185,30 @@ fn reciprocal_is_within_two_to_the_minus_twelve_relative() {
 }
 
 #[test]
+fn a_reciprocal_for_which_the_ring_has_no_room_is_refused_and_the_others_are_right() {
+    for integer_bits in 1..=11u8 {
+        let top = f64::from(1u32 << integer_bits);
+        let x: Vec<f64> = (0..300)
+            .map(|i| 1.0 + (top - 1.0) * f64::from(i) / 300.0)
+            .collect();
+        let mut b = Builder::new("reciprocal", 48).unwrap();
+        let v = b.input("x", &[x.len()], 16, 16 + integer_bits).unwrap();
+        let y = b.reciprocal(v, integer_bits);
+        if integer_bits > 5 {
+            let err = y.unwrap_err().to_string();
+            assert!(err.contains("1 to 5") && err.contains("48-bit"), "{err}");
+            continue;
+        }
+        b.output("y", y.unwrap(), Sink::Reveal).unwrap();
+        let y = both(&b.finish(), &x, &[x.len()], 16, 24);
+        for (x, y) in x.iter().zip(y) {
+            let x = decode(encode(*x, 16), 16);
+            assert!((y * x - 1.0).abs() < 1.0 / 4096.0, "1/{x} = {y}");
+        }
+    }
+}
+
+#[test]
 fn softmax_is_within_two_to_the_minus_ten() {
     for n in [2usize, 3, 10, 20] {
         let rows = 40;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
+use trefoil_protocol::PartyId;
 use trefoil_protocol::plan::{LinkProfile, Plan, Profile};
 use trefoil_protocol::program::{
     BuildError, Builder, ConvSpec, DropoutSpec, PoolSpec, Program, Rounding, Sink, Table, Val,
@@ -85,7 +86,11 @@ fn check_plan(
             program.name
         );
     }
+    let given = initial.values().chain(inputs.values());
+    let given = 8 * given.map(Tensor::len).sum::<usize>() as u64;
     for party in 0..3 {
+        let held = given + plan.working_bytes(PartyId::ALL[party]);
+        assert_eq!(secure.peak_bytes[party], held, "{} memory", program.name);
         assert_eq!(
             secure.sent_bytes[party], cost.bytes_sent_per_party,
             "{} bytes",

@@ -2,8 +2,8 @@
 //!
 //! Control streams carry small typed messages (postcard, `u32` length prefix).
 //! Session streams use the same reader with a `u64` prefix, see `session/`.
-//! Lengths are checked before anything is reserved, and memory grows with the
-//! bytes that arrive, not with the length that was promised.
+//! Lengths are checked before anything is reserved, and memory that is used grows
+//! with the bytes that arrive, not with the length that was promised.
 
 use crate::carrier::{ReadError, RecvStream, SendStream, WriteError};
 use crate::{Link, TransportError};
@@ -132,6 +132,16 @@ impl Prefix {
             Prefix::U64 => 8,
         }
     }
+
+    /// Most that is reserved for a message before any of it is here. Frames of a session's few
+    /// streams get the address space of a usual round at once: growing in steps would copy each
+    /// twice. Its pages are used as bytes arrive.
+    fn first_reserve_bytes(self) -> usize {
+        match self {
+            Prefix::U32 => 256 << 10,
+            Prefix::U64 => 16 << 20,
+        }
+    }
 }
 
 /// Why no frame came.
@@ -155,8 +165,6 @@ pub(crate) struct FrameReader {
     body: Option<(usize, Vec<u8>)>,
 }
 
-/// First reservation for a frame, and the step of growth while it is small.
-const FIRST_RESERVE_BYTES: usize = 256 << 10;
 /// Chunks taken with one lock of the connection.
 const CHUNKS_AT_ONCE: usize = 64;
 
@@ -192,7 +200,10 @@ impl FrameReader {
                         self.prefix.clear();
                         let fits = usize::try_from(len).ok().filter(|_| len <= max);
                         let len = fits.ok_or(FrameError::TooLong { len, max })?;
-                        self.body = Some((len, Vec::with_capacity(len.min(FIRST_RESERVE_BYTES))));
+                        self.body = Some((
+                            len,
+                            Vec::with_capacity(len.min(prefix.first_reserve_bytes())),
+                        ));
                     }
                 }
                 if let Some((len, body)) = &mut self.body {

@@ -16,6 +16,8 @@ pub(super) struct Case {
     pub(super) work: Work,
     /// Repetitions that are measured; one more goes before them.
     pub(super) repetitions: usize,
+    /// Whether what is revealed is held against the plain run.
+    pub(super) check: bool,
 }
 
 pub(super) enum Work {
@@ -35,6 +37,24 @@ fn repetitions(images: usize) -> usize {
     if images == 1 { 200 } else { 9 }
 }
 
+/// Inference or a training step of any network, its results held against the plain run.
+pub(super) fn of_network(name: &str, train: bool, batch: usize) -> Result<Case> {
+    let network = read_network(name)?;
+    let verb = if train { "train" } else { "infer" };
+    let case = format!("{}-{verb}-{batch}", network.name);
+    let network = network.to_toml();
+    let work = match train {
+        true => Benchmark::Train { network, batch },
+        false => Benchmark::Infer { network, batch },
+    };
+    Ok(Case {
+        name: case,
+        work: Work::Job(work),
+        repetitions: 1,
+        check: true,
+    })
+}
+
 /// All cases in the order of the report.
 pub(super) fn all() -> Result<Vec<Case>> {
     let mut cases = Vec::new();
@@ -43,6 +63,7 @@ pub(super) fn all() -> Result<Vec<Case>> {
             name,
             work,
             repetitions,
+            check: false,
         });
     };
     let primitives = [

@@ -4,12 +4,14 @@
 //! Three parties and a dealer run as processes on this machine, fresh ones for every case; a
 //! session is held open and the case repeated in it. Seconds are those between two results as the
 //! requester sees them; the dealer may be at most ten repetitions ahead (two in queues, eight or
-//! 64 KiB on their way), so that its work is inside the clock. Start-up is reported apart.
+//! 64 KiB on their way), so that its work is inside the clock. Start-up is reported apart. With
+//! `--network` any network is run, once, and its results are held against the plain run.
 
 mod cases;
 mod floor;
 mod serve;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write;
 use std::time::Instant;
@@ -20,7 +22,9 @@ use indicatif::ProgressBar;
 use serde::Serialize;
 use trefoil_cluster::{Cluster, ClusterSpec, NodeName, Usage, usage_of};
 use trefoil_consortium::{Derived, JobDescription, random_bytes};
-use trefoil_models::{Benchmark, JobKind};
+use trefoil_models::memory::{Buffers, PartyBytes};
+use trefoil_models::plain_run::{self, Tables};
+use trefoil_models::{Benchmark, JobKind, Phase, Step};
 use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::Cost;
 use trefoil_protocol::prg::Prg;
@@ -33,7 +37,7 @@ use crate::cli::BenchArgs;
 use crate::follow::bar;
 use crate::local;
 use crate::plan::bytes;
-use crate::remote::{Event, Part, Upload};
+use crate::remote::{Event, Part, Revealed, Upload};
 use cases::{Case, Work};
 use floor::Rates;
 
@@ -75,6 +79,9 @@ pub struct Row {
     pub floor_seconds: f64,
     /// `seconds / floor_seconds`.
     pub floor_ratio: f64,
+    /// With `--network`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub party_memory: Option<PartyMemory>,
 }
 
 /// What is written as JSON.
@@ -104,6 +111,17 @@ pub struct Machine {
     pub rates: Rates,
 }
 
+/// Memory of a party, in bytes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PartyMemory {
+    /// Largest of the three during the whole case.
+    pub measured_bytes: u64,
+    /// The process's, as `trefoil plan` says it.
+    pub said_bytes: u64,
+    /// Tensors alone.
+    pub tensor_bytes: u64,
+}
+
 /// Times and figures of a case before the floor.
 struct Measured {
     seconds: Vec<f64>,
@@ -116,11 +134,18 @@ struct Measured {
     bytes_sent_per_party: u64,
     dealer_bytes: u64,
     floor_seconds: f64,
+    party_memory: Option<PartyMemory>,
 }
 
 /// Runs the command.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let all = cases::all()?;
+    let all = match &args.network {
+        Some(network) => vec![cases::of_network(network, args.train, args.batch)?],
+        None => cases::all()?,
+    };
+    if args.network.is_none() && args.repetitions.is_some_and(|repetitions| repetitions < 5) {
+        bail!("--repetitions: at least 5 where no --network is given");
+    }
     if args.list {
         for case in &all {
             println!("{}", case.name);
@@ -160,6 +185,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
             .row(case)
             .with_context(|| format!("case {}", case.name))?;
         println!("{}", row.line());
+        if let Some(memory) = row.party_memory {
+            println!("{}", memory.line());
+        }
         if let Some(line) = row.served_line() {
             println!("{line}");
         }
@@ -177,6 +205,17 @@ pub fn run(args: &BenchArgs) -> Result<()> {
 }
 
 const HEAD: &str = "case                    seconds       min       max  floor x  rounds  sent a party       dealt   CPU s     peak  start-up";
+
+impl PartyMemory {
+    fn line(&self) -> String {
+        format!(
+            "secure result equals the plain run: yes; memory of a party: {} said, {} of it tensors; {} measured",
+            bytes(self.said_bytes),
+            bytes(self.tensor_bytes),
+            bytes(self.measured_bytes),
+        )
+    }
+}
 
 impl Row {
     fn line(&self) -> String {
@@ -239,7 +278,7 @@ impl Bench<'_> {
         let bar = bar(length as u64, "repetitions");
         bar.set_message(case.name.clone());
         let measured = match &case.work {
-            Work::Job(work) => self.job(work, repetitions, &bar),
+            Work::Job(work) => self.job(work, repetitions, case.check, &bar),
             Work::Share(images) => self.share(*images, repetitions, &bar),
             Work::Dealer(work) => self.dealer(work, repetitions, &bar),
             Work::Serve(clients) => self.serve(*clients, repetitions, &bar),
@@ -270,6 +309,7 @@ impl Bench<'_> {
             peak_rss_bytes: measured.peak_rss_bytes,
             floor_seconds: measured.floor_seconds,
             floor_ratio: seconds / measured.floor_seconds,
+            party_memory: measured.party_memory,
         })
     }
 
@@ -313,15 +353,29 @@ impl Bench<'_> {
     }
 
     /// A job of one repetition that is not counted and `repetitions` that are.
-    fn job(&self, work: &Benchmark, repetitions: usize, bar: &ProgressBar) -> Result<Measured> {
+    fn job(
+        &self,
+        work: &Benchmark,
+        repetitions: usize,
+        check: bool,
+        bar: &ProgressBar,
+    ) -> Result<Measured> {
         let kind = self.kind(work, 1 + repetitions);
         let job = self.describe(kind)?;
-        let cost = last_cost(&derive(&job)?)?;
+        let derived = derive(&job)?;
+        let cost = repeated_cost(&derived)?;
         let start = Instant::now();
         let (cluster, settings) = self.cluster(2 * cost.dealer_bytes / 3)?;
         let done = inside(self.watch(&cluster, &settings, job, work, start, bar));
-        let mut measured = done.map_err(|error| local::blame(&cluster, error))?;
+        let (mut measured, outputs) = done.map_err(|error| local::blame(&cluster, error))?;
+        if check {
+            measured.party_memory = Some(party_memory(&cluster, &derived, &settings));
+        }
         cluster.stop();
+        if check {
+            bar.set_message("the plain run");
+            equals_plain(&derived, &outputs)?;
+        }
         measured.rounds = cost.rounds;
         measured.bytes_sent_per_party = cost.bytes_sent_per_party;
         measured.dealer_bytes = cost.dealer_bytes;
@@ -337,7 +391,7 @@ impl Bench<'_> {
         work: &Benchmark,
         start: Instant,
         bar: &ProgressBar,
-    ) -> Result<Measured> {
+    ) -> Result<(Measured, Vec<Revealed>)> {
         let remote = local::connect(cluster, "analyst", settings).await?;
         job.requester = cluster.member("analyst")?.identity.pin()?;
         let id = remote.submit(job).await?;
@@ -345,7 +399,7 @@ impl Bench<'_> {
         let mut startup_seconds = 0.0;
         let mut ends = Vec::new();
         let mut before = None;
-        remote
+        let result = remote
             .watch(id, &mut |event| {
                 let ended = match event {
                     Event::Held { .. }
@@ -377,7 +431,7 @@ impl Bench<'_> {
         let cpu = after
             .zip(before)
             .map_or(f64::NAN, |(after, before)| after - before);
-        Ok(Measured {
+        let measured = Measured {
             startup_seconds,
             per_second: None,
             cpu_seconds: cpu / seconds.len() as f64,
@@ -387,7 +441,9 @@ impl Bench<'_> {
             bytes_sent_per_party: 0,
             dealer_bytes: 0,
             floor_seconds: 0.0,
-        })
+            party_memory: None,
+        };
+        Ok((measured, result.outputs))
     }
 
     /// A hospital that shares images again and again, each time with a new data set.
@@ -415,6 +471,7 @@ impl Bench<'_> {
                 bytes_sent_per_party: 0,
                 dealer_bytes: 0,
                 floor_seconds: 0.0,
+                party_memory: None,
             };
             let shape = [1, 28, 28];
             let words = shape.iter().product::<usize>();
@@ -461,7 +518,7 @@ impl Bench<'_> {
         let start = Instant::now();
         let job = self.describe(self.kind(work, 1 + repetitions))?;
         let derived = derive(&job)?;
-        let cost = last_cost(&derived)?;
+        let cost = repeated_cost(&derived)?;
         let key = || {
             random_bytes()
                 .map(Prg::new)
@@ -475,16 +532,20 @@ impl Bench<'_> {
         let (mut state, mut sink) = (DealerState::default(), Dropped::default());
         let startup_seconds = start.elapsed().as_secs_f64();
         let mut seconds = Vec::new();
-        let mut before = None;
+        let (mut before, mut bytes_dealt) = (None, 0);
         for (index, step) in derived.schedule.steps.iter().enumerate() {
             sink.bytes = 0;
             let start = Instant::now();
             let plan = &derived.plans[step.program];
             deal_step(plan, index as u64, &keys, &mut state, &mut sink)?;
-            match index {
-                0 => before = own(),
-                _ => seconds.push(start.elapsed().as_secs_f64()),
+            if !repeated(step) {
+                continue;
             }
+            match before {
+                None => before = own(),
+                Some(_) => seconds.push(start.elapsed().as_secs_f64()),
+            }
+            bytes_dealt = sink.bytes;
             bar.inc(1);
         }
         let after = own();
@@ -507,8 +568,9 @@ impl Bench<'_> {
             seconds,
             rounds: 0,
             bytes_sent_per_party: 0,
-            dealer_bytes: sink.bytes,
+            dealer_bytes: bytes_dealt,
             floor_seconds: self.rates.floor_seconds(&dealer),
+            party_memory: None,
         })
     }
 }
@@ -530,10 +592,57 @@ fn derive(job: &JobDescription) -> Result<Derived> {
     Derived::new(job).map_err(|reason| anyhow!(reason))
 }
 
-/// What the last program of a job's schedule costs: one repetition.
-fn last_cost(derived: &Derived) -> Result<Cost> {
-    let plan = derived.plans.last().context("a job without steps")?;
-    Ok(plan.cost())
+/// What one repetition of a job costs.
+fn repeated_cost(derived: &Derived) -> Result<Cost> {
+    let mut steps = derived.schedule.steps.iter();
+    let step = steps
+        .find(|step| repeated(step))
+        .context("a job without steps")?;
+    Ok(derived.plans[step.program].cost())
+}
+
+fn repeated(step: &Step) -> bool {
+    matches!(step.phase, Phase::Benchmark { .. })
+}
+
+/// An error that names the first output which differs from the plain run's.
+fn equals_plain(derived: &Derived, outputs: &[Revealed]) -> Result<()> {
+    let plain = plain_run::run(&derived.schedule, &Tables::new(), None, None, |_, _, _| {})?;
+    let expected: usize = plain.outputs.iter().map(BTreeMap::len).sum();
+    if outputs.len() != expected || expected == 0 {
+        bail!(
+            "{} results were revealed, the plain run has {expected}",
+            outputs.len()
+        );
+    }
+    for output in outputs {
+        let (step, name) = (output.step, &output.name);
+        let plain = plain.outputs.get(step).and_then(|step| step.get(name));
+        if plain != Some(&output.tensor) {
+            bail!("{name} of step {step} is not what the plain run gives");
+        }
+    }
+    Ok(())
+}
+
+/// What of a node's settings takes memory beside the tensors.
+pub(crate) fn buffers(settings: &Settings) -> Buffers {
+    Buffers {
+        look_ahead_bytes: settings.look_ahead_bytes,
+        window_bytes: settings.window_bytes.into(),
+    }
+}
+
+fn party_memory(cluster: &Cluster, derived: &Derived, settings: &Settings) -> PartyMemory {
+    let parties = [NodeName::P0, NodeName::P1, NodeName::P2];
+    let measured = parties.into_iter().filter_map(|party| cluster.usage(party));
+    let measured = measured.map(|usage| usage.peak_rss_bytes);
+    let said = PartyBytes::of(&derived.schedule, &derived.plans, buffers(settings));
+    PartyMemory {
+        measured_bytes: measured.max().unwrap_or(0),
+        said_bytes: said.process,
+        tensor_bytes: said.tensors,
+    }
 }
 
 fn inside<T>(work: impl Future<Output = Result<T>>) -> Result<T> {

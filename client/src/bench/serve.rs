@@ -111,6 +111,7 @@ impl Bench<'_> {
             bytes_sent_per_party: cost.bytes_sent_per_party,
             dealer_bytes: cost.dealer_bytes,
             floor_seconds: self.rates.floor_seconds(&cost),
+            party_memory: None,
         })
     }
 

@@ -17,6 +17,8 @@ use super::{DataError, DataSource, Place, Want};
 pub enum Known {
     /// MNIST: 60,000 and 10,000 handwritten digits.
     Mnist,
+    /// Fashion-MNIST: 60,000 and 10,000 pictures of clothing.
+    Fashion,
     /// PneumoniaMNIST: 4,708, 524 and 624 chest X-rays of children.
     Pneumonia,
 }
@@ -40,6 +42,29 @@ const MNIST_FILES: &[(&str, &str)] = &[
     ),
 ];
 
+const FASHION_FILES: &[(&str, &str)] = &[
+    (
+        "train-images-idx3-ubyte.gz",
+        "b0564c3eedabfbf835052cff8503ea422014ce006caf5b757f851416ee8300c7",
+    ),
+    (
+        "train-labels-idx1-ubyte.gz",
+        "0ae29f65d86684f32d1b9c85147786c547b9c6aebcaf235f0400a0cce308b056",
+    ),
+    (
+        "t10k-images-idx3-ubyte.gz",
+        "cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa",
+    ),
+    (
+        "t10k-labels-idx1-ubyte.gz",
+        "8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
+    ),
+];
+
+const FASHION_CLASSES: [&str; 10] = [
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot",
+];
+
 const PNEUMONIA_FILES: &[(&str, &str)] = &[(
     "pneumoniamnist.npz",
     "ce8250bf5debc3c389b89affcc1d9feac579b26e875a848301e9f937bb0c2eee",
@@ -50,13 +75,14 @@ impl Known {
     pub fn name(self) -> &'static str {
         match self {
             Known::Mnist => "mnist",
+            Known::Fashion => "fashion",
             Known::Pneumonia => "pneumonia",
         }
     }
 
     /// The data set of a name.
     pub fn from_name(name: &str) -> Option<Known> {
-        [Known::Mnist, Known::Pneumonia]
+        [Known::Mnist, Known::Fashion, Known::Pneumonia]
             .into_iter()
             .find(|set| set.name() == name)
     }
@@ -65,6 +91,7 @@ impl Known {
     pub fn variable(self) -> &'static str {
         match self {
             Known::Mnist => "TREFOIL_MNIST",
+            Known::Fashion => "TREFOIL_FASHION",
             Known::Pneumonia => "TREFOIL_PNEUMONIA",
         }
     }
@@ -73,6 +100,8 @@ impl Known {
     pub fn default_path(self) -> &'static str {
         match self {
             Known::Mnist => "../shared/data/mnist",
+            // Where Debian's package `dataset-fashion-mnist` puts it.
+            Known::Fashion => "/usr/share/datasets/fashion-mnist",
             Known::Pneumonia => "../shared/data/pneumoniamnist/pneumoniamnist.npz",
         }
     }
@@ -81,6 +110,7 @@ impl Known {
     pub fn files(self) -> &'static [(&'static str, &'static str)] {
         match self {
             Known::Mnist => MNIST_FILES,
+            Known::Fashion => FASHION_FILES,
             Known::Pneumonia => PNEUMONIA_FILES,
         }
     }
@@ -89,6 +119,7 @@ impl Known {
     pub fn class_names(self) -> Vec<String> {
         match self {
             Known::Mnist => (0..10).map(|digit| digit.to_string()).collect(),
+            Known::Fashion => FASHION_CLASSES.map(str::to_owned).to_vec(),
             Known::Pneumonia => vec!["normal".to_owned(), "pneumonia".to_owned()],
         }
     }
@@ -188,8 +219,8 @@ pub fn sha256_file(path: &Path) -> Result<String, DataError> {
     }
 }
 
-/// Finds the data of an experiment. `name` is `digits`, `mnist`, `pneumonia` or
-/// a path; `given` (from `--data`) says where it is, and wins. Also returns
+/// Finds the data of an experiment. `name` is `digits`, `mnist`, `fashion`, `pneumonia`
+/// or a path; `given` (from `--data`) says where it is, and wins. Also returns
 /// warnings for the user: files that are not the known ones.
 pub fn resolve(
     name: &str,
@@ -205,8 +236,8 @@ pub fn resolve(
                 return Err(DataError::Absent {
                     set: name.to_owned(),
                     tried: vec![name.to_owned()],
-                    help: "the data is \"digits\", \"mnist\", \"pneumonia\", or the path of a \
-                           folder or an .npz file (docs/data.md)"
+                    help: "the data is \"digits\", \"mnist\", \"fashion\", \"pneumonia\", or the path \
+                           of a folder or an .npz file (docs/data.md)"
                         .to_owned(),
                 });
             }
@@ -244,10 +275,7 @@ mod tests {
             .join("..")
             .join(set.default_path());
         if !path.exists() {
-            println!(
-                "skipped: {} is not beside the project (docs/data.md)",
-                set.name()
-            );
+            println!("skipped: {} is not there (docs/data.md)", set.name());
             return None;
         }
         Some(path)
@@ -341,5 +369,20 @@ mod tests {
         let splits = super::super::load(&source).unwrap();
         assert_eq!((splits.train.len(), splits.test.len()), (60_000, 10_000));
         assert_eq!(splits.test.labels[..5], [7, 2, 1, 0, 4]);
+    }
+
+    #[test]
+    fn fashion_reads_with_its_published_sizes() {
+        let Some(path) = beside(Known::Fashion) else {
+            return;
+        };
+        let (source, warnings) = resolve("fashion", Some(&path), Want::default()).unwrap();
+        assert!(warnings.is_empty(), "{warnings:?}");
+        let splits = super::super::load(&source).unwrap();
+        assert_eq!((splits.train.len(), splits.test.len()), (60_000, 10_000));
+        assert_eq!(splits.test.class_counts(), [1000; 10]);
+        assert_eq!(splits.test.class_names[9], "boot");
+        let measured = super::super::Preprocess::measure(&splits.train).unwrap();
+        assert!((measured.mean - 0.2860).abs() < 1e-4 && (measured.std - 0.3530).abs() < 1e-4);
     }
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Args;
 use trefoil_models::job::{JobKind, PredictOutput};
+use trefoil_models::schedule;
 use trefoil_protocol::ring::Tensor;
 
 use super::models::{KnownModel, ModelArgs};
@@ -36,6 +37,14 @@ pub struct EvaluateArgs {
     /// Reveal the area under the ROC curve too: two classes only.
     #[arg(long)]
     auc: bool,
+    /// Reveal a reliability histogram too: in ten bins of the predicted class's probability the number
+    /// of rows, of right ones, and their mean probability.
+    #[arg(long)]
+    calibration: bool,
+    /// Reveal the confusion matrix of each hospital's test rows too: every party's policy has to name
+    /// the output `hospitals`.
+    #[arg(long)]
+    by_hospital: bool,
     #[command(flatten)]
     job: JobArgs,
 }
@@ -86,17 +95,29 @@ pub fn evaluate(args: &EvaluateArgs) -> Result<()> {
         let info = held(&remote, &args.dataset).await?;
         check_fit(&known.network, &args.dataset, &info)?;
         let kind = JobKind::Evaluate {
-            model: args.model.model.clone(),
+            model: known.reference,
             network: known.network.to_toml(),
             frac_bits: known.frac_bits,
             ring_bits: member.consortium.core.ring_bits,
             dataset: info.reference(&args.dataset),
             auc: args.auc,
+            calibration: args.calibration,
+            by_hospital: match args.by_hospital {
+                true => info.by_hospital(),
+                false => Vec::new(),
+            },
         };
+        schedule(&kind)?;
+        let members = member.consortium.members.iter();
+        let hospitals = members.map(|entry| (entry.pin.to_string(), entry.name.clone()));
         let record = Record {
             job: member.describe("evaluate", kind, &args.job)?,
             show: Show {
                 class_names: names,
+                hospitals: match args.by_hospital {
+                    true => hospitals.collect(),
+                    false => Default::default(),
+                },
                 ..Show::default()
             },
         };
@@ -152,8 +173,9 @@ pub fn predict(args: &PredictArgs) -> Result<()> {
             class_names: names,
             images: new.names,
             to: absolute(args.to.as_deref())?,
+            ..Show::default()
         };
-        let model = &args.model.model;
+        let model = &known.reference;
         if !args.job.detach
             && let Some(serving) =
                 serving(&remote, model, args.output, args.served.as_deref()).await?
@@ -181,7 +203,7 @@ async fn predict_by_job(
 ) -> Result<Option<Finished>> {
     let job = |upload: String| {
         let kind = JobKind::Predict {
-            model: args.model.model.clone(),
+            model: known.reference.clone(),
             network: known.network.to_toml(),
             frac_bits: known.frac_bits,
             ring_bits: member.consortium.core.ring_bits,
@@ -189,7 +211,7 @@ async fn predict_by_job(
             upload,
             output: args.output,
         };
-        trefoil_models::schedule(&kind)?;
+        schedule(&kind)?;
         member.describe("predict", kind, &args.job)
     };
     // A job that cannot be is found before an image is shared.

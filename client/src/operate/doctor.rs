@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use trefoil_consortium::meeting::NodeInfo;
 use trefoil_consortium::{Card, ConsortiumFile, Role, host, identity};
+use trefoil_party::probe_bucket;
 use trefoil_protocol::party::Peer;
 use trefoil_transport::{Identity, Pin};
 
@@ -153,6 +154,15 @@ fn examine(home: &Path, report: &mut Report) {
     if let Some(free) = host::disk_free_bytes(place.store.as_deref().unwrap_or(home)) {
         let (verdict, found) = disk(free);
         report.say(verdict, "disk", found);
+    }
+    if let (Some(config), Some((_, pin))) = (&place.contributions, &identity)
+        && config.url.is_some()
+    {
+        let probed = probe_bucket(config, *pin).map_err(anyhow::Error::from);
+        report.take("bucket", probed, |url| {
+            let url = url.as_deref().unwrap_or_default();
+            format!("{url}: an object was written, read and deleted")
+        });
     }
     let (Some((identity, pin)), Some(file)) = (identity, file) else {
         return;

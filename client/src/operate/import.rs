@@ -4,33 +4,32 @@
 //! Names, shapes and values are checked against the network before the first share leaves.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
-use ndarray::ArrayD;
-use ndarray_npy::ReadNpyExt;
 use trefoil_consortium::check_name;
+use trefoil_exchange::Weights;
 use trefoil_models::job::{JobKind, Preparation};
 use trefoil_models::schedule::IMPORT_ROW_WORDS;
 use trefoil_models::{Network, import_words};
 use trefoil_protocol::fixed::encode;
 use trefoil_protocol::ring::Tensor;
 
+use super::convert::{Input, parse_input, understand};
 use super::record::{Record, Show};
 use super::share::Normalise;
 use super::watch::present;
-use super::{HomeArgs, JobArgs, Member, advise, block_on};
-use crate::data::npz::members;
+use super::{HomeArgs, JobArgs, Member, advise, block_on, weights};
 use crate::experiment::read_network;
 use crate::follow::bar;
 use crate::remote::{Part, Upload};
 
-/// Weights are below 2 to the power of this: the programs presume it.
 /// The end of a variance's name.
 const VARIANCE: &str = ".variance";
 /// Running statistics lie between minus this and this.
 const STATISTICS_BOUND: f64 = 256.0;
+/// Weights are below 2 to the power of this: the programs presume it.
 const INTEGER_BITS: u32 = trefoil_models::programs::WEIGHT_INTEGER_BITS as u32;
 
 /// Arguments of `trefoil import-model`.
@@ -38,13 +37,19 @@ const INTEGER_BITS: u32 = trefoil_models::programs::WEIGHT_INTEGER_BITS as u32;
 pub struct ImportArgs {
     #[command(flatten)]
     home: HomeArgs,
+    /// An ONNX model, network and weights in one; `convert-model` shows what is understood of it.
+    #[arg(value_name = "MODEL.ONNX", required_unless_present = "weights", conflicts_with_all = ["network", "weights"])]
+    model: Option<PathBuf>,
+    /// Channels, height and width of the images, where the ONNX model leaves them open.
+    #[arg(long, value_name = "C,H,W", value_parser = parse_input, requires = "model")]
+    input: Option<Input>,
     /// The network: a shipped name or a network file.
-    #[arg(long, value_name = "NAME|FILE")]
-    network: String,
-    /// The weights: an .npz file with an array for each parameter, such as `train
+    #[arg(long, value_name = "NAME|FILE", requires = "weights")]
+    network: Option<String>,
+    /// The weights: an .npz or .safetensors file with an array for each parameter, such as `train
     /// --reveal-weights` and `reveal-model` write.
-    #[arg(long, value_name = "FILE")]
-    weights: PathBuf,
+    #[arg(long, value_name = "FILE", requires = "network")]
+    weights: Option<PathBuf>,
     /// The name under which the parties keep their shares of the weights.
     #[arg(long, value_name = "MODEL")]
     save_as: String,
@@ -59,20 +64,13 @@ pub struct ImportArgs {
     job: JobArgs,
 }
 
-/// Reads weights in fixed point and checks them against the network.
-fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMap<String, Tensor>> {
-    let place = || path.display().to_string();
-    let mut arrays = BTreeMap::new();
-    for (name, bytes) in members(path)? {
-        let name = name.strip_suffix(".npy").unwrap_or(&name).to_owned();
-        let array = ArrayD::<f64>::read_npy(bytes.as_slice())
-            .or_else(|_| {
-                let narrow = ArrayD::<f32>::read_npy(bytes.as_slice());
-                narrow.map(|array| array.mapv(f64::from))
-            })
-            .with_context(|| format!("{}: array {name} holds no numbers", place()))?;
-        arrays.insert(name, array);
-    }
+/// Weights in fixed point, checked against the network; `place` is their file.
+fn fixed_weights(
+    place: &str,
+    mut arrays: Weights,
+    network: &Network,
+    frac_bits: u8,
+) -> Result<BTreeMap<String, Tensor>> {
     let mut weights = BTreeMap::new();
     let bound = 2f64.powi(INTEGER_BITS as i32);
     let statistics = network.statistics();
@@ -87,14 +85,14 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
         let Some(array) = arrays.remove(&name) else {
             bail!(
                 "{}: there is no array {name}, which network {} has with shape {shape:?}",
-                place(),
+                place,
                 network.name
             );
         };
         if array.shape() != shape {
             bail!(
                 "{}: array {name} has shape {:?}, network {} has {shape:?}",
-                place(),
+                place,
                 array.shape(),
                 network.name
             );
@@ -105,7 +103,7 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
         if let Some(at) = outside {
             bail!(
                 "{}: array {name}: value number {at} is {}; values from {low} to {high} are possible, without {high} itself",
-                place(),
+                place,
                 array.iter().nth(at).copied().unwrap_or(f64::NAN)
             );
         }
@@ -117,7 +115,7 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
     if let Some(unknown) = arrays.keys().next() {
         bail!(
             "{}: network {} has no parameter {unknown}",
-            place(),
+            place,
             network.name
         );
     }
@@ -126,10 +124,18 @@ fn read_weights(path: &Path, network: &Network, frac_bits: u8) -> Result<BTreeMa
 
 /// Shares weights and keeps them as a model.
 pub fn import_model(args: &ImportArgs) -> Result<()> {
-    let network = read_network(&args.network)?;
     check_name(&args.save_as).map_err(anyhow::Error::msg)?;
+    let (path, network, arrays) = match (&args.model, &args.network, &args.weights) {
+        (Some(model), ..) => {
+            let understood = understand(model, args.input)?;
+            (model, understood.network, understood.weights)
+        }
+        (None, Some(network), Some(path)) => (path, read_network(network)?, weights::read(path)?),
+        _ => bail!("an ONNX model, or --network and --weights, are needed"),
+    };
+    let place = path.display().to_string();
+    let weights = fixed_weights(&place, arrays, &network, args.frac_bits)?;
     let member = Member::load(&args.home)?;
-    let weights = read_weights(&args.weights, &network, args.frac_bits)?;
     let words = import_words(&network, &weights)?;
     let upload = Upload {
         dataset: String::new(),
@@ -204,7 +210,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.npz");
         std::fs::write(&path, npz::archive(&arrays).unwrap()).unwrap();
-        read_weights(&path, &network(), 16)
+        fixed_weights("w.npz", weights::read(&path)?, &network(), 16)
     }
 
     #[test]
@@ -243,5 +249,36 @@ mod tests {
         }
         let more = fault(|arrays| arrays.push(("other", vec![1], vec![0.0])));
         assert!(more.contains("no parameter other"), "{more}");
+    }
+
+    #[test]
+    fn a_running_variance_below_zero_is_refused_and_a_running_mean_is_not() {
+        let toml = "name = \"normed\"\ninput = [1, 2, 2]\nclasses = 2\n[[layer]]\nkind = \"batch_norm\"\n[[layer]]\nkind = \"dense\"\n";
+        let network = Network::parse(toml).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("w.npz");
+        let read = |mean: f64, variance: f64| {
+            let arrays = network.kept().into_iter().map(|(name, shape)| {
+                let value = match name.rsplit('.').next() {
+                    Some("mean") => mean,
+                    Some("variance") => variance,
+                    _ => 0.5,
+                };
+                let len = shape.iter().product();
+                (name, shape, vec![value; len])
+            });
+            let arrays: Vec<_> = arrays.collect();
+            let has = |end: &str| arrays.iter().any(|(name, ..)| name.ends_with(end));
+            assert!(has(".mean") && has(VARIANCE));
+            std::fs::write(&path, npz::archive(&arrays).unwrap()).unwrap();
+            let arrays = weights::read(&path).unwrap();
+            fixed_weights("w.npz", arrays, &network, 16).map_err(|err| format!("{err:#}"))
+        };
+        read(-3.0, 0.0).unwrap();
+        let said = read(-3.0, -1.0 / 512.0).unwrap_err();
+        assert!(
+            said.contains(VARIANCE) && said.contains("values from 0 to"),
+            "{said}"
+        );
     }
 }

@@ -6,9 +6,12 @@
 
 mod ask;
 mod consortium;
+mod convert;
 mod doctor;
+mod figures;
 mod import;
 mod init;
+mod knn;
 mod look;
 mod models;
 mod npz;
@@ -21,6 +24,7 @@ mod status;
 mod store;
 mod train;
 mod watch;
+mod weights;
 mod withdraw;
 
 use std::fs::OpenOptions;
@@ -43,9 +47,11 @@ use crate::follow::{Finished, follow};
 use crate::remote::{Remote, RemoteError};
 pub use ask::{EvaluateArgs, PredictArgs, evaluate, predict};
 pub use consortium::{ConsortiumArgs, consortium};
+pub use convert::{ConvertArgs, convert_model};
 pub use doctor::{DoctorArgs, doctor};
 pub use import::{ImportArgs, import_model};
 pub use init::{InitArgs, init};
+pub use knn::{KnnArgs, knn};
 pub use models::{ModelsArgs, RevealArgs, models, reveal_model};
 pub use recipe::RecipeArgs;
 pub use serve::{ServeArgs, serve};
@@ -218,7 +224,9 @@ impl Member {
             return Ok(None);
         }
         let followed = follow(remote, id, job.kind, plan, message).await;
-        followed.map(Some).map_err(|err| lost(err, &id))
+        let done = followed.map_err(|err| lost(err, &id))?;
+        figures::note(&self.home, &job.name, id, &done, &record.show);
+        Ok(Some(done))
     }
 }
 

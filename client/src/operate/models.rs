@@ -1,19 +1,22 @@
-//! `trefoil models`: what the parties keep, and its removal; `trefoil reveal-model`: a kept model's
+//! `trefoil models`: what the parties keep, what is known of it, and its removal; `trefoil reveal-model`: a kept model's
 //! weights, opened to whoever asks and may; and what other commands need to know of a model.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use trefoil_consortium::check_name;
 use trefoil_consortium::wire::ModelAbout;
+use trefoil_consortium::{JobId, ModelRef, hex};
 use trefoil_models::job::{JobKind, Preparation};
 use trefoil_models::{Network, schedule};
+use trefoil_transport::Pin;
 
+use super::figures::Figures;
 use super::record::{Record, Show};
 use super::train::{absolute, check_new};
 use super::watch::present;
-use super::{HomeArgs, JobArgs, Member, block_on};
+use super::{HomeArgs, JobArgs, Member, advise, block_on, short, weights};
 use crate::experiment::read_network;
 use crate::remote::{HeldModel, Remote};
 
@@ -28,10 +31,17 @@ pub struct ModelsArgs {
 
 #[derive(Debug, Subcommand)]
 enum ModelsCommand {
-    /// Remove a model of this member at all three parties.
+    /// Show one model: what it was made as, from what and by whom, and the figures that jobs have
+    /// revealed to this member.
+    Show {
+        /// NAME, which means its newest version, or NAME@VERSION.
+        model: String,
+    },
+    /// Remove a model at all three parties: one of this member, unless a party's policy says
+    /// otherwise.
     Rm {
-        /// The model's name.
-        name: String,
+        /// NAME, which means all its versions, or NAME@VERSION.
+        model: String,
     },
 }
 
@@ -42,8 +52,8 @@ pub struct RevealArgs {
     home: HomeArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// The .npz file for the WEIGHTS; they are no secret any more, and what they tell about the
-    /// training rows is not hidden.
+    /// The file for the WEIGHTS: .npz, .safetensors, or .onnx with the network. They are no secret
+    /// any more, and what they tell about the training rows is not hidden.
     #[arg(long, value_name = "FILE")]
     to: PathBuf,
     #[command(flatten)]
@@ -53,7 +63,8 @@ pub struct RevealArgs {
 /// Which model. What the parties know of it need not be said.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The model's name at the parties; see `trefoil models`.
+    /// The model at the parties: NAME, which means its newest version, or NAME@VERSION; see `trefoil
+    /// models`.
     pub model: String,
     /// The network that it was made as: a shipped name or a network file. Needed for models of
     /// older releases alone.
@@ -67,6 +78,8 @@ pub struct ModelArgs {
 /// What the parties know of a model, and what was said about it.
 #[derive(Debug)]
 pub struct KnownModel {
+    /// Name and version, as jobs name it.
+    pub reference: String,
     pub network: Network,
     pub frac_bits: u8,
     pub preparation: Option<Preparation>,
@@ -76,15 +89,14 @@ impl ModelArgs {
     /// Looks the model up at the three parties. What was said must be what they know.
     pub async fn find(&self, remote: &Remote) -> Result<KnownModel> {
         let name = &self.model;
-        check_name(name).map_err(anyhow::Error::msg)?;
         let info = whole(remote.models().await?, name)?.info;
         let given = self.network.as_deref().map(read_network).transpose()?;
         let network = match (&info.about, given) {
             (Some(about), given) => {
                 let network = Network::parse(&about.network)?;
-                if given.is_some_and(|given| given != network) {
+                if let Some(difference) = given.and_then(|given| given.difference(&network)) {
                     bail!(
-                        "--network: model {name} was made as another network, {}: leave --network out",
+                        "--network: model {name} was made as another network, {}: {difference}; leave --network out",
                         network.name
                     );
                 }
@@ -102,6 +114,7 @@ impl ModelArgs {
             );
         }
         Ok(KnownModel {
+            reference: ModelRef::text(&info.name, &info.job),
             network,
             frac_bits: info.frac_bits,
             preparation: info.about.and_then(|about| about.preparation),
@@ -109,25 +122,44 @@ impl ModelArgs {
     }
 }
 
-/// The model of a name that all three parties hold alike.
-fn whole(held: Vec<HeldModel>, name: &str) -> Result<HeldModel> {
-    let mut held: Vec<HeldModel> = held.into_iter().filter(|m| m.info.name == name).collect();
-    let all = held.iter().position(|model| model.missing().is_empty());
-    match (all, held.first()) {
+/// A model that says what it was made as.
+pub async fn known_model(remote: &Remote, text: &str) -> Result<KnownModel> {
+    let args = ModelArgs {
+        model: text.into(),
+        network: None,
+        frac_bits: None,
+    };
+    args.find(remote).await
+}
+
+/// The model that is meant, which all three parties hold alike; of a name without a version the
+/// newest.
+fn whole(held: Vec<HeldModel>, text: &str) -> Result<HeldModel> {
+    let wanted = ModelRef::parse(text).map_err(anyhow::Error::msg)?;
+    let means = |model: &HeldModel| wanted.means(&model.info.name, &model.info.job);
+    let mut held: Vec<HeldModel> = held.into_iter().filter(means).collect();
+    if wanted.version.is_some() && held.len() > 1 {
+        bail!(
+            "{} versions begin like {text}: give more digits",
+            held.len()
+        );
+    }
+    let newest = held.iter().rposition(|model| model.missing().is_empty());
+    match (newest, held.first()) {
         (Some(at), _) => Ok(held.swap_remove(at)),
         (None, Some(model)) => {
             let missing = model.missing();
             let missing: Vec<String> = missing.iter().map(|party| party.to_string()).collect();
             bail!(
-                "model {name} is not whole: {} lacks it; make it anew, or remove it (trefoil models rm {name})",
+                "model {text} is not whole: {} lacks it; make it anew, or remove it (trefoil models rm {text})",
                 missing.join(" and ")
             )
         }
-        (None, None) => bail!("there is no model {name} at the parties; see `trefoil models`"),
+        (None, None) => bail!("there is no model {text} at the parties; see `trefoil models`"),
     }
 }
 
-/// Lists models, or removes one.
+/// Lists models, shows or removes one.
 pub fn models(args: &ModelsArgs) -> Result<()> {
     let member = Member::load(&args.home)?;
     block_on(async {
@@ -139,11 +171,28 @@ pub fn models(args: &ModelsArgs) -> Result<()> {
                 list(&member, &held);
                 Ok(())
             }
-            Some(ModelsCommand::Rm { name }) => remove(&member, &remote, &held, name).await,
+            Some(ModelsCommand::Show { model }) => show(&member, held, model),
+            Some(ModelsCommand::Rm { model }) => remove(&remote, &held, model).await,
         };
         remote.close().await;
         done
     })
+}
+
+fn name_of(member: &Member, pin: Pin) -> String {
+    let members = &member.consortium.members;
+    let entry = members.iter().find(|entry| entry.pin == pin);
+    entry.map_or_else(|| pin.to_string(), |entry| entry.name.clone())
+}
+
+/// Where a model is not.
+fn lacking(model: &HeldModel) -> String {
+    let missing = model.missing();
+    let names: Vec<String> = missing.iter().map(|party| party.to_string()).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => format!("  NOT AT {}", names.join(" AND ")),
+    }
 }
 
 fn list(member: &Member, held: &[HeldModel]) {
@@ -151,13 +200,8 @@ fn list(member: &Member, held: &[HeldModel]) {
         println!("the parties keep no models");
         return;
     }
-    let owner = |model: &HeldModel| {
-        let members = &member.consortium.members;
-        let entry = members.iter().find(|entry| entry.pin == model.info.owner);
-        entry.map_or_else(|| model.info.owner.to_string(), |entry| entry.name.clone())
-    };
     println!(
-        "model             network     data set               made              by               job"
+        "model             version           network     data set               made              by"
     );
     for model in held {
         let info = &model.info;
@@ -165,20 +209,71 @@ fn list(member: &Member, held: &[HeldModel]) {
             None => ("not noted".into(), "not noted".into(), String::new()),
             Some(about) => (network_name(about), dataset_name(about), time(about.made_s)),
         };
-        let at = match model.missing().as_slice() {
-            [] => String::new(),
-            missing => {
-                let names: Vec<String> = missing.iter().map(|party| party.to_string()).collect();
-                format!("  NOT AT {}", names.join(" AND "))
-            }
-        };
         println!(
-            "{:<17} {network:<11} {dataset:<22} {made:<17} {:<16} {}{at}",
+            "{:<17} {} {network:<11} {dataset:<22} {made:<17} {}{}",
             info.name,
-            owner(model),
-            &info.job.to_string()[..16],
+            short(&info.job),
+            name_of(member, info.owner),
+            lacking(model)
         );
     }
+}
+
+/// What is known of one model: public facts from the parties, figures from this home.
+fn show(member: &Member, held: Vec<HeldModel>, text: &str) -> Result<()> {
+    let model = whole(held, text)?;
+    let info = &model.info;
+    let line = |label: &str, words: String| println!("{label:<14} {words}");
+    line("model", info.name.clone());
+    line(
+        "version",
+        format!("{}, the hash of the job that made it", info.job),
+    );
+    line("by", name_of(member, info.owner));
+    line(
+        "numbers",
+        format!("{} fraction bits of {}", info.frac_bits, info.ring_bits),
+    );
+    let from = info.started_from.as_deref();
+    if let Some(about) = &info.about {
+        line("made", format!("{} UTC", time(about.made_s)));
+        let network = Network::parse(&about.network)?;
+        let parameters = network.kept();
+        let count = parameters
+            .iter()
+            .map(|(_, shape)| shape.iter().product::<usize>());
+        let count: usize = count.sum();
+        line("network", format!("{}, {count} parameters", network.name));
+        let [c, h, w] = network.input;
+        let classes = network.classes;
+        line(
+            "reads",
+            format!("images of {c} x {h} x {w}, tells {classes} classes apart"),
+        );
+        let prepared = about.preparation.map(|preparation| preparation.to_string());
+        line("prepared", prepared.unwrap_or("not noted".into()));
+        line(
+            "trained on",
+            match &about.dataset {
+                None => "weights that were imported".into(),
+                Some((name, snapshot)) => {
+                    format!("data set {name}, snapshot {}", hex(&snapshot[..8]))
+                }
+            },
+        );
+    }
+    line("started from", from.unwrap_or("seeded weights").into());
+    let figures = Figures::of_model(&member.home, info)?;
+    if figures.is_empty() {
+        line(
+            "figures",
+            format!("none were revealed to {}", member.name()),
+        );
+    }
+    for each in figures {
+        line("figures", each.to_string());
+    }
+    Ok(())
 }
 
 fn network_name(about: &ModelAbout) -> String {
@@ -198,31 +293,41 @@ fn time(seconds: u64) -> String {
     text.chars().take(16).collect::<String>().replace('T', " ")
 }
 
-async fn remove(member: &Member, remote: &Remote, held: &[HeldModel], name: &str) -> Result<()> {
-    let mut found = held.iter().filter(|model| model.info.name == name);
-    let own: Vec<&HeldModel> = found
-        .by_ref()
-        .filter(|model| model.info.owner == member.entry.pin)
-        .collect();
-    if own.is_empty() {
-        bail!("the parties keep no model {name} of {}", member.name());
+async fn remove(remote: &Remote, held: &[HeldModel], text: &str) -> Result<()> {
+    let wanted = ModelRef::parse(text).map_err(anyhow::Error::msg)?;
+    let means = |model: &&HeldModel| wanted.means(&model.info.name, &model.info.job);
+    let found: Vec<&HeldModel> = held.iter().filter(means).collect();
+    if found.is_empty() {
+        bail!("the parties keep no model {text}; see `trefoil models`");
     }
-    for model in own {
-        remote.remove_model(&model.info).await?;
+    let versions: BTreeSet<JobId> = found.iter().map(|model| model.info.job).collect();
+    if wanted.version.is_some() && versions.len() > 1 {
+        bail!(
+            "{} versions begin like {text}: give more digits",
+            versions.len()
+        );
     }
-    println!("removed model {name} at the three parties");
+    for HeldModel { info, .. } in found {
+        let removed = remote.remove_model(info).await;
+        removed.map_err(|err| advise(err, "the model was not removed"))?;
+        println!(
+            "removed model {} at the three parties",
+            ModelRef::text(&info.name, &info.job)
+        );
+    }
     Ok(())
 }
 
 /// Opens a kept model's weights.
 pub fn reveal_model(args: &RevealArgs) -> Result<()> {
     check_new(Some(&args.to), "--to")?;
+    weights::check_ending(&args.to, "--to")?;
     let member = Member::load(&args.home)?;
     block_on(async {
         let remote = member.connect().await?;
         let known = args.model.find(&remote).await?;
         let kind = JobKind::RevealModel {
-            model: args.model.model.clone(),
+            model: known.reference,
             network: known.network.to_toml(),
             frac_bits: known.frac_bits,
             ring_bits: member.consortium.core.ring_bits,

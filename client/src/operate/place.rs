@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
-use trefoil_consortium::config::{IdentityFiles, Policy};
+use trefoil_consortium::config::{IdentityFiles, Policy, StoreConfig};
 use trefoil_consortium::{Addresses, DealerConfig, MemberConfig, PartyConfig, Role};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::Settings;
@@ -34,6 +34,8 @@ pub(super) struct Place {
     pub(super) listen: Option<SocketAddr>,
     /// Where it keeps its data; parties only.
     pub(super) store: Option<PathBuf>,
+    /// Where it keeps contributions; parties only.
+    pub(super) contributions: Option<StoreConfig>,
     /// Parties only.
     pub(super) policy: Option<Policy>,
 }
@@ -70,6 +72,7 @@ impl Place {
             transport: config.transport,
             listen: (!config.dial_out_only).then_some(config.listen),
             store: Some(config.home),
+            contributions: Some(config.store),
             policy: Some(config.policy),
         })
     }
@@ -85,6 +88,7 @@ impl Place {
             transport: config.transport,
             listen: (!config.dial_out_only).then_some(config.listen),
             store: None,
+            contributions: None,
             policy: None,
         })
     }
@@ -100,6 +104,7 @@ impl Place {
             transport: config.transport,
             listen: None,
             store: None,
+            contributions: None,
             policy: None,
         })
     }

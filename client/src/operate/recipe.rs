@@ -29,6 +29,9 @@ pub struct RecipeArgs {
     /// Passes over the training rows.
     #[arg(long, default_value_t = 1)]
     epochs: usize,
+    /// End after this many steps, in whichever epoch that is.
+    #[arg(long, value_name = "STEPS")]
+    max_steps: Option<usize>,
     /// Step size.
     #[arg(long, default_value_t = 0.0625)]
     learning_rate: f64,
@@ -139,6 +142,9 @@ impl RecipeArgs {
             weight_decay: self.weight_decay,
             gradient_scale_log2: self.gradient_scale_log2,
             optimiser: self.optimiser(),
+            max_steps: self.max_steps,
+            start_from: None,
+            early_stop: None,
         }
     }
 }
@@ -170,7 +176,7 @@ mod tests {
         let spec = spec(
             "--batch 32 --epochs 3 --learning-rate 0.5 --cosine 0.1 --momentum 0.9 --nesterov \
              --weight-decay 0.001 --loss binary-cross-entropy --class-weights 0.5,2 \
-             --gradient-scale-log2 3 --seed 4 --rounding floor --frac-bits 18",
+             --gradient-scale-log2 3 --seed 4 --rounding floor --frac-bits 18 --max-steps 7",
         );
         let expected = TrainSpec {
             preparation: None,
@@ -189,6 +195,9 @@ mod tests {
             weight_decay: 0.001,
             gradient_scale_log2: 3,
             optimiser: Optimiser::Sgd,
+            max_steps: Some(7),
+            start_from: None,
+            early_stop: None,
         };
         assert_eq!(spec.unwrap(), expected);
     }

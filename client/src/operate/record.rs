@@ -1,6 +1,7 @@
 //! What a member's home remembers of its jobs and uploads, so that another process goes on with
 //! them: `jobs/ID` and `uploads/...`, a JSON file each, for this user alone.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -37,6 +38,9 @@ pub struct Show {
     pub images: Vec<String>,
     /// Where the table or the weights go; standard output without it.
     pub to: Option<PathBuf>,
+    /// Names of the hospitals that a job's figures are of, by public key in hexadecimal.
+    #[serde(default)]
+    pub hospitals: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,7 +51,8 @@ struct Stored {
     show: Show,
 }
 
-fn read(path: &Path) -> Result<String> {
+/// A record's text.
+pub fn read(path: &Path) -> Result<String> {
     let failed = || format!("cannot read {}", path.display());
     if std::fs::metadata(path).with_context(failed)?.len() > RECORD_MAX_BYTES {
         bail!("{} is too long for a record", path.display());
@@ -55,7 +60,8 @@ fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(failed)
 }
 
-fn make_folder(folder: &Path) -> Result<()> {
+/// Makes a folder of the home.
+pub fn make_folder(folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder)
         .with_context(|| format!("cannot make the folder {}", folder.display()))
 }

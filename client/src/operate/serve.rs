@@ -11,7 +11,7 @@ use trefoil_models::ServeSpec;
 use trefoil_models::job::{JobKind, PredictOutput};
 use trefoil_protocol::ring::Tensor;
 
-use super::models::ModelArgs;
+use super::models::known_model;
 use super::record::{Record, Show};
 use super::watch::present;
 use super::{HomeArgs, JobArgs, Member, block_on, lost, short};
@@ -137,16 +137,11 @@ fn open(args: &ServeArgs, member: &Member, model: &str) -> Result<()> {
     let mut members = args.members.iter().map(pin).collect::<Result<Vec<_>>>()?;
     members.sort_unstable();
     members.dedup();
-    let find = ModelArgs {
-        model: model.into(),
-        network: None,
-        frac_bits: None,
-    };
     block_on(async {
         let remote = member.connect().await?;
-        let known = find.find(&remote).await?;
+        let known = known_model(&remote, model).await?;
         let spec = ServeSpec {
-            model: model.into(),
+            model: known.reference,
             network: known.network.to_toml(),
             frac_bits: known.frac_bits,
             ring_bits: member.consortium.core.ring_bits,

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use trefoil_consortium::DatasetInfo;
-use trefoil_models::Network;
 use trefoil_models::cost::{self, Work};
 use trefoil_models::job::{JobKind, Preparation, TrainSpec};
+use trefoil_models::{EarlyStop, Network};
 
+use super::models::known_model;
 use super::recipe::RecipeArgs;
 use super::record::{Record, Show};
 use super::share::{Normalise, held};
@@ -16,6 +17,7 @@ use super::watch::present;
 use super::{HomeArgs, JobArgs, Member, block_on, class_names};
 use crate::experiment::read_network;
 use crate::plan;
+use crate::remote::Remote;
 
 /// Seconds of work between two checkpoints, where nobody says otherwise.
 const CHECKPOINT_S: f64 = 60.0;
@@ -27,9 +29,14 @@ const MAX_STEPS: f64 = 1e6;
 pub struct TrainArgs {
     #[command(flatten)]
     home: HomeArgs,
-    /// A shipped network's name or a network file.
-    #[arg(long, value_name = "NAME|FILE")]
-    network: String,
+    /// A shipped network's name or a network file; that of the model that training starts from, if it
+    /// does.
+    #[arg(long, value_name = "NAME|FILE", required_unless_present = "start_from")]
+    network: Option<String>,
+    /// Start from the weights of this kept model instead of from seeded ones: NAME, which means its
+    /// newest version, or NAME@VERSION. The model stays as it is.
+    #[arg(long, value_name = "MODEL")]
+    start_from: Option<String>,
     /// The data set; see `trefoil dataset`.
     #[arg(long, value_name = "NAME")]
     dataset: String,
@@ -47,6 +54,22 @@ pub struct TrainArgs {
     /// a minute as far as the work can be estimated.
     #[arg(long, value_name = "STEPS")]
     checkpoint_every: Option<u64>,
+    /// Stop when so many epochs in a row were no better, and keep the best epoch's weights. This
+    /// REVEALS to the three parties and this member how many validation rows are right after each
+    /// epoch, and to the dealer when training stops.
+    #[arg(long, value_name = "EPOCHS", requires = "validation_rows")]
+    early_stop: Option<usize>,
+    /// An epoch is better that is right in more than this part of the validation rows beyond the best.
+    #[arg(
+        long,
+        value_name = "PART",
+        default_value_t = 0.0,
+        requires = "early_stop"
+    )]
+    min_delta: f64,
+    /// So many of the training rows are set aside by the seed, to validate by; they are not trained on.
+    #[arg(long, value_name = "ROWS", requires = "early_stop")]
+    validation_rows: Option<usize>,
     /// Reveal the confusion matrix on the test rows after every epoch, to this member.
     #[arg(long)]
     reveal_metrics: bool,
@@ -116,20 +139,70 @@ fn checkpoint_every(
     Ok((CHECKPOINT_S / step_s.max(1e-6)).clamp(1.0, MAX_STEPS) as u64)
 }
 
+/// What training from a kept model has to have in common with it goes into `spec`; returns the
+/// model's network.
+async fn start(
+    remote: &Remote,
+    model: &str,
+    given: Option<Network>,
+    spec: &mut TrainSpec,
+) -> Result<Network> {
+    let known = known_model(remote, model).await?;
+    let differs = given
+        .as_ref()
+        .and_then(|given| given.difference(&known.network));
+    if let Some(difference) = differs {
+        bail!(
+            "--start-from: model {model} was made as another network than --network: {difference}"
+        );
+    }
+    if spec.frac_bits != known.frac_bits {
+        bail!(
+            "--start-from: model {model} has {} fraction bits, the job {}: use --frac-bits {}, and rows that were shared with as many",
+            known.frac_bits,
+            spec.frac_bits,
+            known.frac_bits
+        );
+    }
+    match (known.preparation, spec.preparation) {
+        (Some(made), Some(said)) if made != said => bail!(
+            "--preprocess: model {model} was made with {made}: leave --preprocess out, and share the rows alike"
+        ),
+        (made, said) => spec.preparation = made.or(said),
+    }
+    spec.start_from = Some(known.reference);
+    Ok(known.network)
+}
+
 /// Trains a network.
 pub fn train(args: &TrainArgs) -> Result<()> {
-    let network = read_network(&args.network)?;
+    let given = args.network.as_deref().map(read_network).transpose()?;
     check_new(args.reveal_weights.as_deref(), "--reveal-weights")?;
-    let names = class_names(&args.class_names, network.classes)?;
     let member = Member::load(&args.home)?;
     let mut spec = args.recipe.spec(member.consortium.core.ring_bits);
     spec.preparation = args.preprocess.map(|Normalise(p)| Preparation {
         mean: p.mean,
         std: p.std,
     });
-    spec.check_for(&network)?;
+    spec.early_stop = match (args.early_stop, args.validation_rows) {
+        (Some(patience), Some(validation_rows)) => Some(EarlyStop {
+            patience,
+            min_delta: args.min_delta,
+            validation_rows,
+        }),
+        _ => None,
+    };
+    if let Some(network) = &given {
+        spec.check_for(network)?;
+    }
     block_on(async {
         let remote = member.connect().await?;
+        let network = match &args.start_from {
+            None => given.context("--network: name a network")?,
+            Some(model) => start(&remote, model, given, &mut spec).await?,
+        };
+        let names = class_names(&args.class_names, network.classes)?;
+        spec.check_for(&network)?;
         let info = held(&remote, &args.dataset).await?;
         check_fit(&network, &args.dataset, &info)?;
         let kind = JobKind::Train {
@@ -140,6 +213,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             save_as: args.save_as.clone(),
             reveal_weights: args.reveal_weights.is_some(),
         };
+        trefoil_models::schedule(&kind)?;
         let mut job = member.describe("train", kind, &args.job)?;
         job.checkpoint_every = match args.checkpoint_every {
             Some(every) => every,
@@ -151,6 +225,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
                 class_names: names,
                 images: Vec::new(),
                 to: absolute(args.reveal_weights.as_deref())?,
+                ..Show::default()
             },
         };
         let show = record.show.clone();

@@ -5,14 +5,17 @@ use std::fmt::Display;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use trefoil_consortium::Hex;
 use trefoil_models::Network;
+use trefoil_models::early_stop::{EarlyStop, Validated};
 use trefoil_models::job::JobKind;
-use trefoil_models::outcome::Auc;
+use trefoil_models::neighbours::Queries;
+use trefoil_models::outcome::{self, Auc, Bin};
 use trefoil_models::schedule;
 use trefoil_protocol::fixed::decode;
 
 use super::record::{Record, Show};
-use super::{HomeArgs, Member, block_on, lost, npz, write_new};
+use super::{HomeArgs, Member, block_on, figures, lost, weights, write_new};
 use crate::follow::{Finished, Predictions, follow};
 use crate::simulate::report::quality;
 
@@ -32,13 +35,14 @@ pub fn watch(args: &WatchArgs) -> Result<()> {
     eprint!("{}", job.describe(member.name()));
     let id = job.id();
     let plan = schedule(&job.kind)?;
+    let name = job.name.clone();
     let done = block_on(async {
         let remote = member.connect().await?;
-        let name = job.name.clone();
         let done = follow(&remote, id, job.kind, plan, &name).await;
         remote.close().await;
         done.map_err(|err| lost(err, &id))
     })?;
+    figures::note(&member.home, &name, id, &done, &show);
     present(&done, &show)
 }
 
@@ -57,6 +61,10 @@ pub fn present(done: &Finished, show: &Show) -> Result<()> {
             kept(save_as);
             Ok(())
         }
+        JobKind::Neighbours(spec) => match spec.queries {
+            Queries::Upload { .. } => predicted(&done.predictions()?, show),
+            Queries::Test => judged(done, show),
+        },
         JobKind::Serve(_) => {
             let last = done.steps.last();
             line("images served", last.map_or(0, |last| last.batches));
@@ -83,6 +91,22 @@ fn trained(done: &Finished, show: &Show, save_as: &str) -> Result<()> {
             line(&format!("epoch {}", epoch + 1), quality(confusion, *auc));
         }
     }
+    if let Some(rule) = &spec.early_stop {
+        let right = done.validated();
+        for (epoch, right) in right.iter().enumerate() {
+            let words = format!("{right} of {} rows right", rule.validation_rows);
+            line(&format!("validation {}", epoch + 1), words);
+        }
+        let kept = kept_epoch(rule, &right);
+        line(
+            "epochs",
+            format!(
+                "{} of {}, the model is of epoch {kept}",
+                right.len(),
+                spec.epochs
+            ),
+        );
+    }
     let steps = done.steps.iter().filter(|step| step.phase == "train");
     line("training steps", steps.count());
     line("seconds", format!("{:.1}", done.seconds));
@@ -91,6 +115,14 @@ fn trained(done: &Finished, show: &Show, save_as: &str) -> Result<()> {
         true => revealed(done, show, spec.frac_bits),
         false => Ok(()),
     }
+}
+
+/// The epoch, from 1, whose weights an early stop keeps.
+fn kept_epoch(rule: &EarlyStop, right: &[u64]) -> usize {
+    (1..=right.len())
+        .rev()
+        .find(|epoch| Validated::after(rule, &right[..*epoch]).is_best())
+        .unwrap_or(0)
 }
 
 fn kept(save_as: &str) {
@@ -113,13 +145,13 @@ fn revealed(done: &Finished, show: &Show, frac_bits: u8) -> Result<()> {
     let arrays: Vec<_> = done
         .weights()?
         .into_iter()
-        .map(|(name, weights)| {
+        .map(|(name, tensor)| {
             let own_bits = u32::from(network.kept_frac_bits(&name, frac_bits));
-            let values = weights.data().iter().map(|word| decode(*word, own_bits));
-            (name, weights.shape().to_vec(), values.collect())
+            let values = tensor.data().iter().map(|word| decode(*word, own_bits));
+            (name, tensor.shape().to_vec(), values.collect())
         })
         .collect();
-    write_new(to, &npz::archive(&arrays)?, true)?;
+    write_new(to, &weights::write(to, &network, &arrays)?, true)?;
     line("REVEALED WEIGHTS", to.display());
     Ok(())
 }
@@ -146,7 +178,41 @@ fn judged(done: &Finished, show: &Show) -> Result<()> {
         line("AUC", auc.map_or_else(none, words));
     }
     println!("\n{confusion}");
+    if let JobKind::Evaluate {
+        calibration: true, ..
+    } = done.kind
+    {
+        reliability(&done.calibration()?);
+    }
+    for (hospital, confusion) in done.by_hospital(&show.class_names)? {
+        let name = show.hospitals.get(&Hex(&hospital).to_string());
+        let name = name.cloned().unwrap_or_else(|| Hex(&hospital).to_string());
+        println!("\n{name}: {}", quality(&confusion, None));
+        println!("{confusion}");
+    }
     Ok(())
+}
+
+fn reliability(bins: &[Bin]) {
+    println!("\nprobability    rows  mean probability  right");
+    for (at, bin) in bins.iter().enumerate() {
+        let [low, high] = [at, at + 1].map(|end| end as f64 / bins.len() as f64);
+        let (mean, right) = match bin.confidence {
+            None => ("-".to_owned(), "-".to_owned()),
+            Some(mean) => {
+                let right = bin.right as f64 / bin.rows as f64;
+                let percent = |part: f64| format!("{:.1} %", 100.0 * part);
+                (percent(mean), percent(right))
+            }
+        };
+        println!(
+            "{low:.1} to {high:.1} {:>8} {mean:>17} {right:>6}",
+            bin.rows
+        );
+    }
+    if let Some(error) = outcome::calibration_error(bins) {
+        line("\ncalibration error", format!("{error:.4}"));
+    }
 }
 
 /// Prints predictions as a table, or writes it where it is wanted.

@@ -70,8 +70,19 @@ async fn everywhere(
         bail!("no party answered:{}", reasons(&numbers));
     };
     let what = match args.upload {
-        None => Withdrawal::Below(next),
-        Some(number) if number < next => Withdrawal::One(number),
+        None => {
+            let answered = numbers
+                .each_ref()
+                .map(|number| number.as_ref().ok().copied());
+            let Some(ends) = ends(answered) else {
+                bail!(
+                    "at least two parties have to answer before all is withdrawn:{}",
+                    reasons(&numbers)
+                );
+            };
+            ends.map(Withdrawal::Below)
+        }
+        Some(number) if number < next => [Withdrawal::One(number); 3],
         Some(number) => bail!(
             "there is no upload {number} of {} to data set {dataset}: its next one is number {next}{}",
             member.name(),
@@ -113,11 +124,44 @@ async fn everywhere(
             member.name()
         );
     }
-    Ok((what, a.unwrap_or_default()))
+    let all = what.into_iter().max_by_key(|what| match what {
+        Withdrawal::One(number) | Withdrawal::Below(number) => *number,
+    });
+    Ok((all.unwrap_or(what[0]), a.unwrap_or_default()))
+}
+
+/// Up to which number all is withdrawn at each party, from the next numbers that they name; none where
+/// fewer than two do. What two of them name holds for all three, since a party may have missed an
+/// upload; what one alone names holds for itself, so that its word spends no numbers at the others.
+fn ends(next: [Option<u64>; 3]) -> Option<[u64; 3]> {
+    let mut known: Vec<u64> = next.iter().flatten().copied().collect();
+    known.sort_unstable();
+    let agreed = known.iter().rev().nth(1).copied()?;
+    Some(next.map(|own| own.unwrap_or(agreed).max(agreed)))
 }
 
 /// What the parties that failed say, a line each.
 fn reasons<T>(answers: &[std::result::Result<T, RemoteError>; 3]) -> String {
     let failed = answers.iter().filter_map(|answer| answer.as_ref().err());
     failed.map(|err| format!("\n  {err}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_party_alone_spends_no_numbers_at_the_others() {
+        assert_eq!(ends([Some(4), Some(4), Some(4)]), Some([4, 4, 4]));
+        // P1 has missed the last upload, P2 names the largest number that there is.
+        assert_eq!(
+            ends([Some(4), Some(3), Some(u64::MAX)]),
+            Some([4, 4, u64::MAX])
+        );
+        assert_eq!(ends([Some(1), Some(4), Some(4)]), Some([4, 4, 4]));
+        // One is away.
+        assert_eq!(ends([None, Some(4), Some(4)]), Some([4, 4, 4]));
+        assert_eq!(ends([None, Some(3), Some(9)]), Some([3, 3, 9]));
+        assert_eq!(ends([None, Some(3), None]), None);
+    }
 }

@@ -9,11 +9,17 @@ use serde::Serialize;
 use trefoil_cluster::Link;
 use trefoil_models::cost::{self, Work};
 use trefoil_models::job::{PredictOutput, TrainSpec};
+use trefoil_models::memory::PartyBytes;
+use trefoil_models::neighbours::Queries;
 use trefoil_models::programs::{self, Format};
-use trefoil_protocol::plan::{Cost, LayerCost, LinkProfile, Profile};
+use trefoil_models::{Benchmark, DatasetRef, JobKind, NeighbourSpec, Network, Schedule, schedule};
+use trefoil_protocol::plan::{Cost, LayerCost, LinkProfile, Plan, Profile};
 use trefoil_protocol::prg::{Domain, Pos, Prg};
 use trefoil_protocol::ring::kernel::{Acc, gemm};
 
+use trefoil_transport::Settings;
+
+use crate::bench::buffers;
 use crate::cli::PlanArgs;
 use crate::experiment::read_network;
 
@@ -39,6 +45,11 @@ pub struct Report {
     /// Bytes that opening the weights costs once in a session (predictions only).
     #[serde(skip_serializing_if = "Option::is_none")]
     setup_bytes_sent_per_party: Option<u64>,
+    /// Largest memory of a party in a session of such steps, weights and their openings with it:
+    /// tensors alone.
+    party_tensor_bytes: u64,
+    /// .. and the whole process, within a quarter.
+    party_process_bytes: u64,
     layers: Vec<Layer>,
 }
 
@@ -92,6 +103,9 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         return activations::compare(&network, &spec, work, args);
     }
     let link = args.link.profile();
+    if let (Some(k), Some(train_rows)) = (args.knn, args.train_rows) {
+        return neighbours(args, &network, k, train_rows);
+    }
     let plan = cost::plan(&network, &spec, work, link)?;
     let setup = match work {
         Work::Train => None,
@@ -105,6 +119,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         Some(speeds.layer(total(&plan.cost())))
     };
     let cost = plan.cost();
+    let memory = memory(&network, &spec, args.train, link)?;
     let report = Report {
         network: network.name.clone(),
         work: if args.train { "train" } else { "predict" },
@@ -113,6 +128,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         total: speeds.layer(total(&cost)),
         few_bytes,
         setup_bytes_sent_per_party: setup.map(|plan| plan.cost().bytes_sent_per_party),
+        party_tensor_bytes: memory.tensors,
+        party_process_bytes: memory.process,
         layers: cost
             .layers
             .into_iter()
@@ -125,6 +142,89 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         print(&report, args.link);
     }
     Ok(())
+}
+
+/// What classifying a batch of images by their nearest rows costs.
+fn neighbours(args: &PlanArgs, network: &Network, k: usize, train_rows: usize) -> Result<()> {
+    let spec = NeighbourSpec {
+        dataset: DatasetRef {
+            name: "planned".into(),
+            train_rows,
+            test_rows: 0,
+            snapshot: [0; 32],
+        },
+        input: network.input,
+        classes: network.classes,
+        k,
+        frac_bits: args.frac_bits,
+        ring_bits: args.ring_bits,
+        queries: Queries::Upload {
+            rows: args.batch,
+            upload: "planned".into(),
+        },
+    };
+    let schedule = schedule(&JobKind::Neighbours(spec))?;
+    let link = args.link.profile();
+    let plans = plans(&schedule, link);
+    let memory = PartyBytes::of(&schedule, &plans, buffers(&Settings::default()));
+    // The set-up, then batches of equal size.
+    let (setup, batch) = (&plans[0], &plans[1]);
+    let batches = schedule.steps.len() - 1;
+    let (speeds, cost) = (Speeds::of(args.link), batch.cost());
+    let report = Report {
+        network: format!("{k} nearest of {train_rows} rows"),
+        work: "knn",
+        batch: args.batch.div_ceil(batches),
+        profile: batch.profile,
+        total: speeds.layer(total(&cost)),
+        few_bytes: None,
+        setup_bytes_sent_per_party: Some(setup.cost().bytes_sent_per_party),
+        party_tensor_bytes: memory.tensors,
+        party_process_bytes: memory.process,
+        layers: cost
+            .layers
+            .into_iter()
+            .map(|layer| speeds.layer(layer))
+            .collect(),
+    };
+    match args.json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print(&report, args.link),
+    }
+    Ok(())
+}
+
+fn plans(schedule: &Schedule, link: LinkProfile) -> Vec<Plan> {
+    let programs = schedule.programs.iter();
+    programs
+        .map(|program| Plan::for_link(program, link))
+        .collect()
+}
+
+/// A party's memory in a session: set-up and a step, or a training step, from initial weights.
+fn memory(
+    network: &Network,
+    spec: &TrainSpec,
+    train: bool,
+    link: LinkProfile,
+) -> Result<PartyBytes> {
+    let (batch, network) = (spec.batch, network.to_toml());
+    let work = match train {
+        true => Benchmark::Train { network, batch },
+        false => Benchmark::Infer { network, batch },
+    };
+    let schedule = schedule(&JobKind::Benchmark {
+        work,
+        repetitions: 1,
+        frac_bits: spec.frac_bits,
+        ring_bits: spec.ring_bits,
+    })?;
+    let plans = plans(&schedule, link);
+    Ok(PartyBytes::of(
+        &schedule,
+        &plans,
+        buffers(&Settings::default()),
+    ))
 }
 
 /// About how long one run of a plan takes, in seconds.
@@ -282,10 +382,15 @@ fn print(report: &Report, link: Link) {
     println!("layers share rounds and memory: the total is not their sum");
     if let Some(setup) = report.setup_bytes_sent_per_party {
         println!(
-            "opening the weights, once in a session: {} sent a party",
+            "opening the weights (or rows), once in a session: {} sent a party",
             bytes(setup)
         );
     }
+    println!(
+        "memory of a party: {} of tensors, weights and their openings with them; {} the whole process, within a quarter",
+        bytes(report.party_tensor_bytes),
+        bytes(report.party_process_bytes)
+    );
     if let Some(few_bytes) = &report.few_bytes {
         println!(
             "lowered for {} on this link; for few bytes: {} rounds, {} sent a party, {} dealt, {:.3} s",

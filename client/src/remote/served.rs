@@ -31,7 +31,7 @@ impl HeldModel {
 }
 
 impl Remote {
-    /// The kept models, by name. Parties hold the same model where it comes from the same session.
+    /// The kept models, by name, the newest version last. Parties hold the same model where it comes from the same session.
     pub async fn models(&self) -> Result<Vec<HeldModel>, RemoteError> {
         let what = "the list of models";
         let mut held: Vec<HeldModel> = Vec::new();
@@ -55,16 +55,25 @@ impl Remote {
                 }
             }
         }
-        held.sort_by(|a, b| a.info.name.cmp(&b.info.name));
+        let made_s = |held: &HeldModel| held.info.about.as_ref().map_or(0, |about| about.made_s);
+        held.sort_by(|a, b| (&a.info.name, made_s(a)).cmp(&(&b.info.name, made_s(b))));
         Ok(held)
     }
 
-    /// Removes this member's own model at all three parties; at one that has none nothing is done.
+    /// Removes a model at all three parties, once all have said that they would; at one that has none
+    /// nothing is done.
     pub async fn remove_model(&self, info: &ModelInfo) -> Result<(), RemoteError> {
+        self.ask_removal(info, true).await?;
+        self.ask_removal(info, false).await
+    }
+
+    async fn ask_removal(&self, info: &ModelInfo, ask: bool) -> Result<(), RemoteError> {
         let what = format!("the removal of model {}", info.name);
         let ask = Ask::RemoveModel {
             name: info.name.clone(),
+            job: info.job,
             source: info.source,
+            ask,
         };
         for (party, answer) in PartyId::ALL
             .into_iter()

@@ -58,21 +58,26 @@ impl Withdrawer {
 
     /// The lowest upload number of this hospital that is free, at each party.
     pub async fn next_numbers(&self, dataset: &str) -> Answers<u64> {
-        let ask = Ask::NextNumber(dataset.into());
-        self.all(&ask, |party, answer| match answer {
+        let ask = |_| Ask::NextNumber(dataset.into());
+        self.all(ask, |party, answer| match answer {
             Answer::NextNumber(next) => Ok(next),
             other => Err(unexpected(party, "the next upload number", other)),
         })
         .await
     }
 
-    /// Withdraws at all three parties; what each still has of this hospital's contributions.
-    pub async fn withdraw(&self, dataset: &str, uploads: Withdrawal) -> Answers<Vec<Contribution>> {
-        let ask = Ask::WithdrawRows {
+    /// Withdraws at all three parties, at each what is said for it; what each still has of this
+    /// hospital's contributions.
+    pub async fn withdraw(
+        &self,
+        dataset: &str,
+        uploads: [Withdrawal; 3],
+    ) -> Answers<Vec<Contribution>> {
+        let ask = |party: PartyId| Ask::WithdrawRows {
             dataset: dataset.into(),
-            uploads,
+            uploads: uploads[party.index()],
         };
-        self.all(&ask, |party, answer| match answer {
+        self.all(ask, |party, answer| match answer {
             Answer::RowsWithdrawn { left } => Ok(left),
             other => Err(unexpected(party, "the withdrawal", other)),
         })
@@ -81,14 +86,15 @@ impl Withdrawer {
 
     async fn all<T>(
         &self,
-        ask: &Ask,
+        ask: impl Fn(PartyId) -> Ask,
         take: impl Fn(PartyId, Answer) -> Result<T, RemoteError>,
     ) -> Answers<T> {
         let take = &take;
-        let [a, b, c] = PartyId::ALL.map(|party| async move {
+        let [a, b, c] = PartyId::ALL.map(|party| (party, ask(party)));
+        let [a, b, c] = [a, b, c].map(|(party, ask)| async move {
             let start = Instant::now();
             loop {
-                match self.one(party, ask).await {
+                match self.one(party, &ask).await {
                     Ok(answer) => return take(party, answer),
                     Err(err) if !err.may_pass() || start.elapsed() > PATIENCE => return Err(err),
                     Err(_) => tokio::time::sleep(PAUSE).await,

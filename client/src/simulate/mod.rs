@@ -4,15 +4,19 @@
 //! the analyst are clients in this process, with the calls that a deployment uses
 //! ([`crate::remote`]). At the end the result is held against the plaintext reference.
 
+mod neighbours;
 mod plain_only;
 mod reference;
 pub mod report;
 pub(crate) mod tables;
 
+use std::fs::File;
 use std::io::Write;
+use std::path::Path;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use serde::Serialize;
 use trefoil_cluster::{Cluster, ClusterSpec, Home};
 use trefoil_consortium::JobDescription;
 use trefoil_consortium::config::simulation_coin_key;
@@ -49,13 +53,17 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     }
     experiment.training.seed = args.seed.unwrap_or(experiment.training.seed);
     experiment.training.epochs = args.epochs.unwrap_or(experiment.training.epochs);
+    experiment.training.max_steps = args.max_steps.or(experiment.training.max_steps);
     experiment.training.check()?;
     let loaded = experiment.load(args.data.as_deref())?;
     for warning in &loaded.warnings {
         eprintln!("note: {warning}");
     }
+    // Opened before anything runs: a wrong path must not cost a whole run.
+    let json = args.json.as_deref().map(create).transpose()?;
     if args.plain_only {
-        return plain_only::run(&loaded).map(|()| None);
+        let report = plain_only::run(&loaded)?;
+        return write(json, &report).map(|()| None);
     }
     let hospitals = loaded.experiment.data.hospitals;
     let spec = ClusterSpec {
@@ -69,7 +77,10 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
     };
     println!(
         "{} on {}: {} training and {} test images held by {hospitals} hospitals; three parties and a dealer on {}{}",
-        loaded.network.name,
+        match args.knn {
+            None => loaded.network.name.clone(),
+            Some(k) => format!("{k} nearest rows"),
+        },
         loaded.experiment.data.source,
         loaded.splits.train.len(),
         loaded.splits.test.len(),
@@ -79,42 +90,49 @@ pub fn run(args: &SimulateArgs) -> Result<Option<Report>> {
             Protocol::Tcp => " over tcp",
         }
     );
-    let json = match &args.json {
-        // Opened before anything runs: a wrong path must not cost a whole run.
-        Some(path) => Some(
-            std::fs::File::create(path)
-                .with_context(|| format!("cannot write {}", path.display()))?,
-        ),
-        None => None,
-    };
     let cluster = Cluster::start(&spec)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let done = runtime.block_on(
-        Simulation {
-            loaded: &loaded,
-            cluster: &cluster,
-            settings: &spec.settings,
-            link: args.link.profile(),
-        }
-        .run(),
-    );
+    let simulation = Simulation {
+        loaded: &loaded,
+        cluster: &cluster,
+        settings: &spec.settings,
+        link: args.link.profile(),
+    };
+    if let Some(k) = args.knn {
+        let done = runtime.block_on(simulation.neighbours(k));
+        let done = done.map_err(|error| local::blame(&cluster, error))?;
+        simulation.print_neighbours(k, &done, start)?;
+        cluster.stop();
+        return Ok(None);
+    }
+    let done = runtime.block_on(simulation.run());
     let done = done.map_err(|error| local::blame(&cluster, error));
     cluster.stop();
     let done = done?;
     let (report, confusion) = finish(&loaded, args, done, start)?;
     report.print(&confusion);
-    if let Some(mut file) = json {
-        serde_json::to_writer_pretty(&mut file, &report)?;
-        writeln!(file)?;
-    }
+    write(json, &report)?;
     if !report.bit_identical {
         bail!(
             "the secure result differs from the plaintext reference: this is a defect, please report it"
         );
     }
     Ok(Some(report))
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a report as one JSON object, where one is wanted.
+fn write(file: Option<File>, report: &impl Serialize) -> Result<()> {
+    if let Some(mut file) = file {
+        serde_json::to_writer_pretty(&mut file, report)?;
+        writeln!(file)?;
+    }
+    Ok(())
 }
 
 /// What the cluster was needed for.
@@ -175,6 +193,8 @@ impl Simulation<'_> {
             ring_bits: spec.ring_bits,
             dataset,
             auc: self.loaded.wants_auc(),
+            calibration: false,
+            by_hospital: Vec::new(),
         };
         let evaluate = self
             .job(&analyst, "analyst", "evaluating", evaluate)
@@ -366,6 +386,7 @@ fn finish(
     )?;
     bar_.set_message("checking: floating point");
     let (losses, float) = reference::float(
+        &done.train.plan,
         &loaded.network,
         spec,
         &holdings,

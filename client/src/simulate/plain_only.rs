@@ -4,21 +4,41 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use trefoil_consortium::config::simulation_coin_key;
 use trefoil_models::job::{DatasetRef, JobKind};
-use trefoil_models::schedule;
+use trefoil_models::schedule::{Phase, Step, schedule};
 use trefoil_protocol::prg::Prg;
 use trefoil_protocol::program::Rounding;
 
 use super::reference;
-use super::report::quality;
+use super::report::{Quality, quality};
 use super::tables::{self, Holding};
 use super::{DATASET, MODEL, bar};
 use crate::experiment::Loaded;
 use crate::follow::confusions;
 
+/// What the references alone give.
+#[derive(Debug, Serialize)]
+pub struct PlainReport {
+    /// The network's name.
+    network: String,
+    /// The data's name.
+    data: String,
+    /// Training steps.
+    steps: usize,
+    /// On the rows that the model is judged by, in fixed point.
+    plain: Quality,
+    /// The same in floating point.
+    float: Quality,
+    /// Of the weights in fixed point; a secure run gives the same.
+    weights_sha256: String,
+    /// Seconds of the training in fixed point.
+    seconds: f64,
+}
+
 /// Runs both and prints their qualities.
-pub fn run(loaded: &Loaded) -> Result<()> {
+pub fn run(loaded: &Loaded) -> Result<PlainReport> {
     let spec = &loaded.experiment.training;
     let holdings = tables::holdings(&loaded.splits, 1, spec.seed)?;
     let holdings: Vec<&Holding> = holdings.iter().collect();
@@ -47,6 +67,8 @@ pub fn run(loaded: &Loaded) -> Result<()> {
         ring_bits: spec.ring_bits,
         dataset,
         auc: loaded.wants_auc(),
+        calibration: false,
+        by_hospital: Vec::new(),
     };
     let (plan, plan_evaluate) = (schedule(&train)?, schedule(&evaluate)?);
     let steps = plan.steps.len() + plan_evaluate.steps.len() + spec.epochs;
@@ -66,6 +88,7 @@ pub fn run(loaded: &Loaded) -> Result<()> {
     )?;
     progress.set_message("floating point");
     let (losses, float) = reference::float(
+        &plan,
         &loaded.network,
         spec,
         &holdings,
@@ -86,9 +109,19 @@ pub fn run(loaded: &Loaded) -> Result<()> {
     }
     let result = confusions(&plan_evaluate, &evaluated.revealed, names)?;
     let (confusion, auc) = result.last().context("the evaluation gave no result")?;
-    println!("plain fixed point: {}", quality(confusion, *auc));
+    let fixed = quality(confusion, *auc);
+    println!("plain fixed point: {fixed}");
     println!("floating point:    {float}");
-    let weights = trefoil_consortium::hex(&plain.weights_sha256);
-    println!("{plain_seconds:.1} s for the plain training; weights sha256 {weights}");
-    Ok(())
+    let weights_sha256 = trefoil_consortium::hex(&plain.weights_sha256);
+    println!("{plain_seconds:.1} s for the plain training; weights sha256 {weights_sha256}");
+    let trained = |step: &&Step| matches!(step.phase, Phase::Train { .. });
+    Ok(PlainReport {
+        network: loaded.network.name.clone(),
+        data: loaded.experiment.data.source.clone(),
+        steps: plan.steps.iter().filter(trained).count(),
+        plain: fixed,
+        float,
+        weights_sha256,
+        seconds: plain_seconds,
+    })
 }

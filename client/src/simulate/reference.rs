@@ -8,7 +8,7 @@ use ndarray::Array2;
 use trefoil_models::job::JobKind;
 use trefoil_models::outcome::Auc;
 use trefoil_models::plain_run::{self, Tables};
-use trefoil_models::schedule::evaluation_steps;
+use trefoil_models::schedule::Schedule;
 use trefoil_models::{Network, TrainSpec, float, schedule};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::prg::Prg;
@@ -53,8 +53,20 @@ pub fn plain(
     })
 }
 
-/// Trains in floating point with the same seed; mean loss of every epoch and quality at the end.
+/// Normalised images, one a row.
+pub fn matrix(images: ndarray::Array4<u8>, preprocess: &Preprocess) -> Result<Array2<f32>> {
+    let rows = images.shape()[0];
+    let values = preprocess.to_float(images.view())?;
+    let values: Vec<f32> = values.into_iter().map(|value| value as f32).collect();
+    Ok(Array2::from_shape_vec(
+        (rows, values.len() / rows.max(1)),
+        values,
+    )?)
+}
+
+/// Trains in floating point as the job with this schedule does; mean loss of every epoch and quality at the end.
 pub fn float(
+    schedule: &Schedule,
     network: &Network,
     spec: &TrainSpec,
     holdings: &[&Holding],
@@ -62,33 +74,19 @@ pub fn float(
     names: &[String],
     mut progress: impl FnMut(usize),
 ) -> Result<(Vec<f64>, Quality)> {
-    let matrix = |images: ndarray::Array4<u8>| -> Result<Array2<f32>> {
-        let rows = images.shape()[0];
-        let values = preprocess
-            .to_float(images.view())?
-            .into_iter()
-            .map(|v| v as f32)
-            .collect::<Vec<f32>>();
-        Ok(Array2::from_shape_vec(
-            (rows, values.len() / rows.max(1)),
-            values,
-        )?)
-    };
     let (labels, images) = concatenated(holdings, |h| &h.train)?;
-    let images = matrix(images)?;
+    let images = matrix(images, preprocess)?;
     let data = float::Data {
         images: images.view(),
         labels: &labels,
     };
     let mut losses = Vec::new();
-    let test_rows = holdings.iter().map(|h| h.test.len()).sum();
-    let between = evaluation_steps(test_rows);
-    let model = float::train(network, spec, data, between, |report, _| {
+    let model = float::train(network, spec, data, schedule, |report, _| {
         losses.push(report.loss);
         progress(losses.len());
     })?;
     let (labels, images) = concatenated(holdings, |h| &h.test)?;
-    let logits = model.logits(matrix(images)?.view())?;
+    let logits = model.logits(matrix(images, preprocess)?.view())?;
     let confusion = Confusion::new(&labels, &float::predictions(&logits), names)?;
     let auc = match network.classes {
         2 => auc(&float::scores(&logits), &labels)

@@ -2,14 +2,14 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use trefoil_models::outcome::Auc;
 
 use crate::metrics::Confusion;
 use crate::plan::bytes;
 
 /// Quality on the test split.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Quality {
     /// Fraction of rows classified right.
     pub accuracy: f64,

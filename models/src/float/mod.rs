@@ -20,7 +20,7 @@ use trefoil_protocol::fixed::decode;
 
 use crate::job::{Loss, TrainSpec};
 use crate::network::{Layer, LayerKind, Network, statistics_frac_bits};
-use crate::schedule::epoch_order;
+use crate::schedule::{Schedule, Update};
 use crate::{ModelError, weights};
 use layers::Use;
 
@@ -376,48 +376,51 @@ pub fn scores(logits: &Array2<f32>) -> Vec<f64> {
         .collect()
 }
 
-/// Trains as the job would, batch for batch; `evaluation_steps` is how many steps the job has after each
-/// epoch ([`crate::schedule::evaluation_steps`]). `progress` is called after every epoch with its loss
-/// and the model as it is then.
+/// Trains as the job with this schedule would, update for update. `progress` is called after every epoch
+/// with its loss and the model as it is then.
+///
+/// # Errors
+/// The schedule reads rows that `data` lacks; `spec` or `data` do not fit the network.
 pub fn train(
     network: &Network,
     spec: &TrainSpec,
     data: Data<'_>,
-    evaluation_steps: usize,
+    schedule: &Schedule,
     mut progress: impl FnMut(EpochReport, &Model),
 ) -> Result<Model, ModelError> {
     spec.check_for(network)?;
     check_labels(&data, network.classes)?;
-    crate::job::check_range(
-        "train rows",
-        data.labels.len(),
-        spec.batch..=u32::MAX as usize - 1,
-    )?;
+    let updates = schedule.updates();
+    let read = updates.iter().flat_map(|update| update.rows).max();
+    if let Some(row) = read.filter(|row| **row as usize >= data.labels.len()) {
+        return Err(ModelError::Table {
+            table: "images".into(),
+            problem: format!("has {} rows; the job reads row {row}", data.labels.len()),
+        });
+    }
     let mut model = Model::initial(network, spec)?;
-    for epoch in 0..spec.epochs {
-        let of = data.labels.len() / spec.batch;
-        let order = epoch_order(spec.seed, epoch, data.labels.len());
-        let (mut loss, mut batches) = (0.0, 0);
-        for (batch, rows) in order.chunks_exact(spec.batch).enumerate() {
-            let rows: Vec<usize> = rows.iter().map(|row| *row as usize).collect();
+    for updates in updates.chunk_by(|a, b| a.epoch == b.epoch) {
+        let mut loss = 0.0;
+        for update in updates {
+            let rows: Vec<usize> = update.rows.iter().map(|row| *row as usize).collect();
             let images = data.images.select(Axis(0), &rows);
             let labels: Vec<u8> = rows.iter().map(|row| data.labels[*row]).collect();
-            model.step = (epoch * (of + evaluation_steps) + batch) as u64;
+            model.step = update.number;
             let gradients = model.gradients(Data {
                 images: images.view(),
                 labels: &labels,
             })?;
+            let Update {
+                epoch, batch, of, ..
+            } = *update;
             model.update(&gradients, spec, spec.rate_at(epoch * of + batch, of));
             loss += gradients.loss;
-            batches += 1;
         }
-        progress(
-            EpochReport {
-                epoch,
-                loss: loss / f64::from(batches),
-            },
-            &model,
-        );
+        let report = EpochReport {
+            epoch: updates[0].epoch,
+            loss: loss / updates.len() as f64,
+        };
+        progress(report, &model);
     }
     Ok(model)
 }

@@ -124,7 +124,7 @@ fn minimax(degree: usize, centre: f64, half: f64) -> Vec<f64> {
         if libm::fabs(error(far)) <= libm::fabs(level) * (1.0 + 1e-12) {
             break;
         }
-        let above = |i: usize| (i % 2 == 0) == (level > 0.0);
+        let above = |i: usize| i.is_multiple_of(2) == (level > 0.0);
         let after = reference.iter().filter(|t| **t < far).count();
         let up = error(far) > 0.0;
         match after {

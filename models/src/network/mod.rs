@@ -16,6 +16,7 @@ pub use graph::{From, LayerEntry};
 pub use layer::{Layer, LayerKind, VARIANCE_EPSILON_LOG2, Window, statistics_frac_bits};
 pub use spec::{Extent, LayerSpec, Padding, PaddingName};
 use spec::{MAX_ELEMENTS, elements};
+pub use trefoil_protocol::program::Curve;
 
 use crate::ModelError;
 
@@ -27,7 +28,7 @@ const MAX_LAYERS: usize = 256;
 const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
-const SHIPPED: [(&str, &str); 11] = [
+const SHIPPED: [(&str, &str); 14] = [
     ("mlp", include_str!("../../../configs/networks/mlp.toml")),
     (
         "minionn",
@@ -65,6 +66,18 @@ const SHIPPED: [(&str, &str); 11] = [
     (
         "alexnet",
         include_str!("../../../configs/networks/alexnet.toml"),
+    ),
+    (
+        "resnet18-224",
+        include_str!("../../../configs/networks/resnet18-224.toml"),
+    ),
+    (
+        "carenet-96",
+        include_str!("../../../configs/networks/carenet-96.toml"),
+    ),
+    (
+        "carenet-256",
+        include_str!("../../../configs/networks/carenet-256.toml"),
     ),
 ];
 
@@ -250,6 +263,34 @@ impl Network {
         self.layers
             .iter()
             .filter(|layer| layer.weight_shape().is_some())
+    }
+
+    /// What first tells this network from another one, in words; names of networks do not count.
+    /// `None` where a model of one is a model of the other.
+    pub fn difference(&self, other: &Network) -> Option<String> {
+        if (self.input, self.classes) != (other.input, other.classes) {
+            return Some(format!(
+                "one reads {:?} and tells {} classes apart, the other {:?} and {}",
+                self.input, self.classes, other.input, other.classes
+            ));
+        }
+        if self.layers.len() != other.layers.len() {
+            let (a, b) = (self.layers.len(), other.layers.len());
+            return Some(format!("one has {a} layers, the other {b}"));
+        }
+        let mut pairs = self.layers.iter().zip(&other.layers);
+        let (a, b) = pairs.find(|(a, b)| a != b)?;
+        match (a.name == b.name, &a.kind, &b.kind) {
+            (false, ..) => Some(format!(
+                "a layer is named {}, in the other {}",
+                a.name, b.name
+            )),
+            (true, a_kind, b_kind) if a_kind != b_kind => Some(format!(
+                "layer {} is {a_kind:?}, in the other {b_kind:?}",
+                a.name
+            )),
+            _ => Some(format!("layer {} reads another layer in the other", a.name)),
+        }
     }
 
     /// Names and shapes of all weights and biases, in order.

@@ -159,6 +159,16 @@ pub enum LayerSpec {
 }
 
 impl LayerSpec {
+    /// The shape of the output, of one image, behind inputs of these shapes.
+    pub fn output(&self, inputs: &[Vec<usize>]) -> Result<Vec<usize>, String> {
+        // Units that are left open are as many as there are classes, which only the network knows.
+        match (self, inputs) {
+            (LayerSpec::Dense { units: None }, _) => Err("its units are not said".into()),
+            (_, []) => Err("reads nothing".into()),
+            _ => resolve(self, inputs, 0).map(|(_, output)| output),
+        }
+    }
+
     /// Whether it is a non-linear function of each value alone, which another can take the place of.
     pub fn is_activation(&self) -> bool {
         matches!(
@@ -176,7 +186,8 @@ impl LayerSpec {
         )
     }
 
-    pub(super) fn kind(&self) -> &'static str {
+    /// How the network file calls it.
+    pub fn kind(&self) -> &'static str {
         match self {
             LayerSpec::Conv { .. } => "conv",
             LayerSpec::Dense { .. } => "dense",

@@ -9,18 +9,24 @@
 mod activation;
 mod adam;
 mod backward;
+mod calibration;
 mod evaluation;
 mod forward;
 mod histogram;
 mod learnt_poly;
 mod loss;
+pub(crate) mod neighbours;
 mod norm;
 mod update;
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Sink, Val};
 use trefoil_protocol::{Program, Tensor};
 
-pub use evaluation::{AucBy, auc_block, evaluate, evaluation_result, evaluation_setup};
+pub(crate) use calibration::CONFIDENCE_BITS;
+pub use evaluation::{
+    AucBy, Figures, auc_block, evaluate, evaluation_result, evaluation_setup, hospital_result,
+    validate, validation_result, validation_setup,
+};
 pub(crate) use loss::LOSS_SCOPES;
 pub use update::{Ratio, state_names};
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use ndarray::ArrayView2;
+use ndarray::{ArrayView2, Axis};
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use trefoil_models::float::{Data, Model};
@@ -13,6 +13,7 @@ use trefoil_models::schedule::{self, Schedule};
 use trefoil_models::{DatasetRef, JobKind, Network, outcome};
 use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::{decode, encode};
+use trefoil_protocol::party::PartyId;
 use trefoil_protocol::plan::Plan;
 use trefoil_protocol::run::memory::{self, MemoryRun, MemoryStep};
 
@@ -155,12 +156,14 @@ pub fn secure(
             }
         })
         .collect();
-    let initial = match (&schedule.initial, model) {
-        (schedule::InitialState::Public(state), _) => state.clone(),
-        (_, Some(model)) => model.clone(),
-        _ => panic!("the model is missing"),
-    };
-    memory::run(&plans, &steps, &initial, seed).expect("the secure run ends")
+    let session = plain_run::PlainSession::new(schedule, tables, model, None);
+    let initial = session.expect("the model is given").state;
+    let run = memory::run(&plans, &steps, &initial, seed).expect("the secure run ends");
+    for (party, counted) in PartyId::ALL.into_iter().zip(run.peak_bytes) {
+        let said = trefoil_models::memory::tensor_bytes(schedule, &plans, party);
+        assert_eq!(counted, said, "bytes of tensors at {party}");
+    }
+    run
 }
 
 /// Runs both ways and asserts that everything revealed and everything carried is the same.
@@ -225,10 +228,14 @@ pub fn gradients_agree(network: &Network, frac_bits: u8, tolerance: f64) {
     let fixed = plain(&schedule, &tables, None, seed);
     let model = Model::initial(network, &spec).expect("valid");
     let images = ArrayView2::from_shape((train.rows(), train.row), &train.images).expect("rows");
+    // In the job's order: a dropout's mask is by the place in the batch.
+    let order = schedule.steps[0].inputs[0].rows.iter();
+    let order: Vec<usize> = order.map(|row| *row as usize).collect();
+    let labels: Vec<u8> = order.iter().map(|row| train.labels[*row]).collect();
     let gradients = model
         .gradients(Data {
-            images,
-            labels: &train.labels,
+            images: images.select(Axis(0), &order).view(),
+            labels: &labels,
         })
         .expect("valid");
     for (at, layer) in network.layers.iter().enumerate() {

@@ -78,8 +78,19 @@ pub(crate) async fn answer(
         },
         Ask::Served(request) => served::predict(party, member, request, &mut stream).await?,
         Ask::Models => models::list(party, &mut stream).await?,
-        Ask::RemoveModel { name, source } => {
-            models::remove(party, member, name, source, &mut stream).await?
+        Ask::RemoveModel {
+            name,
+            job,
+            source,
+            ask,
+        } => {
+            let what = models::Removal {
+                name,
+                job,
+                source,
+                ask,
+            };
+            models::remove(party, member, what, &mut stream).await?
         }
         Ask::Watch(id) => match own_job(party, member, &id) {
             Ok(job) => watch(party, &job, &mut stream).await?,

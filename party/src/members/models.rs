@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use trefoil_consortium::wire::Answer;
-use trefoil_consortium::{MemberEntry, SessionId, hex};
+use trefoil_consortium::{JobId, MemberEntry, SessionId, hex};
 use trefoil_transport::MsgStream;
 
 use super::{on_files, refuse, say};
@@ -20,24 +20,44 @@ pub(super) async fn list(party: &Arc<Party>, stream: &mut MsgStream) -> Result<(
     }
 }
 
-/// Removes a member's own model. A session that has opened it goes on; later jobs find none.
+/// Which model is to be removed, and whether it is only asked for.
+pub(super) struct Removal {
+    pub(super) name: String,
+    pub(super) job: JobId,
+    pub(super) source: SessionId,
+    pub(super) ask: bool,
+}
+
+/// Removes a model where the policy lets this member. A session that has opened it goes on; later
+/// jobs find none.
 pub(super) async fn remove(
     party: &Arc<Party>,
     member: &MemberEntry,
-    name: String,
-    source: SessionId,
+    what: Removal,
     stream: &mut MsgStream,
 ) -> Result<(), String> {
-    let (removing, owner) = (party.clone(), member.clone());
+    let (removing, member) = (party.clone(), member.clone());
     let removed = on_files(move || {
-        let removed = removing.store.remove_model(&name, owner.pin, source)?;
-        if removed {
-            tracing::info!(member = %owner.name, model = %name, "a model was removed");
-            let details = json!({"model": name, "source": hex(&source)});
-            let who = Some((owner.name.as_str(), owner.pin));
-            let written = removing.audit.append("model_removed", who, None, details);
-            written.map_err(|err| StoreError::Refused(err.to_string()))?;
+        let Removal {
+            name,
+            job,
+            source,
+            ask,
+        } = what;
+        let Some(model) = removing.store.made_by(&name, &job, source)? else {
+            return Ok(());
+        };
+        let may = removing.policy.may_remove(&model, member.pin, &member.name);
+        may.map_err(StoreError::Refused)?;
+        if ask {
+            return Ok(());
         }
+        removing.store.remove_model(&model)?;
+        tracing::info!(member = %member.name, model = %name, version = %job, "a model was removed");
+        let details = json!({"model": name, "version": job.to_string(), "source": hex(&source)});
+        let who = Some((member.name.as_str(), member.pin));
+        let written = removing.audit.append("model_removed", who, None, details);
+        written.map_err(|err| StoreError::Refused(err.to_string()))?;
         Ok(())
     });
     match removed.await {

@@ -341,11 +341,17 @@ mod tests {
         assert!(matches!(twice, Refusal::No(reason) if reason.contains("under way")));
         // Another member's request of the same name is another one.
         let _b = admit(key(2, 1)).unwrap();
+        // Known before the images of a request are received and its seeds expanded.
+        assert!(
+            desk.busy()
+                .is_some_and(|reason| reason.contains("2 requests"))
+        );
         let full = desk.admit(key(1, 2), 1, vec![1, 2], || panic!("counted"));
         assert!(
             matches!(full.unwrap_err(), Refusal::Busy(reason) if reason.contains("2 requests"))
         );
         desk.drop_requests(&[key(2, 1)], "gone");
+        assert_eq!(desk.busy(), None);
         let over = desk.admit(key(1, 2), 1, vec![1, 2], || Err("10 a day".into()));
         assert_eq!(over.unwrap_err(), Refusal::No("10 a day".into()));
     }

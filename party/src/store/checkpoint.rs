@@ -17,10 +17,10 @@ use serde::{Deserialize, Serialize};
 use trefoil_consortium::{JobId, Mark, NodeStats, Words};
 use trefoil_protocol::ring::Tensor;
 
-use super::{Store, StoreError, Vault, at, file};
+use super::{Lease, Store, StoreError, Vault, at, file};
 
 /// Version of the content; the store's file form has its own.
-const CHECKPOINT_VERSION: u32 = 1;
+const CHECKPOINT_VERSION: u32 = 2;
 /// Largest file: weights and velocities of a large network.
 const CHECKPOINT_MAX_BYTES: u64 = 32 << 30;
 const KIND: [u8; 8] = *b"chkpoint";
@@ -37,6 +37,8 @@ pub(crate) struct Checkpoint {
     pub(crate) results_bytes: u64,
     /// After the last step: what this party counted.
     pub(crate) stats: Option<NodeStats>,
+    /// What the parties have opened for an early stop so far.
+    pub(crate) validated: Vec<u64>,
     pub(crate) shares: BTreeMap<String, Tensor>,
 }
 
@@ -49,6 +51,7 @@ struct Record {
     mark: Mark,
     results_bytes: u64,
     stats: Option<NodeStats>,
+    validated: Vec<u64>,
     tensors: Vec<(String, Vec<u64>, Words)>,
 }
 
@@ -82,7 +85,12 @@ impl Store {
 
     /// Writes a checkpoint, and removes those that it makes needless. On an error nothing is left
     /// of it, and the older ones stay.
-    pub(crate) fn write_checkpoint(&self, checkpoint: Checkpoint) -> Result<(), StoreError> {
+    pub(crate) fn write_checkpoint(
+        &self,
+        lease: &Lease,
+        checkpoint: Checkpoint,
+    ) -> Result<(), StoreError> {
+        let _newest = lease.hold()?;
         let Checkpoint {
             job,
             mark,
@@ -102,6 +110,7 @@ impl Store {
             mark,
             results_bytes,
             stats: checkpoint.stats,
+            validated: checkpoint.validated,
             tensors: tensors.collect(),
         };
         let bytes =
@@ -152,9 +161,11 @@ impl Store {
     /// it is of no use any more.
     pub(crate) fn abandon_checkpoints(
         &self,
+        lease: &Lease,
         job: JobId,
         resume: Option<Mark>,
     ) -> Result<(), StoreError> {
+        let _newest = lease.hold()?;
         // What lies there without having been looked at counts too.
         self.marks(job)?;
         let mut known = self.checkpoints.lock();
@@ -275,6 +286,7 @@ impl Store {
 
     /// Removes what a job that is over has left.
     pub(crate) fn forget_checkpoints(&self, job: JobId) -> Result<(), StoreError> {
+        self.end_leases(job);
         self.checkpoints.lock().remove(&job);
         let folder = self.checkpoint_folder(job);
         match folder.is_dir() {
@@ -354,6 +366,7 @@ fn read(vault: &Vault, job: JobId, path: &Path) -> Result<Checkpoint, StoreError
         mark: record.mark,
         results_bytes: record.results_bytes,
         stats: record.stats,
+        validated: record.validated,
         shares,
     })
 }
@@ -372,6 +385,7 @@ mod tests {
             mark: Mark::of(&[1; 32], step),
             results_bytes: 0,
             stats: None,
+            validated: vec![3, 4],
             shares: BTreeMap::from([("fc.weight".into(), tensor)]),
         }
     }
@@ -379,6 +393,14 @@ mod tests {
     fn steps(store: &Store) -> Vec<u64> {
         let marks = store.marks(JOB).unwrap();
         marks.iter().map(|mark| mark.step).collect()
+    }
+
+    fn write(store: &Store, checkpoint: Checkpoint) -> Result<(), StoreError> {
+        store.write_checkpoint(&store.lease(JOB), checkpoint)
+    }
+
+    fn abandon(store: &Store, resume: Option<Mark>) -> Result<(), StoreError> {
+        store.abandon_checkpoints(&store.lease(JOB), JOB, resume)
     }
 
     fn reopen(home: &tempfile::TempDir) -> Store {
@@ -390,12 +412,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = reopen(&home);
         for step in [10, 20, 30] {
-            store.write_checkpoint(checkpoint(step)).unwrap();
+            write(&store, checkpoint(step)).unwrap();
         }
         assert_eq!(steps(&store), [20, 30]);
         store.confirm_checkpoint(JOB, checkpoint(20).mark).unwrap();
         for step in [40, 50, 60] {
-            store.write_checkpoint(checkpoint(step)).unwrap();
+            write(&store, checkpoint(step)).unwrap();
         }
         assert_eq!(steps(&store), [20, 50, 60], "others may have 20 alone");
         assert_eq!(steps(&reopen(&home)), [20, 50, 60]);
@@ -404,7 +426,7 @@ mod tests {
         // A resumed session writes the same step anew.
         let mut other = checkpoint(60);
         other.mark = Mark::of(&[2; 32], 60);
-        store.write_checkpoint(other.clone()).unwrap();
+        write(&store, other.clone()).unwrap();
         assert!(store.checkpoint(JOB, checkpoint(60).mark, [4; 32]).is_err());
         assert_eq!(steps(&reopen(&home)), [60]);
         let store = reopen(&home);
@@ -421,16 +443,16 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let store = reopen(&home);
         for step in [10, 20, 30] {
-            store.write_checkpoint(checkpoint(step)).unwrap();
+            write(&store, checkpoint(step)).unwrap();
         }
         let store = reopen(&home);
         let resume = Some(checkpoint(20).mark);
-        store.abandon_checkpoints(JOB, resume).unwrap();
+        abandon(&store, resume).unwrap();
         assert_eq!(steps(&store), [20]);
-        store.write_checkpoint(checkpoint(25)).unwrap();
+        write(&store, checkpoint(25)).unwrap();
         assert_eq!(steps(&store), [20, 25]);
-        store.abandon_checkpoints(JOB, None).unwrap();
-        store.write_checkpoint(checkpoint(5)).unwrap();
+        abandon(&store, None).unwrap();
+        write(&store, checkpoint(5)).unwrap();
         assert_eq!(steps(&store), [5]);
     }
 
@@ -438,8 +460,8 @@ mod tests {
     fn every_flipped_byte_and_every_cut_is_found_and_the_older_one_offered() {
         let home = tempfile::tempdir().unwrap();
         let store = reopen(&home);
-        store.write_checkpoint(checkpoint(10)).unwrap();
-        store.write_checkpoint(checkpoint(20)).unwrap();
+        write(&store, checkpoint(10)).unwrap();
+        write(&store, checkpoint(20)).unwrap();
         let path = store.checkpoint_path(JOB, 20);
         let good = std::fs::read(&path).unwrap();
         let check = |bytes: &[u8], what: &str| {
@@ -474,16 +496,16 @@ mod tests {
     fn a_checkpoint_that_cannot_be_written_leaves_nothing_and_the_older_ones() {
         let home = tempfile::tempdir().unwrap();
         let store = reopen(&home);
-        store.write_checkpoint(checkpoint(10)).unwrap();
+        write(&store, checkpoint(10)).unwrap();
         // A folder in the place of the temporary file: as if the disk were full.
         let blocked = store.checkpoint_path(JOB, 20).with_extension("tmp");
         std::fs::create_dir(&blocked).unwrap();
-        let err = store.write_checkpoint(checkpoint(20)).unwrap_err();
+        let err = write(&store, checkpoint(20)).unwrap_err();
         assert!(err.to_string().contains("000000000020"), "{err}");
         assert_eq!(steps(&store), [10]);
         std::fs::remove_dir(&blocked).unwrap();
         assert_eq!(steps(&reopen(&home)), [10]);
-        store.write_checkpoint(checkpoint(30)).unwrap();
+        write(&store, checkpoint(30)).unwrap();
         assert_eq!(steps(&store), [10, 30]);
     }
 
@@ -491,7 +513,7 @@ mod tests {
     fn the_sweep_takes_jobs_that_are_over_and_unfinished_files() {
         let home = tempfile::tempdir().unwrap();
         let store = reopen(&home);
-        store.write_checkpoint(checkpoint(10)).unwrap();
+        write(&store, checkpoint(10)).unwrap();
         let half = store.checkpoint_path(JOB, 20).with_extension("tmp");
         std::fs::write(&half, b"half").unwrap();
         store.sweep_checkpoints(&BTreeSet::from([JOB])).unwrap();
@@ -499,5 +521,31 @@ mod tests {
         assert_eq!(steps(&store), [10]);
         store.sweep_checkpoints(&BTreeSet::new()).unwrap();
         assert!(steps(&reopen(&home)).is_empty());
+    }
+
+    #[test]
+    fn a_session_that_was_aborted_writes_nothing_once_a_new_attempt_has_begun() {
+        let home = tempfile::tempdir().unwrap();
+        let store = reopen(&home);
+        let old = store.lease(JOB);
+        store.write_checkpoint(&old, checkpoint(10)).unwrap();
+        let mut old_results = store.open_results(&old, JOB, 0).unwrap();
+        let new = store.lease(JOB);
+        let results = store.open_results(&new, JOB, 0).unwrap();
+        let err = store.write_checkpoint(&old, checkpoint(20)).unwrap_err();
+        assert!(err.to_string().contains("has ended"), "{err}");
+        assert!(store.abandon_checkpoints(&old, JOB, None).is_err());
+        assert!(store.open_results(&old, JOB, 0).is_err());
+        assert!(old_results.append(&[]).is_err());
+        assert_eq!(steps(&store), [10]);
+        store.write_checkpoint(&new, checkpoint(30)).unwrap();
+        assert_eq!(steps(&store), [10, 30]);
+        drop(results);
+        // Nor does anything appear again of a job that is over.
+        store.forget_checkpoints(JOB).unwrap();
+        assert!(store.write_checkpoint(&new, checkpoint(40)).is_err());
+        assert!(!store.checkpoint_folder(JOB).exists());
+        let again = store.lease(JOB);
+        assert!(new.hold().is_err() && again.hold().is_ok());
     }
 }

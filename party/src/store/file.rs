@@ -34,3 +34,21 @@ pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+/// What the files of a folder take; one that is removed meanwhile takes nothing.
+pub(super) fn bytes(folder: &Path) -> Result<u64, StoreError> {
+    let mut sum = 0;
+    let files = match list(folder) {
+        Ok(files) => files,
+        Err(_) if !folder.exists() => return Ok(0),
+        Err(err) => return Err(err),
+    };
+    for path in files {
+        match fs::metadata(&path) {
+            Ok(about) => sum += about.len(),
+            Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
+            Err(err) => return Err(at(&path)(err)),
+        }
+    }
+    Ok(sum)
+}

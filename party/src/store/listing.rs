@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use trefoil_consortium::Part;
 use trefoil_transport::Pin;
 
-use super::{StoreError, Vault, at, file, staging, upload};
+use super::{StoreError, Vault, file, staging, upload};
 
 /// One upload in a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +74,11 @@ pub fn stored(home: &Path) -> Result<Vec<StoredUpload>, StoreError> {
             number: entry.contribution.number,
             part: entry.contribution.part,
             rows: entry.contribution.rows,
-            bytes: bytes(&folder)?,
+            // In a bucket it takes as much there.
+            bytes: match entry.is_whole() {
+                true => file::bytes(&folder)?,
+                false => entry.sealed_bytes(),
+            },
         });
     }
     for folder in file::list(&home.join("staging"))? {
@@ -88,25 +92,8 @@ pub fn stored(home: &Path) -> Result<Vec<StoredUpload>, StoreError> {
             number: begin.number,
             part: begin.part,
             rows: begin.rows,
-            bytes: bytes(&folder)?,
+            bytes: file::bytes(&folder)?,
         });
     }
     Ok(all)
-}
-
-fn bytes(folder: &Path) -> Result<u64, StoreError> {
-    let mut sum = 0;
-    let files = match file::list(folder) {
-        Ok(files) => files,
-        Err(_) if !folder.exists() => return Ok(0),
-        Err(err) => return Err(err),
-    };
-    for path in files {
-        match std::fs::metadata(&path) {
-            Ok(about) => sum += about.len(),
-            Err(err) if err.kind() == std::io::ErrorKind::NotFound => {}
-            Err(err) => return Err(at(&path)(err)),
-        }
-    }
-    Ok(sum)
 }

@@ -6,21 +6,27 @@
 //! home/staging/removed-COUNT/            an upload that is being removed; swept at start-up
 //! home/datasets/NAME/HOSPITAL-NUMBER/    one contribution: commit.bin and chunks
 //! home/uploads/UPLOAD/                   images to predict, until their job is over
-//! home/models/NAME.model                 shares of weights
+//! home/models/NAME@JOB.model             shares of weights: the version is the job that made them
 //! home/withdrawn/NAME/HOSPITAL.bin       upload numbers that were withdrawn and are spent
 //! home/checkpoints/JOB/STEP.state        shares of a running job's state
 //! home/results/JOB.log                   output shares of a job, for its requester
 //! home/store.key                         the store key, unless the service manager has it
+//! home/cache/HOSPITAL-NUMBER-UPLOAD/     copies of what lies in a bucket (`placement.rs`)
 //! ```
 //! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
 //! `withdraw.rs` taking them back, `quota.rs` how much a member may bring, `listing.rs` what lies
 //! here, `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
-//! a session.
+//! a session, `fence.rs` which session may write it, `placement.rs` and `bucket.rs` chunks in
+//! S3-compatible storage.
 
+#[cfg_attr(not(feature = "s3"), path = "no_bucket.rs")]
+mod bucket;
 mod checkpoint;
+mod fence;
 mod file;
 mod listing;
 mod model;
+mod placement;
 mod quota;
 mod results;
 mod staging;
@@ -37,14 +43,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use sha2::{Digest, Sha256};
+use trefoil_consortium::config::StoreConfig;
 use trefoil_consortium::receipt::{Schema, SharingId, UploadId};
-use trefoil_consortium::wire::{Contribution, UploadBegin};
+use trefoil_consortium::wire::{Contribution, ModelInfo, UploadBegin};
 use trefoil_consortium::{DatasetInfo, Part, check_name, hex};
+use trefoil_models::HospitalRows;
 use trefoil_transport::Pin;
 
+pub(crate) use bucket::Bucket;
 pub(crate) use checkpoint::{Checkpoint, Checkpoints};
+pub(crate) use fence::Lease;
+use fence::Leases;
 pub use listing::{StoredAs, StoredUpload, stored};
 pub(crate) use model::{NewModel, StagedModel};
+pub use placement::probe_bucket;
 pub(crate) use results::{Results, Stored};
 pub(crate) use staging::{Found, Staging};
 pub(crate) use table::Tables;
@@ -120,8 +132,17 @@ pub(crate) struct Store {
     /// Folders removed so far, for names that nothing else has.
     removed: AtomicU64,
     checkpoints: Checkpoints,
+    leases: Leases,
+    /// What is public about models that were read: they never change under their names.
+    models: Mutex<BTreeMap<PathBuf, ModelInfo>>,
     /// Bytes that one member's uploads may take.
     quota_bytes: Option<u64>,
+    /// Where committed chunks lie; in the home without one.
+    bucket: Option<Bucket>,
+    /// Bound of the bucket's copies in the home.
+    cache_bytes: u64,
+    /// Shared with all tables that are open.
+    reads: Arc<()>,
 }
 
 #[derive(Debug, Default)]
@@ -137,9 +158,36 @@ struct Catalog {
 }
 
 impl Store {
+    /// A store in this home, without bounds.
+    #[cfg(test)]
+    pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
+        Store::open_with(home, None, 0)
+    }
+
+    /// A store as a party's configuration says.
+    pub(crate) fn open_for(
+        home: &Path,
+        config: &StoreConfig,
+        me: Pin,
+    ) -> Result<Store, StoreError> {
+        let bucket = Bucket::open(config, me)?;
+        let cache_bytes = config.cache_mb.saturating_mul(quota::MEGABYTE);
+        Ok(Store {
+            quota_bytes: config
+                .quota_mb_per_hospital
+                .map(|megabytes| megabytes.saturating_mul(quota::MEGABYTE)),
+            ..Store::open_with(home, bucket, cache_bytes)?
+        })
+    }
+
     /// Opens the store, removes what an earlier run left unfinished and nobody can resume, and reads
     /// its catalog.
-    pub(crate) fn open(home: &Path) -> Result<Store, StoreError> {
+    /// Committed chunks lie in the bucket, if there is one, with copies of at most so many bytes.
+    pub(crate) fn open_with(
+        home: &Path,
+        bucket: Option<Bucket>,
+        cache_bytes: u64,
+    ) -> Result<Store, StoreError> {
         file::make_folder(home)?;
         let store = Store {
             home: home.to_owned(),
@@ -147,9 +195,15 @@ impl Store {
             catalog: Arc::default(),
             removed: AtomicU64::new(0),
             checkpoints: Checkpoints::default(),
+            leases: Leases::default(),
+            models: Mutex::default(),
             quota_bytes: None,
+            bucket,
+            cache_bytes,
+            reads: Arc::default(),
         };
         for folder in [
+            placement::CACHE,
             "staging",
             "datasets",
             "uploads",
@@ -201,6 +255,7 @@ impl Store {
                 .uploads
                 .insert(name, upload::read_entry(&folder, &store.vault)?);
         }
+        store.name_versions()?;
         *store.lock() = catalog;
         store.finish_withdrawals()?;
         store.sweep(SystemTime::now());
@@ -215,6 +270,12 @@ impl Store {
     pub(crate) fn dataset(&self, name: &str) -> Result<DatasetInfo, StoreError> {
         check_name(name).map_err(StoreError::Refused)?;
         Ok(self.lock().info(name))
+    }
+
+    /// Each hospital's test rows in a data set, in the order in which they lie there.
+    pub(crate) fn test_rows(&self, name: &str) -> Vec<HospitalRows> {
+        let info = self.lock().info(name);
+        info.by_hospital()
     }
 
     /// The upload number of a hospital from which on all are free; staged uploads have theirs.
@@ -245,7 +306,7 @@ impl Store {
     /// no half of it stays where committed ones are looked for.
     fn discard(&self, folder: &Path) -> Result<(), StoreError> {
         let aside = self.set_aside(folder)?;
-        std::fs::remove_dir_all(&aside).map_err(at(&aside))
+        self.remove_folder(&aside)
     }
 
     /// Moves a folder to where nobody looks for it; returns where it is.
@@ -279,9 +340,13 @@ impl Store {
                     .cloned(),
             )
         };
-        let mut tables = Tables::new(self.vault.clone());
-        for entry in entries.iter().chain(&uploaded) {
-            tables.append(entry)?;
+        let entries: Vec<&Entry> = entries.iter().chain(&uploaded).collect();
+        let mut tables = Tables::new(self.vault.clone(), self.reads.clone());
+        self.make_room(&entries)?;
+        for entry in entries {
+            let files = self.files(entry)?;
+            let appended = tables.append(entry, &files.chunks);
+            appended.map_err(|err| self.about_object(entry, &files, err))?;
         }
         Ok(tables)
     }

@@ -7,15 +7,9 @@ use super::staging::{chunk_bytes, rows_of};
 use super::{Catalog, Store, StoreError};
 
 /// Bytes in the megabyte of a configuration.
-const MEGABYTE: u64 = 1_000_000;
+pub(super) const MEGABYTE: u64 = 1_000_000;
 
 impl Store {
-    /// Bounds what one member's uploads may take, committed and staged, in megabytes.
-    pub(crate) fn with_quota(mut self, megabytes: Option<u64>) -> Store {
-        self.quota_bytes = megabytes.map(|megabytes| megabytes.saturating_mul(MEGABYTE));
-        self
-    }
-
     /// Whether a new upload fits beside what its owner has here; all of it counts from its beginning.
     pub(super) fn check_quota(
         &self,
@@ -75,7 +69,10 @@ mod tests {
     fn what_is_committed_and_what_is_staged_count_for_their_owner_alone() {
         let home = tempfile::tempdir().unwrap();
         // 2,500 rows of 6 words are 120,000 bytes.
-        let store = Store::open(home.path()).unwrap().with_quota(Some(1));
+        let store = Store {
+            quota_bytes: Some(MEGABYTE),
+            ..Store::open(home.path()).unwrap()
+        };
         for number in 1..=7 {
             commit(&store, begin(number as u8, number), anna());
         }

@@ -345,7 +345,10 @@ pub(super) fn read_all(home: &Path, vault: &Vault) -> Result<BTreeMap<Key, Place
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let begun = path.join(BEGIN_FILE);
         let here = |path: &Path| path.try_exists().map_err(at(path));
-        if name.starts_with(REMOVED) || !here(&begun)? || !here(&chunk_path(&path, 0))? {
+        if name.starts_with(REMOVED) {
+            continue; // `Store::remove_aside` knows what else there is of it
+        }
+        if !here(&begun)? || !here(&chunk_path(&path, 0))? {
             tracing::info!(path = %path.display(), "removed an upload that nobody can resume");
             std::fs::remove_dir_all(&path).map_err(at(&path))?;
             continue;
@@ -576,8 +579,8 @@ impl Store {
             }
         });
         for path in aside {
-            if let Err(err) = std::fs::remove_dir_all(&path) {
-                tracing::warn!(path = %path.display(), %err, "a staged upload could not be removed");
+            if let Err(err) = self.remove_folder(&path) {
+                tracing::warn!(%err, "a staged upload could not be removed");
             }
         }
     }

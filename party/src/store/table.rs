@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use trefoil_consortium::{Part, Words};
 use trefoil_models::schedule::{
-    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES, ZEROS,
+    PADDING_ROW, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS, UPLOAD_IMAGES,
 };
 use trefoil_transport::Pin;
 
-use super::upload::chunk_path;
 use super::vault::{Sealed, Vault};
 use super::{Entry, StoreError, staging};
 
@@ -26,6 +25,8 @@ pub(crate) struct Tables {
     tables: BTreeMap<&'static str, Table>,
     /// Hospital and upload number of each contribution to a data set in them.
     contributions: Vec<(Pin, u64)>,
+    /// What is read stays where it is as long as this is held.
+    _reads: Arc<()>,
 }
 
 #[derive(Debug)]
@@ -51,22 +52,19 @@ struct Run {
 }
 
 impl Tables {
-    /// No table but that of padding.
-    pub(super) fn new(vault: Arc<Vault>) -> Tables {
-        let zeros = Table {
-            row_words: 1,
-            ..Table::default()
-        };
+    /// No table.
+    pub(super) fn new(vault: Arc<Vault>, reads: Arc<()>) -> Tables {
         Tables {
             vault,
             files: Vec::new(),
             contributions: Vec::new(),
-            tables: BTreeMap::from([(ZEROS, zeros)]),
+            tables: BTreeMap::new(),
+            _reads: reads,
         }
     }
 
-    /// Adds a contribution's rows at the end of its tables.
-    pub(super) fn append(&mut self, entry: &Entry) -> Result<(), StoreError> {
+    /// Adds a contribution's rows, which lie in these files, at the end of its tables.
+    pub(super) fn append(&mut self, entry: &Entry, chunks: &[PathBuf]) -> Result<(), StoreError> {
         let (images, labels) = match entry.contribution.part {
             Part::Train => (TRAIN_IMAGES, Some(TRAIN_LABELS)),
             Part::Test => (TEST_IMAGES, Some(TEST_LABELS)),
@@ -79,8 +77,8 @@ impl Tables {
         }
         let image_words = entry.schema.image_words().unwrap_or(0);
         let classes = entry.schema.classes as usize;
-        for (number, chunk) in entry.chunks.iter().enumerate() {
-            let path = chunk_path(&entry.folder, number);
+        for (chunk, path) in entry.chunks.iter().zip(chunks) {
+            let path = path.clone();
             let rows = chunk.rows as usize;
             let expected = staging::chunk_bytes(&entry.schema, chunk.rows);
             let mut file = self.vault.open_file(&path, staging::CHUNK_FILE_MAX_BYTES)?;

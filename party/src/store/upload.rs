@@ -138,6 +138,17 @@ impl Store {
         self.vault
             .write(&staging.folder().join(COMMIT_FILE), &[&bytes])?;
 
+        // Before it is there for anybody. What is put and then not committed is deleted again.
+        let put = self.put_committed(staging);
+        let settled = put.and_then(|()| self.settle(staging, record));
+        let entry = settled.inspect_err(|_| self.take_back(staging))?;
+        self.drop_local(&entry);
+        file::sync_folder(entry.folder.parent().unwrap_or(&entry.folder))
+    }
+
+    /// Moves a staged upload to where it belongs, if nothing speaks against it.
+    fn settle(&self, staging: &Staging, record: CommitRecord) -> Result<Entry, StoreError> {
+        let begin = staging.begin();
         let predict = begin.part == Part::Predict;
         let name = upload_name(&begin.upload);
         let key = (staging.owner(), begin.number);
@@ -173,13 +184,13 @@ impl Store {
         std::fs::rename(staging.folder(), &folder).map_err(at(&folder))?;
         let entry = record.entry(folder);
         if predict {
-            catalog.uploads.insert(name, entry);
+            catalog.uploads.insert(name, entry.clone());
         } else {
             let dataset = catalog.datasets.entry(begin.dataset.clone()).or_default();
-            dataset.insert(key, entry);
+            dataset.insert(key, entry.clone());
         }
         catalog.staged.remove(&staging.key());
-        file::sync_folder(&parent)
+        Ok(entry)
     }
 }
 

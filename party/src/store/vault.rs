@@ -143,10 +143,12 @@ impl Vault {
         LessSafeKey::new(key.expect("HMAC-SHA256 is as long as a key of AES-256"))
     }
 
-    /// Seals one record of a log that grows; the nonce is random and comes first.
+    /// Seals one record of a log that grows; the nonce is random and comes first. It opens at its
+    /// `place` alone.
     pub(crate) fn seal_record(
         &self,
         log: &[u8; 32],
+        place: &[u8],
         record: Vec<u8>,
     ) -> Result<Vec<u8>, StoreError> {
         let failed = |_| StoreError::Refused("a record cannot be sealed".into());
@@ -155,19 +157,24 @@ impl Vault {
         let mut sealed = record;
         let unique = Nonce::assume_unique_for_key(nonce);
         self.record_key(log)
-            .seal_in_place_append_tag(unique, Aad::empty(), &mut sealed)
+            .seal_in_place_append_tag(unique, Aad::from(place), &mut sealed)
             .map_err(failed)?;
         Ok([&nonce[..], &sealed].concat())
     }
 
-    /// Opens one record; `None` where it was changed or sealed under another key.
-    pub(crate) fn open_record(&self, log: &[u8; 32], sealed: &[u8]) -> Option<Vec<u8>> {
+    /// Opens one record; `None` where it was changed, or sealed for another log or place.
+    pub(crate) fn open_record(
+        &self,
+        log: &[u8; 32],
+        place: &[u8],
+        sealed: &[u8],
+    ) -> Option<Vec<u8>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_LEN>()?;
         let mut record = sealed.to_vec();
         let nonce = Nonce::assume_unique_for_key(*nonce);
         let opened = self
             .record_key(log)
-            .open_in_place(nonce, Aad::empty(), &mut record);
+            .open_in_place(nonce, Aad::from(place), &mut record);
         let length = opened.ok()?.len();
         record.truncate(length);
         Some(record)

@@ -6,7 +6,6 @@
 //! `members/withdraw.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
 
 use serde::{Deserialize, Serialize};
 use trefoil_consortium::check_name;
@@ -180,13 +179,8 @@ impl Store {
     pub(crate) fn remove_aside(&self) -> Result<(), StoreError> {
         for path in file::list(&self.home.join("staging"))? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !name.starts_with(REMOVED) {
-                continue;
-            }
-            match std::fs::remove_dir_all(&path) {
-                // Another thread removes it too.
-                Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(at(&path)(err)),
-                _ => {}
+            if name.starts_with(REMOVED) {
+                self.remove_folder(&path)?;
             }
         }
         Ok(())

@@ -11,6 +11,8 @@ const EXPONENT_FRAC: u8 = 12;
 pub const PROBABILITY_FRAC: u8 = 16;
 /// Fraction bits of reciprocals.
 const RECIPROCAL_FRAC: u8 = 24;
+/// Smallest ring in which a product of two values with 24 fraction bits each has room.
+const NEWTON_RING_BITS: u8 = 64;
 /// Index bits of the reciprocal's tables.
 const RECIPROCAL_INDEX: u8 = 10;
 
@@ -62,7 +64,9 @@ impl Builder {
     /// `1 / s` for `1 <= s < 2^integer_bits` with 16 fraction bits; the result has 24.
     ///
     /// 1. Index: the top 10 bits of s. Tables of `a` and `b` with `1/s` about `a - b s` on the cell.
-    /// 2. Newton steps `y (2 - s y)` while the cell's relative width asks for them (none up to 16).
+    /// 2. Newton steps `y (2 - s y)` while the cell's relative width asks for them (none up to 5 integer
+    ///    bits). Their product has 48 fraction bits: in the 48-bit ring there is no room for it, and more
+    ///    than 5 integer bits are refused.
     ///
     /// Relative error below `2^-12`. 4 + 4 rounds, and 8 for each Newton step.
     pub fn reciprocal(&mut self, s: Val, integer_bits: u8) -> Result<Val, BuildError> {
@@ -98,7 +102,15 @@ impl Builder {
         let mut y = self.trunc(difference, PROBABILITY_FRAC, Rounding::Nearest)?;
         // Relative error on the worst cell, at 1.
         let mut error = (cell.min(1.0) / 2.0) * (cell.min(1.0) / 2.0) / 2.0;
-        while error > libm::exp2(-13.0) {
+        let newton = |error: f64| error > libm::exp2(-13.0);
+        if newton(error) && self.ring_bits() < NEWTON_RING_BITS {
+            let ring = self.ring_bits();
+            return Err(self.error(
+                "reciprocal",
+                format!("{integer_bits} integer bits; in the {ring}-bit ring 1 to 5 are possible: a Newton step needs the 64-bit one"),
+            ));
+        }
+        while newton(error) {
             let product = self.mul(s, y)?;
             let product = self.trunc(product, PROBABILITY_FRAC, Rounding::Nearest)?;
             let negated = self.scale(product, -1)?;

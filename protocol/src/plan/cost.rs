@@ -4,7 +4,8 @@
 
 use serde::Serialize;
 
-use super::{Class, Corr, Instr, Kernel, Plan, Rep};
+use super::{Corr, Instr, Kernel, Plan, Rep};
+use crate::party::PartyId;
 use crate::program::Sink;
 use crate::run::frame;
 
@@ -25,7 +26,7 @@ pub struct LayerCost {
     pub comparisons: u64,
     /// Words of pseudo-random stream that one party expands.
     pub prg_words_per_party: u64,
-    /// Largest sum of live tensors at a party while the layer works.
+    /// Largest sum of tensors at a party while the layer works, with what the step reads.
     pub peak_memory_bytes: u64,
 }
 
@@ -46,7 +47,7 @@ pub struct Cost {
     pub dealer_multiply_adds: u64,
     /// Exact comparisons of secrets.
     pub comparisons: u64,
-    /// Largest sum of live tensors at a party.
+    /// Largest sum of tensors at a party, with the inputs and the carried state that the step reads.
     pub peak_memory_bytes: u64,
     /// Words of pseudo-random stream that one party expands.
     pub prg_words_per_party: u64,
@@ -73,34 +74,17 @@ impl Plan {
             layers: self.scopes.iter().map(layer).collect(),
             ..Cost::default()
         };
-        let mut live = 0u64;
         for round in &self.rounds {
-            for (instr, free) in &round.work {
-                live += self.instr_cost(instr, &mut cost);
-                for out in instr.outs() {
-                    cost.see_memory(self.slot(out).scope, live);
-                }
-                live -= free.iter().map(|id| self.party_bytes(*id)).sum::<u64>();
+            for (instr, _) in &round.work {
+                self.instr_cost(instr, &mut cost);
             }
             if !round.opens.is_empty() {
                 self.round_cost(round, &mut cost);
-                let frame: u64 = round.opens.iter().map(|open| self.open_bytes(open)).sum();
-                let opened: u64 = round
-                    .opens
-                    .iter()
-                    .flat_map(Instr::outs)
-                    .map(|id| self.party_bytes(id))
-                    .sum();
-                live += opened;
-                for out in round.opens.iter().flat_map(Instr::outs) {
-                    cost.see_memory(self.slot(out).scope, live + 3 * frame);
-                }
             }
-            live -= round
-                .free
-                .iter()
-                .map(|id| self.party_bytes(*id))
-                .sum::<u64>();
+        }
+        let read = self.read_bytes();
+        for me in PartyId::ALL {
+            self.walk_memory(me, &mut |scope, held| cost.see_memory(scope, read + held));
         }
         for output in &self.outputs {
             if matches!(output.sink, Sink::Reveal | Sink::RevealIndex) {
@@ -111,17 +95,6 @@ impl Plan {
         }
         cost.layers.retain(|layer| layer.peak_memory_bytes > 0);
         cost
-    }
-
-    /// Bytes that a value takes at a party: dealt values are expanded where they are read, only
-    /// corrections and what a bilinear map reads are stored.
-    fn party_bytes(&self, id: super::VId) -> u64 {
-        let slot = self.slot(id);
-        match slot.class {
-            Class::Known => 0,
-            Class::Dealt => slot.rep.memory_bytes(slot.n) / 3,
-            Class::Public | Class::Share => slot.rep.memory_bytes(slot.n),
-        }
     }
 
     fn open_bytes(&self, open: &Instr) -> u64 {
@@ -147,7 +120,7 @@ impl Plan {
         }
     }
 
-    fn instr_cost(&self, instr: &Instr, cost: &mut Cost) -> u64 {
+    fn instr_cost(&self, instr: &Instr, cost: &mut Cost) {
         for out in instr.outs() {
             let slot = self.slot(out);
             let words = match slot.rep {
@@ -189,6 +162,5 @@ impl Plan {
                 cost.comparisons += slot.n as u64;
             }
         }
-        instr.outs().iter().map(|id| self.party_bytes(*id)).sum()
     }
 }

@@ -11,6 +11,7 @@ mod combine;
 mod compare;
 mod cost;
 mod lowering;
+mod memory;
 mod profile;
 mod schedule;
 

@@ -402,16 +402,16 @@ pub(super) fn lookup(
 pub(super) fn from_bits(
     first: u16,
     count: u16,
-    ins: &[Operand<'_>],
+    opened: Operand<'_>,
+    beta: &[u64],
     one: u64,
     n: usize,
 ) -> Value<'static> {
-    let words = ins[1].whole();
     by_block(n, |[open], block, out| {
         let len = out.len();
         for b in 0..count {
-            ins[0].plane_words(block, first + b, &mut open[..len]);
-            let beta = &words[usize::from(first + b) * n + block * BLOCK..][..len];
+            opened.plane_words(block, first + b, &mut open[..len]);
+            let beta = &beta[usize::from(first + b) * n + block * BLOCK..][..len];
             for e in 0..len {
                 let bit = (open[e] & one.wrapping_neg()).wrapping_add(signed(open[e], beta[e]));
                 out[e] = out[e].wrapping_add(bit << b);

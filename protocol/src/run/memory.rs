@@ -39,6 +39,8 @@ pub struct MemoryRun {
     pub sent_frames: [u64; 3],
     /// Bytes that the dealer sent.
     pub dealer_bytes: u64,
+    /// Largest sum of tensors that each party held.
+    pub peak_bytes: [u64; 3],
 }
 
 /// A 16-byte key named by a seed and a purpose.
@@ -181,6 +183,7 @@ pub fn run(
     };
     for (i, (_, bytes, frames)) in done.iter().enumerate() {
         out.sent_bytes[i] = *bytes;
+        out.peak_bytes[i] = done[i].0.state.peak_bytes;
         out.sent_frames[i] = *frames;
     }
     for step in 0..steps.len() {

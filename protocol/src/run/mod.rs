@@ -5,8 +5,10 @@ pub mod dealer;
 pub mod frame;
 mod kernels;
 pub mod memory;
+mod opened;
 pub mod party;
 pub mod plain;
+mod publish;
 mod refresh;
 mod value;
 
@@ -14,6 +16,7 @@ use thiserror::Error;
 
 pub use dealer::{DealerKeys, DealerState, deal_step};
 pub use party::{OutputShare, PartyKeys, State, run_step};
+pub use publish::publish;
 
 use crate::transport::NetError;
 

@@ -1,13 +1,14 @@
 //! The party's loop over a Plan: local kernels, openings, reveals.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
 use super::kernels::{self, Operand};
+use super::opened::Opened;
 use super::value::{Stream, Value, block_len};
 use super::{StepError, frame};
 use crate::op::dropout;
@@ -45,6 +46,19 @@ pub struct State {
     pub masked: BTreeMap<String, MaskedState>,
     /// Hash of everything opened in the session so far.
     pub opened: [u8; 32],
+    /// Largest sum of tensors held at one time so far, in bytes: this state, inputs, values, frames.
+    /// Counted where they are made; `plan/memory.rs` says it before.
+    pub peak_bytes: u64,
+}
+
+impl State {
+    /// Bytes of all shares, openings and mask shares.
+    pub fn bytes(&self) -> u64 {
+        let shares = self.shares.values().map(Tensor::len);
+        let masked = self.masked.values();
+        let masked = masked.map(|kept| kept.open.len() + kept.mask.len());
+        8 * shares.chain(masked).sum::<usize>() as u64
+    }
 }
 
 /// An opening kept within a session.
@@ -116,7 +130,10 @@ struct Step<'a> {
     step: u64,
     keys: &'a PartyKeys,
     values: Vec<Option<Value<'a>>>,
-    opened: Sha256,
+    opened: Opened,
+    /// Bytes of tensors held now.
+    held: u64,
+    peak: Cell<u64>,
 }
 
 /// Executes one step. `inputs` are this party's shares of the program's inputs. On success the
@@ -144,23 +161,26 @@ pub fn run_step(
         step,
         keys,
         values,
-        opened: Sha256::new().chain_update(before.opened),
+        opened: Opened::after(&before.opened),
+        held: before.bytes() + 8 * inputs.values().map(Tensor::len).sum::<usize>() as u64,
+        peak: Cell::new(before.peak_bytes),
     };
     for (index, round) in plan.rounds.iter().enumerate() {
         for (instr, free) in &round.work {
             run.execute(instr, before, inputs, deal)?;
-            free.iter().for_each(|id| run.values[id.index()] = None);
+            run.free(free);
         }
         if !round.opens.is_empty() {
             run.open(round, index, net)?;
         }
-        round
-            .free
-            .iter()
-            .for_each(|id| run.values[id.index()] = None);
+        run.free(&round.free);
     }
     let outputs = run.reveals();
     let kept = run.keep();
+    let revealed: usize = outputs.iter().map(|output| output.share.len()).sum();
+    let left = kept.bytes() + 8 * revealed as u64;
+    run.see(left);
+    state.peak_bytes = run.peak.get();
     state.opened = kept.opened;
     state.shares.extend(kept.shares);
     state.masked.extend(kept.masked);
@@ -187,7 +207,24 @@ impl<'a> Step<'a> {
     }
 
     fn set(&mut self, id: VId, value: Value<'a>) {
+        self.held += value.held_bytes();
+        self.see(0);
         self.values[id.index()] = Some(value);
+    }
+
+    fn take(&mut self, id: VId) -> Option<Value<'a>> {
+        let value = self.values[id.index()].take();
+        self.held -= value.as_ref().map_or(0, Value::held_bytes);
+        value
+    }
+
+    fn free(&mut self, ids: &[VId]) {
+        ids.iter().for_each(|id| drop(self.take(*id)));
+    }
+
+    /// Notes that `more` bytes are held for a while beside the values.
+    fn see(&self, more: u64) {
+        self.peak.set(self.peak.get().max(self.held + more));
     }
 
     fn stream(&self, id: VId, correction: Option<Bytes>) -> Value<'a> {
@@ -328,7 +365,10 @@ impl<'a> Step<'a> {
                 kernels::lookup(*spec, tables, &operands, one_share, n)
             }
             Kernel::FromBits { first, count } => {
-                kernels::from_bits(*first, *count, &operands, self.one(), n)
+                let beta = operands[1].whole();
+                let value = kernels::from_bits(*first, *count, operands[0], &beta, self.one(), n);
+                self.see(owned_bytes(&[beta]) + value.held_bytes());
+                value
             }
             Kernel::AddConst(c) => kernels::add_const(c.wrapping_mul(self.one()), &operands, n),
             Kernel::Dropout(spec) => {
@@ -338,8 +378,11 @@ impl<'a> Step<'a> {
             Kernel::Unmask => kernels::unmask(&operands, self.one(), n),
             Kernel::Linear(map) => {
                 let whole: Vec<Cow<'_, [u64]>> = operands.iter().map(Operand::whole).collect();
+                let expanded = owned_bytes(&whole);
                 let whole: Vec<&[u64]> = whole.iter().map(|data| &data[..]).collect();
-                Value::from(map.apply(&whole))
+                let value = Value::from(map.apply(&whole));
+                self.see(expanded + value.held_bytes());
+                value
             }
             Kernel::Bilinear(product) => Value::from(self.bilinear(product, &operands)),
         }
@@ -361,8 +404,11 @@ impl<'a> Step<'a> {
         } else {
             product.apply(Acc::Sub, &x, &b, &mut out);
         }
-        drop(b);
-        product.apply(Acc::Sub, &a.whole(), &y, &mut out);
+        let result = 8 * out.len() as u64;
+        self.see(result + owned_bytes(&[b]));
+        let a = a.whole();
+        product.apply(Acc::Sub, &a, &y, &mut out);
+        self.see(result + owned_bytes(&[a]));
         out
     }
 
@@ -385,7 +431,7 @@ impl<'a> Step<'a> {
         let total: usize = opens().map(|(_, _, out)| bytes(out)).sum();
         let mut own = vec![0; frame::HEADER_BYTES + total];
         let (header, mut rest) = own.split_at_mut(frame::HEADER_BYTES);
-        header.copy_from_slice(&frame::header(self.step, index, &self.opened_so_far()));
+        header.copy_from_slice(&frame::header(self.step, index, &self.opened.short()));
         for (src, mask, out) in opens() {
             let (packed, after) = rest.split_at_mut(bytes(out));
             self.masked_share(src, mask, packed);
@@ -406,22 +452,17 @@ impl<'a> Step<'a> {
             let bytes = slot.rep.wire_bytes(slot.n) as usize;
             let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
             let value = combine(slot.rep, slot.n, parts);
-            match &value {
-                Value::Ring(words) => hash_words(&mut self.opened, words),
-                Value::Bits(planes) => hash_words(&mut self.opened, planes.as_flattened()),
-                Value::Stream(_) => {}
-            }
+            self.opened.add(&value);
             self.set(out, value);
             at += bytes;
         }
+        self.see(
+            [own, p_frame, q_frame]
+                .iter()
+                .map(|frame| frame.len() as u64)
+                .sum(),
+        );
         Ok(())
-    }
-
-    fn opened_so_far(&self) -> [u8; 16] {
-        let hash = self.opened.clone().finalize();
-        let mut short = [0; 16];
-        short.copy_from_slice(&hash[..16]);
-        short
     }
 
     /// Writes `src + mask` (XOR for bits), packed.
@@ -462,7 +503,7 @@ impl<'a> Step<'a> {
 
     /// Shares of revealed outputs.
     fn reveals(&self) -> Vec<OutputShare> {
-        let opened = self.opened_so_far();
+        let opened = self.opened.short();
         let outputs = self.plan.outputs.iter().enumerate();
         outputs
             .filter(|(_, output)| matches!(output.sink, Sink::Reveal | Sink::RevealIndex))
@@ -474,7 +515,7 @@ impl<'a> Step<'a> {
     fn keep(&mut self) -> State {
         let plan = self.plan;
         let mut kept = State {
-            opened: self.opened.clone().finalize().into(),
+            opened: self.opened.hash(),
             ..State::default()
         };
         // Two outputs may name one value; the last one may move it out.
@@ -495,7 +536,7 @@ impl<'a> Step<'a> {
             *left = left.saturating_sub(1);
             if *left == 0
                 && matches!(self.value(id), Value::Ring(Cow::Owned(_)))
-                && let Some(Value::Ring(data)) = self.values[id.index()].take()
+                && let Some(Value::Ring(data)) = self.take(id)
             {
                 return data.into_owned();
             }
@@ -556,6 +597,12 @@ impl<'a> Step<'a> {
     }
 }
 
+/// Bytes of what had to be expanded or copied.
+fn owned_bytes(operands: &[Cow<'_, [u64]>]) -> u64 {
+    let owned = operands.iter().filter(|data| matches!(data, Cow::Owned(_)));
+    8 * owned.map(|data| data.len()).sum::<usize>() as u64
+}
+
 /// The sum (XOR for bits) of the three packed shares.
 fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
     let bytes = rep.wire_bytes(BLOCK) as usize;
@@ -581,15 +628,5 @@ fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
             });
             Value::Bits(out)
         }
-    }
-}
-
-fn hash_words(hash: &mut Sha256, words: &[u64]) {
-    let mut bytes = [0; 8 * 64];
-    for words in words.chunks(64) {
-        for (chunk, word) in bytes.chunks_exact_mut(8).zip(words) {
-            chunk.copy_from_slice(&word.to_le_bytes());
-        }
-        hash.update(&bytes[..8 * words.len()]);
     }
 }

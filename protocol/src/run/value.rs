@@ -69,6 +69,16 @@ impl From<Vec<u64>> for Value<'_> {
 }
 
 impl Value<'_> {
+    /// Bytes that it takes beside what it borrows.
+    pub fn held_bytes(&self) -> u64 {
+        match self {
+            Value::Ring(Cow::Borrowed(_)) => 0,
+            Value::Ring(Cow::Owned(data)) => 8 * data.len() as u64,
+            Value::Bits(planes) => 64 * planes.len() as u64,
+            Value::Stream(stream) => stream.correction.as_ref().map_or(0, |c| c.len() as u64),
+        }
+    }
+
     /// Ring elements of a block: a view of what is stored, or expanded into `scratch`.
     pub fn ring_block<'a>(&'a self, block: usize, prg: &Prg, scratch: &'a mut [u64]) -> &'a [u64] {
         let start = block * BLOCK;

@@ -1,7 +1,7 @@
 //! Linear maps, products, powers, truncations, and what is carried from step to step.
 
 use trefoil_protocol::Tensor;
-use trefoil_protocol::program::{BuildError, ConvSpec, PoolSpec, Rounding, Sink};
+use trefoil_protocol::program::{BuildError, ConvSpec, DropoutSpec, PoolSpec, Rounding, Sink};
 
 use super::{Cases, ROUNDINGS};
 
@@ -58,6 +58,15 @@ fn linear(cases: &mut Cases) -> Done {
             d.reveal(&[pooled, back])?;
         }
         Ok(())
+    })?;
+    cases.add("dropout", |d| {
+        let x = d.input_bits(&[3, 345], 8, 30)?;
+        let spec = DropoutSpec {
+            key: [5; 16],
+            keep: 3 << 30,
+        };
+        let kept = d.b.dropout(x, spec)?;
+        d.reveal(&[kept])
     })?;
     // Sums wrap where the ring ends: shares do so all the time.
     cases.add("ends of the ring", |d| {

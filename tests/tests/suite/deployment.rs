@@ -23,7 +23,8 @@ impl Deployment {
         Deployment::start_with("", "")
     }
 
-    /// As [`Deployment::start`], with something replaced in each party's configuration.
+    /// As [`Deployment::start`], with something replaced in each party's configuration; `{who}` in it
+    /// is the party's folder.
     pub fn start_with(replaced: &str, by: &str) -> Deployment {
         let root = tempfile::tempdir().expect("a temporary folder");
         let world = World { root };
@@ -54,7 +55,11 @@ impl Deployment {
             let changed = text.replace("requesters = []", named);
             assert_ne!(changed, text);
             assert!(changed.contains(replaced), "{replaced} is not in {changed}");
-            std::fs::write(&path, changed.replacen(replaced, by, 1)).expect("it is written");
+            std::fs::write(
+                &path,
+                changed.replacen(replaced, &by.replace("{who}", who), 1),
+            )
+            .expect("it is written");
         }
         let mut deployment = Deployment {
             world,

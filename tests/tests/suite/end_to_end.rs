@@ -102,6 +102,8 @@ fn twenty_steps(
             ring_bits: spec.ring_bits,
             dataset,
             auc: classes == 2,
+            calibration: false,
+            by_hospital: Vec::new(),
         },
         JobKind::Predict {
             model: "simulated".into(),

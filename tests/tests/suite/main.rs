@@ -1,6 +1,8 @@
 //! End-to-end tests with real processes: whole experiments, bad input, faults.
 
 mod bench;
+#[cfg(feature = "s3")]
+mod bucket;
 mod common;
 mod deployment;
 mod doctor;
@@ -9,7 +11,10 @@ mod errors;
 mod faults;
 mod guide;
 mod hospital;
+mod import;
 mod members;
+mod models;
+mod networks;
 mod operate;
 mod operations;
 mod serve;

@@ -189,8 +189,8 @@ macro_rules! variants {
 }
 
 variants!(OPS, op_name, Op:
-    Input Carried CarriedMasked Const Linear AddConst Rescale Reshape Product Powers Trunc ReluTrunc
-    BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
+    Input Carried CarriedMasked Const Linear AddConst Rescale Reshape Dropout Product Powers Trunc
+    ReluTrunc BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
 variants!(LINEAR, linear_name, Linear:
     Add Sub Scale Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
 variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul Grouped Channel);

@@ -17,13 +17,13 @@ const PREPROCESS: &str = "mean=0.1307,std=0.3081";
 const NETWORK: &str =
     "name = \"linear\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"dense\"\n";
 
-struct World {
-    cluster: Cluster,
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
     folder: TempDir,
 }
 
 impl World {
-    fn start() -> World {
+    pub(crate) fn start() -> World {
         let spec = ClusterSpec {
             hospitals: vec!["anna".into(), "berta".into()],
             ..ClusterSpec::of(env!("CARGO_BIN_EXE_trefoil-under-test"))
@@ -47,19 +47,19 @@ impl World {
         World { cluster, folder }
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// A member's command.
-    fn member(&self, who: &str, args: &[&str]) -> Command {
+    pub(crate) fn member(&self, who: &str, args: &[&str]) -> Command {
         let mut command = trefoil();
         let home = &self.cluster.member(who).expect("a member").folder;
         command.args(args).env("TREFOIL_HOME", home);
         command
     }
 
-    fn predict(&self, who: &str, model: &str, more: &[&str]) -> Command {
+    pub(crate) fn predict(&self, who: &str, model: &str, more: &[&str]) -> Command {
         let mut command = self.member(who, &["predict", model, "--output", "logits"]);
         command.arg("--images");
         command.arg(self.path("t10k-images-idx3-ubyte")).args(more);
@@ -68,13 +68,13 @@ impl World {
 }
 
 /// What it prints and what it says.
-fn succeeds(command: &mut Command) -> (String, String) {
+pub(crate) fn succeeds(command: &mut Command) -> (String, String) {
     let (code, stdout, stderr) = output(command);
     assert_eq!(code, Some(0), "{command:?}:\n{stdout}\n{stderr}");
     (stdout, stderr)
 }
 
-fn refused(command: &mut Command, part: &str) {
+pub(crate) fn refused(command: &mut Command, part: &str) {
     let (code, stdout, stderr) = output(command);
     assert_eq!(code, Some(1), "{command:?}:\n{stdout}\n{stderr}");
     assert!(stderr.contains(part), "{part:?} is not in:\n{stderr}");

@@ -143,8 +143,8 @@ struct Running {
 }
 
 /// Submits a training: an epoch is three batches and an evaluation of three steps; a checkpoint
-/// after every batch. The weights are revealed by the last step.
-fn train(cluster: &Cluster, epochs: usize, save_as: &str) -> Running {
+/// after every `every` steps. The weights are revealed by the last step.
+fn train(cluster: &Cluster, epochs: usize, every: u64, save_as: &str) -> Running {
     let (kind, id) = runtime().block_on(async {
         let analyst = connect(cluster, "analyst").await;
         let info = analyst.dataset("shapes").await.expect("known");
@@ -164,7 +164,7 @@ fn train(cluster: &Cluster, epochs: usize, save_as: &str) -> Running {
         let member = cluster.member("analyst").expect("a member");
         let pin = identity::pin(&member.identity).expect("a pin");
         let mut job = JobDescription::new(save_as, pin, kind.clone()).expect("a valid job");
-        job.checkpoint_every = 1;
+        job.checkpoint_every = every;
         let id = analyst.submit(job).await.expect("accepted");
         analyst.close().await;
         (kind, id)
@@ -288,7 +288,7 @@ fn each_node_is_killed_at_three_random_moments_and_the_weights_are_those_of_an_u
     for at in (1..victims.len()).rev() {
         victims.swap(at, numbers.below(at as u64 + 1) as usize);
     }
-    let job = train(&cluster, 600, "survivor");
+    let job = train(&cluster, 600, 1, "survivor");
     let mut step = job.taken_up();
     for node in victims {
         step = job.step_after(step + numbers.below(12));
@@ -309,7 +309,7 @@ fn each_node_is_killed_while_a_checkpoint_is_written_and_around_the_last_step() 
     let _logs = Logs(&cluster);
     let tables = share(&cluster);
     for node in NodeName::PARTIES {
-        let job = train(&cluster, 8, &format!("half-{node}"));
+        let job = train(&cluster, 8, 1, &format!("half-{node}"));
         job.step_after(3);
         let folder = cluster.node_home(node).join("store/checkpoints");
         let begun = Instant::now();
@@ -324,7 +324,7 @@ fn each_node_is_killed_while_a_checkpoint_is_written_and_around_the_last_step() 
         job.equals_plain(&tables);
     }
     for node in NodeName::ALL {
-        let job = train(&cluster, 8, &format!("late-{node}"));
+        let job = train(&cluster, 8, 1, &format!("late-{node}"));
         let last = 8 * 6;
         job.step_after(last);
         let delay = Duration::from_micros(numbers.below(6_000));
@@ -349,6 +349,8 @@ fn judge(cluster: &Cluster, tables: &plain_run::Tables, model: &str) {
             ring_bits: 64,
             dataset: info.reference("shapes"),
             auc: false,
+            calibration: false,
+            by_hospital: Vec::new(),
         };
         let member = cluster.member("analyst").expect("a member");
         let pin = identity::pin(&member.identity).expect("a pin");
@@ -370,12 +372,83 @@ fn half_written(folder: &Path) -> bool {
     files.any(|path| path.extension().is_some_and(|extension| extension == "tmp"))
 }
 
+fn signal(cluster: &Cluster, node: NodeName, signals: &[&str]) {
+    let pid = cluster.pid(node).to_string();
+    for signal in signals {
+        let sent = std::process::Command::new("kill")
+            .args([signal, pid.as_str()])
+            .status();
+        assert!(sent.expect("kill runs").success(), "{signal} to {node}");
+    }
+}
+
+#[test]
+fn a_node_that_is_told_to_stop_ends_with_the_step_and_no_step_is_done_twice() {
+    let cluster = cluster(Link::Loopback);
+    let _logs = Logs(&cluster);
+    let tables = share(&cluster);
+    // No checkpoint but those of the stops.
+    let job = train(&cluster, 300, 1_000_000, "stopped");
+    assert_eq!(job.taken_up(), 0);
+    let mut from = 0;
+    for (node, how) in NodeName::ALL
+        .into_iter()
+        .zip(["-TERM", "-INT", "-TERM", "-INT"])
+    {
+        let seen = job.step_after(from + 3);
+        signal(&cluster, node, &[how]);
+        let ended = cluster.wait(node, LIMIT).expect("a node");
+        assert!(
+            ended.is_some_and(|status| status.success()),
+            "{node}: {ended:?}"
+        );
+        for party in NodeName::PARTIES {
+            let folder = cluster.node_home(party).join("store/checkpoints");
+            let jobs = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            let states = jobs.flat_map(|job| std::fs::read_dir(job.path())).flatten();
+            assert!(states.count() > 0, "{party} has written its state down");
+        }
+        cluster.restart(node).expect("started again");
+        let last = std::cell::Cell::new(seen);
+        from = job.until("the next session", |event| match event {
+            Event::Progress(progress) => {
+                last.set(progress.step);
+                None
+            }
+            Event::Started { from, .. } => Some(from),
+            _ => None,
+        });
+        println!("{node} told to stop after step {seen}, taken up at {from}");
+        assert!(from > seen, "{node}: steps are done again: {from}");
+        if node != NodeName::PARTIES[0] {
+            assert_eq!(from, last.get() + 1, "{node}: the last step done");
+        }
+    }
+    job.equals_plain(&tables);
+}
+
+#[test]
+fn a_node_that_is_told_twice_ends_at_once_and_the_job_goes_on_from_a_checkpoint() {
+    let cluster = cluster(Link::Loopback);
+    let _logs = Logs(&cluster);
+    let tables = share(&cluster);
+    let job = train(&cluster, 100, 1, "twice");
+    job.step_after(9);
+    let node = NodeName::PARTIES[1];
+    // It hears both at the same moment.
+    signal(&cluster, node, &["-STOP", "-INT", "-TERM", "-CONT"]);
+    let ended = cluster.wait(node, LIMIT).expect("a node");
+    assert_eq!(ended.and_then(|status| status.code()), Some(130));
+    cluster.restart(node).expect("started again");
+    job.equals_plain(&tables);
+}
+
 #[test]
 fn a_link_that_is_cut_for_twenty_seconds_delays_a_job_and_changes_nothing() {
     let cluster = cluster(Link::emulated(2.0, 1_000.0).expect("a link"));
     let _logs = Logs(&cluster);
     let tables = share(&cluster);
-    let job = train(&cluster, 12, "cut");
+    let job = train(&cluster, 12, 1, "cut");
     let step = job.step_after(9);
     let relays = cluster.relays().expect("emulated links");
     let cut = Duration::from_secs(20);

@@ -18,9 +18,11 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 /// Handshakes in progress at the same time.
-const HALF_OPEN_MAX: usize = 64;
-/// .. of which one address may have so many.
+const HALF_OPEN_MAX: usize = 256;
+/// .. of which one network (an IPv4 address, or 64 bits of an IPv6 address) may have so many, and at
+/// most a share of those that are left: some are left for others, however many take what they can.
 const HALF_OPEN_OF_ONE: usize = 32;
+const SHARE_OF_FREE: usize = 8;
 /// Connections of one public key at the same time, over all its links.
 const CONNECTIONS_OF_ONE: usize = 512;
 /// Connections that the kernel keeps until they are taken.
@@ -37,7 +39,7 @@ pub(crate) struct Listener {
     settings: Arc<Settings>,
     /// Links that others have made to this node.
     links: Mutex<HashMap<LinkId, Weak<TcpLink>>>,
-    /// Handshakes by address.
+    /// Handshakes by network.
     callers: Mutex<HashMap<IpAddr, usize>>,
 }
 
@@ -81,7 +83,7 @@ impl Listener {
                     continue;
                 }
             };
-            let caller = Caller::new(&self, remote.ip().to_canonical());
+            let caller = Caller::new(&self, network(remote.ip()), half_open.available_permits());
             let (Ok(permit), Some(caller)) = (half_open.clone().try_acquire_owned(), caller) else {
                 continue;
             };
@@ -166,10 +168,10 @@ impl Listener {
         random
             .fill(&mut id)
             .map_err(|_| "the operating system gives no random bytes")?;
-        let said = say(&mut first.send, &Word::Welcome(id)).await;
-        said.map_err(|()| "the peer left before it was welcomed")?;
+        let left = "the peer left before it was welcomed";
         if probe {
-            return Ok(None);
+            let said = say(&mut first.send, &Word::Welcome(id)).await;
+            return said.map(|()| None).map_err(|()| left.into());
         }
         let made = Made {
             id,
@@ -181,9 +183,14 @@ impl Listener {
             bytes,
         };
         let link = TcpLink::start(made, first);
-        let mut links = self.links();
-        links.retain(|_, link| link.strong_count() > 0);
-        links.insert(id, Arc::downgrade(&link));
+        {
+            let mut links = self.links();
+            links.retain(|_, link| link.strong_count() > 0);
+            links.insert(id, Arc::downgrade(&link));
+        }
+        // After that: the peer's first stream may come before this task goes on.
+        let said = link.say(Word::Welcome(id)).await;
+        said.map_err(|_| left)?;
         Ok(Some((link, pin)))
     }
 
@@ -213,20 +220,37 @@ impl Listener {
     }
 }
 
-/// A handshake in progress, counted for its address.
+/// What handshakes are counted by: a whole IPv4 address, and of IPv6 the 64 bits that one customer of
+/// a provider has.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            IpAddr::from([a, b, c, d, 0, 0, 0, 0])
+        }
+        ip => ip,
+    }
+}
+
+/// How many handshakes one network may have where so many more are possible.
+fn bound(free: usize) -> usize {
+    free.div_ceil(SHARE_OF_FREE).min(HALF_OPEN_OF_ONE)
+}
+
+/// A handshake in progress, counted for its network.
 struct Caller {
     listener: Arc<Listener>,
     ip: IpAddr,
 }
 
 impl Caller {
-    fn new(listener: &Arc<Listener>, ip: IpAddr) -> Option<Caller> {
+    fn new(listener: &Arc<Listener>, ip: IpAddr, free: usize) -> Option<Caller> {
         let mut callers = lock(&listener.callers);
-        let count = callers.entry(ip).or_default();
-        if *count >= HALF_OPEN_OF_ONE {
+        let count = callers.get(&ip).copied().unwrap_or_default();
+        if count >= bound(free) {
             return None;
         }
-        *count += 1;
+        callers.insert(ip, count + 1);
         Some(Caller {
             listener: listener.clone(),
             ip,
@@ -255,4 +279,30 @@ async fn let_hear(socket: impl AsyncRead + Unpin) {
     let (mut rest, mut nowhere) = (socket.take(REFUSED_READ_BYTES), tokio::io::sink());
     let reading = tokio::io::copy(&mut rest, &mut nowhere);
     let _ = tokio::time::timeout(REFUSED_READ, reading).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_networks_cannot_hold_all_handshakes_and_an_ipv6_customer_is_one() {
+        let mut free = HALF_OPEN_MAX;
+        let mut networks = 0;
+        while free > 0 {
+            // Each takes one after the other, as many as it may.
+            let mut own = 0;
+            while free > 0 && own < bound(free) {
+                (own, free) = (own + 1, free - 1);
+            }
+            assert!(own > 0, "nobody is shut out while there is room");
+            networks += 1;
+        }
+        assert!(networks >= 20, "{networks}");
+        let of = |ip: &str| network(ip.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:3::4"), of("2001:db8:1:2:ffff::1"));
+        assert_ne!(of("2001:db8:1:2::4"), of("2001:db8:1:3::4"));
+        assert_eq!(of("::ffff:10.0.0.1"), of("10.0.0.1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
 }

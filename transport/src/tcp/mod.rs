@@ -156,7 +156,8 @@ impl First {
 }
 
 impl TcpLink {
-    /// Starts the link's two tasks on its first connection, whose welcome has been said.
+    /// Starts the link's two tasks on its first connection. Where the other side has made it, its
+    /// welcome is the first word.
     fn start(made: Made, first: First) -> Arc<TcpLink> {
         let runtime = Handle::current();
         let (words, spoken) = mpsc::channel(WORDS_MAX);

@@ -1,0 +1,168 @@
+//! Operations on constants: shapes that exporters compute, weights that they transpose.
+
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
+
+use super::ops::{Operands, attribute_ints, int, tensor_attribute};
+use super::proto::Node;
+use super::shapes::axes;
+use super::tensor::{self, MAX_ELEMENTS};
+
+fn vector(values: Vec<f64>) -> ArrayD<f64> {
+    ndarray::Array1::from_vec(values).into_dyn()
+}
+
+fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
+    let flat = array.as_standard_layout().into_owned();
+    flat.into_shape_with_order(IxDyn(shape))
+        .map_err(|error| format!("to {shape:?}: {error}"))
+}
+
+fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
+    if let Some(stored) = tensor_attribute(node, "value") {
+        return tensor::decode(stored).map_err(|error| error.to_string());
+    }
+    let attribute = node.attribute.first().ok_or("has no value")?;
+    match attribute.name.as_str() {
+        "value_int" => Ok(ArrayD::from_elem(IxDyn(&[]), attribute.i as f64)),
+        "value_float" => Ok(ArrayD::from_elem(IxDyn(&[]), f64::from(attribute.f))),
+        "value_ints" => Ok(vector(attribute.ints.iter().map(|i| *i as f64).collect())),
+        "value_floats" => Ok(vector(
+            attribute.floats.iter().map(|f| f64::from(*f)).collect(),
+        )),
+        other => Err(format!("a value given as {other}")),
+    }
+}
+
+/// The constant that a node gives, if it reads constants alone, or the shape of something.
+pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, String> {
+    match (node.op_type.as_str(), operands.layer(0)) {
+        ("Constant", _) => return constant(node).map(Some),
+        ("Shape", Some(view)) => {
+            // The batch is open: -1, which is what a `Reshape` says of it too.
+            let lengths = view.lengths().into_iter().map(|length| length as f64);
+            let all: Vec<f64> = std::iter::once(-1.0).chain(lengths).collect();
+            let rank = all.len() as i64;
+            let bound = |value: i64| value + if value < 0 { rank } else { 0 };
+            let start = bound(int(node, "start", 0).clamp(-rank, rank)) as usize;
+            let end = bound(int(node, "end", rank).clamp(-rank, rank)) as usize;
+            return Ok(Some(vector(all[start..end.max(start)].to_vec())));
+        }
+        _ => {}
+    }
+    let Some(first) = operands.constant(0).filter(|_| operands.all_constant()) else {
+        return Ok(None);
+    };
+    let rank = first.ndim();
+    let listed = || operands.ints_or_attribute(node, 1, "axes");
+    let made = match node.op_type.as_str() {
+        "Identity" | "Cast" => first.clone(),
+        "Transpose" => {
+            let usual: Vec<i64> = (0..rank as i64).rev().collect();
+            let order = axes(attribute_ints(node, "perm").unwrap_or(&usual), rank)?;
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            sorted.dedup();
+            if sorted.len() != rank {
+                return Err(format!("perm {order:?} of {rank} axes"));
+            }
+            first.clone().permuted_axes(IxDyn(&order))
+        }
+        "Reshape" => {
+            let target = operands.constant(1).ok_or("needs a shape")?;
+            let target: Vec<i64> = target.iter().map(|length| *length as i64).collect();
+            let known: usize = target
+                .iter()
+                .filter(|l| **l > 0)
+                .fold(1, |all, l| all.saturating_mul(*l as usize));
+            let length = |length: &i64| match *length {
+                -1 => first.len() / known.max(1),
+                length => length.max(0) as usize,
+            };
+            shaped(first, &target.iter().map(length).collect::<Vec<_>>())?
+        }
+        "Unsqueeze" => {
+            let given = listed()?.ok_or("names no axes")?;
+            let mut new = axes(&given, rank + given.len())?;
+            new.sort_unstable();
+            let mut shape = first.shape().to_vec();
+            for axis in new {
+                shape.insert(axis.min(shape.len()), 1);
+            }
+            shaped(first, &shape)?
+        }
+        "Squeeze" => {
+            let gone = match listed()? {
+                Some(given) => axes(&given, rank)?,
+                None => (0..rank).filter(|axis| first.shape()[*axis] == 1).collect(),
+            };
+            let kept = (0..rank).filter(|axis| !gone.contains(axis));
+            shaped(
+                first,
+                &kept.map(|axis| first.shape()[axis]).collect::<Vec<_>>(),
+            )?
+        }
+        "Gather" => {
+            let axis = axes(&[int(node, "axis", 0)], rank)?[0];
+            let picked = operands.constant(1).ok_or("needs indices")?;
+            if picked.len().saturating_mul(first.len()) > MAX_ELEMENTS {
+                return Err(format!("{} of {} elements", picked.len(), first.len()));
+            }
+            let indices: Vec<i64> = picked.iter().map(|index| *index as i64).collect();
+            let chosen = first.select(Axis(axis), &axes(&indices, first.shape()[axis])?);
+            match picked.ndim() {
+                0 => chosen.index_axis_move(Axis(axis), 0),
+                _ => chosen,
+            }
+        }
+        "Concat" => {
+            let axis = axes(&[int(node, "axis", 0)], rank)?[0];
+            if operands.constants().map(ArrayD::len).sum::<usize>() > MAX_ELEMENTS {
+                return Err(format!("more than {MAX_ELEMENTS} elements"));
+            }
+            let parts: Vec<_> = operands.constants().map(|part| part.view()).collect();
+            ndarray::concatenate(Axis(axis), &parts).map_err(|error| error.to_string())?
+        }
+        "Slice" if rank == 1 => {
+            let bound = |at: usize| {
+                let values = operands.constant(at).and_then(|values| values.first());
+                let value = values.copied().unwrap_or(0.0) as i64;
+                let length = first.len() as i64;
+                (if value < 0 {
+                    value.saturating_add(length)
+                } else {
+                    value
+                })
+                .clamp(0, length)
+            };
+            if operands
+                .constant(4)
+                .and_then(|step| step.first())
+                .is_some_and(|step| *step != 1.0)
+            {
+                return Err("steps other than 1".into());
+            }
+            let (start, end) = (bound(1) as isize, bound(2) as isize);
+            first
+                .slice_axis(Axis(0), Slice::new(start, Some(end.max(start)), 1))
+                .to_owned()
+        }
+        "Add" | "Sub" | "Mul" | "Div" => {
+            let second = operands.constant(1).ok_or("reads one value")?;
+            if first.shape() != second.shape() && first.len() != 1 && second.len() != 1 {
+                return Err(format!(
+                    "constants of shapes {:?} and {:?}",
+                    first.shape(),
+                    second.shape()
+                ));
+            }
+            match node.op_type.as_str() {
+                "Add" => first + second,
+                "Sub" => first - second,
+                "Mul" => first * second,
+                _ => first / second,
+            }
+        }
+        _ => return Err("is not supported on constants".into()),
+    };
+    Ok(Some(made.as_standard_layout().into_owned()))
+}

@@ -1,0 +1,95 @@
+//! Constants of a graph: tensors of numbers, whatever their type in the file.
+
+use half::{bf16, f16};
+use ndarray::{ArrayD, IxDyn};
+
+use super::proto;
+use crate::ExchangeError;
+
+/// Elements of one constant, at most: what a layer of a network may have.
+pub const MAX_ELEMENTS: usize = 1 << 24;
+
+fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.chunks_exact(N).map(|chunk| {
+        let mut value = [0; N];
+        value.copy_from_slice(chunk);
+        value
+    })
+}
+
+/// The numbers of a tensor of the file. Integers are exact up to 2^53; shapes and axes are smaller.
+pub fn decode(tensor: &proto::Tensor) -> Result<ArrayD<f64>, ExchangeError> {
+    let refuse = |problem: String| {
+        Err(ExchangeError::Tensor {
+            name: tensor.name.clone(),
+            problem,
+        })
+    };
+    if tensor.data_location == 1 {
+        return refuse("its values are in another file; save the model as a single file".into());
+    }
+    let mut shape = Vec::new();
+    let mut elements = 1usize;
+    for length in &tensor.dims {
+        let length = usize::try_from(*length).unwrap_or(usize::MAX);
+        elements = elements.saturating_mul(length);
+        shape.push(length);
+    }
+    if elements > MAX_ELEMENTS || shape.len() > 8 {
+        return refuse(format!("shape {:?} is not possible", tensor.dims));
+    }
+    let raw = &tensor.raw_data[..];
+    let small = || tensor.int32_data.iter().map(|bits| *bits as u16);
+    let floats = || tensor.float_data.iter().map(|value| f64::from(*value));
+    let width = match tensor.data_type {
+        1 | 6 => 4,
+        7 | 11 => 8,
+        10 | 16 => 2,
+        2 | 3 | 9 => 1,
+        other => {
+            return refuse(format!(
+                "elements of type {other} are no numbers for weights"
+            ));
+        }
+    };
+    if !raw.is_empty() && raw.len() % width != 0 {
+        return refuse(format!("{} bytes of elements of {width} bytes", raw.len()));
+    }
+    let values: Vec<f64> = match (tensor.data_type, raw.is_empty()) {
+        (1, true) => floats().collect(),
+        (1, false) => chunks(raw)
+            .map(|b| f64::from(f32::from_le_bytes(b)))
+            .collect(),
+        (11, true) => tensor.double_data.clone(),
+        (11, false) => chunks(raw).map(f64::from_le_bytes).collect(),
+        (7, true) => tensor
+            .int64_data
+            .iter()
+            .map(|value| *value as f64)
+            .collect(),
+        (7, false) => chunks(raw).map(|b| i64::from_le_bytes(b) as f64).collect(),
+        (6, false) => chunks(raw)
+            .map(|b| f64::from(i32::from_le_bytes(b)))
+            .collect(),
+        (10, true) => small().map(|bits| f16::from_bits(bits).to_f64()).collect(),
+        (10, false) => chunks(raw)
+            .map(|b| f16::from_le_bytes(b).to_f64())
+            .collect(),
+        (16, true) => small().map(|bits| bf16::from_bits(bits).to_f64()).collect(),
+        (16, false) => chunks(raw)
+            .map(|b| bf16::from_le_bytes(b).to_f64())
+            .collect(),
+        (3, false) => raw.iter().map(|b| f64::from(*b as i8)).collect(),
+        (_, false) => raw.iter().map(|b| f64::from(*b)).collect(),
+        (_, true) => tensor
+            .int32_data
+            .iter()
+            .map(|value| f64::from(*value))
+            .collect(),
+    };
+    let found = values.len();
+    match ArrayD::from_shape_vec(IxDyn(&shape), values) {
+        Ok(array) => Ok(array),
+        Err(_) => refuse(format!("{found} elements, but shape {shape:?}")),
+    }
+}
