@@ -103,10 +103,8 @@ pub(crate) async fn conduct(
                     to.say(&Lead::StopBefore(step)).await;
                 }
             }
-            Some(Follow::Stopped) => {
-                if stopping.stopped(who) {
-                    return Err(Ending::Interrupted(stopping.why.unwrap_or_default()));
-                }
+            Some(Follow::Stopped) if stopping.stopped(who) => {
+                return Err(Ending::Interrupted(stopping.why.unwrap_or_default()));
             }
             _ => {}
         }

@@ -142,7 +142,8 @@ fn silent_callers_are_bounded_and_keep_nobody_else_out() {
             Err(err) => err.kind() == std::io::ErrorKind::ConnectionReset,
         }
     });
-    assert_eq!(closed.count(), 100 - 32);
+    // Of 256 places one network gets an eighth of what is free: 29 leave 227.
+    assert_eq!(closed.count(), 100 - 29);
 }
 
 /// As behind a firewall that lets no UDP through: the peer is there, and only TCP reaches it.

@@ -158,10 +158,19 @@ pub fn dataset(args: &DatasetArgs) -> Result<()> {
     println!("training rows {}", info.train_rows);
     println!("test rows     {}", info.test_rows);
     println!("snapshot      {}", hex(&info.snapshot));
-    for contribution in &info.contributions {
-        let members = member.consortium.members.iter();
-        let mut owner = members.filter(|member| member.pin == contribution.hospital);
-        let owner = owner.next().map_or("(no member now)", |owner| &owner.name);
+    // For people by name; the parties keep them by key.
+    let mut contributions: Vec<_> = info
+        .contributions
+        .iter()
+        .map(|contribution| {
+            let members = member.consortium.members.iter();
+            let mut owner = members.filter(|member| member.pin == contribution.hospital);
+            let owner = owner.next().map_or("(no member now)", |owner| &owner.name);
+            (owner, contribution)
+        })
+        .collect();
+    contributions.sort_by_key(|(owner, contribution)| (*owner, contribution.number));
+    for (owner, contribution) in contributions {
         println!(
             "{:13} upload {}, {} {} rows",
             owner,

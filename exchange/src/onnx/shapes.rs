@@ -50,7 +50,7 @@ fn lengths(view: &View, target: &ArrayD<f64>, allow_zero: bool) -> Result<Vec<us
         .try_fold(1usize, |all, length| all.checked_mul(*length));
     let product = product.filter(|product| *product != 0);
     match (open, product) {
-        (Some(at), Some(product)) if view.len() % product == 0 => {
+        (Some(at), Some(product)) if view.len().is_multiple_of(product) => {
             lengths[at] = view.len() / product;
             Ok(lengths)
         }

@@ -52,7 +52,7 @@ pub fn decode(tensor: &proto::Tensor) -> Result<ArrayD<f64>, ExchangeError> {
             ));
         }
     };
-    if !raw.is_empty() && raw.len() % width != 0 {
+    if !raw.is_empty() && !raw.len().is_multiple_of(width) {
         return refuse(format!("{} bytes of elements of {width} bytes", raw.len()));
     }
     let values: Vec<f64> = match (tensor.data_type, raw.is_empty()) {

@@ -164,7 +164,10 @@ fn a_model_leaves_comes_back_and_serves_two_hospitals_at_once() {
     loop {
         let (list, _) = succeeds(&mut world.member("berta", &["serve", "--list"]));
         if list.contains(job) {
-            assert!(list.contains("trained (logits)"), "{list}");
+            assert!(
+                list.contains("serves trained@") && list.contains("(logits)"),
+                "{list}"
+            );
             break;
         }
         assert!(start.elapsed() < LIMIT, "{list}");
