@@ -147,7 +147,10 @@ pub(crate) fn stage(
         network: job.network().unwrap_or_default().into(),
         preparation,
         dataset: dataset.map(|set| (set.name.clone(), set.snapshot)),
-        made_s: now_s(),
+        made_s: party
+            .store
+            .next_made_s(save_as, now_s())
+            .map_err(|err| err.to_string())?,
     };
     let mut shares = Vec::new();
     for name in &derived.schedule.save {

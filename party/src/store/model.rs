@@ -190,6 +190,14 @@ impl Store {
         Ok(infos)
     }
 
+    /// The time to note for a new version under a name: now, but later than all versions that there
+    /// are, so that two within a second, or after a clock was set back, have an order.
+    pub(crate) fn next_made_s(&self, name: &str, now_s: u64) -> Result<u64, StoreError> {
+        let models = self.models()?;
+        let same = models.iter().filter(|info| info.name == name);
+        Ok(same.map(|info| made_s(info) + 1).fold(now_s, u64::max))
+    }
+
     /// The model that is meant: of a name without a version the newest.
     fn find_model(&self, text: &str) -> Result<ModelInfo, StoreError> {
         let wanted = ModelRef::parse(text).map_err(StoreError::Refused)?;
@@ -415,6 +423,19 @@ mod tests {
         store.remove_model(&found).unwrap();
         assert_eq!(store.made_by("one", &job, [2; 32]).unwrap(), None);
         assert_eq!(weight(&store, "one"), Ok(1));
+    }
+
+    #[test]
+    fn the_newest_version_is_the_last_one_made_whatever_the_clock_says() {
+        let home = tempfile::tempdir().unwrap();
+        let store = Store::open(home.path()).unwrap();
+        // All in one second, then with a clock that was set back.
+        for (job, now_s) in [(9, 100), (5, 100), (7, 40)] {
+            let made_s = store.next_made_s("one", now_s).unwrap();
+            keep(&store, "one", job, made_s);
+            assert_eq!(store.find_model("one").unwrap().job, JobId([job; 32]));
+        }
+        assert_eq!(store.next_made_s("two", 40).unwrap(), 40);
     }
 
     #[test]

@@ -202,7 +202,7 @@ fn a_model_leaves_comes_back_and_serves_two_hospitals_at_once() {
 
     refused(
         &mut world.member("anna", &["models", "rm", "trained"]),
-        "of anna",
+        "belongs to another member",
     );
     succeeds(&mut world.member("analyst", &["serve", "--stop", job]));
     let (watched, _) = succeeds(&mut world.member("analyst", &["watch", job]));

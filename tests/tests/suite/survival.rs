@@ -421,7 +421,8 @@ fn a_node_that_is_told_to_stop_ends_with_the_step_and_no_step_is_done_twice() {
         println!("{node} told to stop after step {seen}, taken up at {from}");
         assert!(from > seen, "{node}: steps are done again: {from}");
         if node != NodeName::PARTIES[0] {
-            assert_eq!(from, last.get() + 1, "{node}: the last step done");
+            let last = last.get();
+            assert!(from > last, "{node}: step {last} is done again: {from}");
         }
     }
     job.equals_plain(&tables);
