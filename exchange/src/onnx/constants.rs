@@ -119,6 +119,9 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
             if operands.constants().map(ArrayD::len).sum::<usize>() > MAX_ELEMENTS {
                 return Err(format!("more than {MAX_ELEMENTS} elements"));
             }
+            if operands.constants().any(|part| part.ndim() != rank) {
+                return Err("constants of different numbers of axes".into());
+            }
             let parts: Vec<_> = operands.constants().map(|part| part.view()).collect();
             ndarray::concatenate(Axis(axis), &parts).map_err(|error| error.to_string())?
         }

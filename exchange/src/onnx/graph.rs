@@ -8,6 +8,7 @@ use prost::Message;
 use trefoil_models::network::Network;
 
 use super::layers::Layers;
+use super::tensor::MAX_ELEMENTS;
 use super::view::View;
 use super::{OLDEST_OPSET, bounds, constants, ops, proto, shapes, tensor};
 use crate::{ExchangeError, Weights};
@@ -164,6 +165,12 @@ fn images(
         (None, Some(&[h, w])) => [1, h, w],
         _ => return Err(unknown()),
     };
+    let values = shape.iter().try_fold(1usize, |all, n| all.checked_mul(*n));
+    if values.is_none_or(|values| values > MAX_ELEMENTS) {
+        return Err(file(format!(
+            "images of {shape:?}: more than {MAX_ELEMENTS} values"
+        )));
+    }
     let plain = View::plain(None, shape.to_vec(), first.is_none() || nodes.len() == 1);
     let lengths_now = match (lengths.len(), last) {
         (4, true) => vec![shape[1], shape[2], shape[0]],
@@ -276,6 +283,11 @@ pub fn read(file: &[u8], input: Option<[usize; 3]>) -> Result<Understood, Exchan
         return Err(problem(format!(
             "the output {end:?} has {:?} values behind the batch; one axis, the classes, is possible",
             last.lengths()
+        )));
+    }
+    if last.source != reader.layers.newest() {
+        return Err(problem(format!(
+            "the output {end:?} is not of the last layer: something is computed that it does not depend on"
         )));
     }
     let mut layers = reader.layers;

@@ -64,6 +64,11 @@ impl Layers {
         View::plain(Some(self.entries.len() - 1), shape, sole)
     }
 
+    /// The last layer so far.
+    pub fn newest(&self) -> Option<usize> {
+        self.entries.len().checked_sub(1)
+    }
+
     /// A layer without weights.
     pub fn add(&mut self, spec: LayerSpec, inputs: &[&View], sole: bool) -> Result<View, String> {
         if self.entries.len() >= MAX_LAYERS {

@@ -292,7 +292,10 @@ fn pool(
     }
     let padded = reader.layers.padded(&unpadded(on), sum(own, on.pads))?;
     if window == [1; 2] && stride == [1; 2] {
-        return Ok(padded);
+        return Ok(View {
+            sole: padded.sole && operands.sole,
+            ..padded
+        });
     }
     let (window, stride) = (extent(window), (stride != window).then_some(extent(stride)));
     let spec = match average {
@@ -383,14 +386,20 @@ fn gemm(
         .dense(on, weight, bias, (operands.name(1), operands.sole))
 }
 
+/// What stands behind a Pad and cannot.
+const BEHIND_PAD: &str = "behind Pad; convolutions and pools take up zeros around an image";
+
 fn clip(node: &Node, operands: &Operands) -> Result<LayerSpec, String> {
     let bound = |at: usize, name: &str, usual: f64| {
+        if operands.layer(at).is_some() {
+            return Err(format!("{name} is no constant"));
+        }
         let operand = operands.constant(at).and_then(|value| value.first());
-        operand.copied().unwrap_or(float(node, name, usual))
+        Ok(operand.copied().unwrap_or(float(node, name, usual)))
     };
     let (low, high) = (
-        bound(1, "min", f64::NEG_INFINITY),
-        bound(2, "max", f64::INFINITY),
+        bound(1, "min", f64::NEG_INFINITY)?,
+        bound(2, "max", f64::INFINITY)?,
     );
     match (low == 0.0, high) {
         (true, 6.0) => Ok(LayerSpec::Relu6 {}),
@@ -404,6 +413,10 @@ fn clip(node: &Node, operands: &Operands) -> Result<LayerSpec, String> {
 /// Sums, differences, products with constants; sums of layers.
 fn arithmetic(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Result<View, String> {
     let op = node.op_type.as_str();
+    let mut read = (0..operands.values.len()).filter_map(|at| operands.layer(at));
+    if read.any(|view| view.pads != [0; 4]) {
+        return Err(BEHIND_PAD.into());
+    }
     let (on, constant, first) = match (operands.layer(0), operands.layer(1)) {
         (Some(a), Some(b)) if op == "Add" => {
             return join(reader, operands, &[a, b], LayerSpec::Add {});
@@ -442,7 +455,10 @@ fn join(
         return Err("reads nothing".into());
     };
     if rest.is_empty() {
-        return Ok((*first).clone());
+        return Ok(View {
+            sole: first.sole && operands.sole,
+            ..(*first).clone()
+        });
     }
     for other in rest {
         let alike =
@@ -476,7 +492,7 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
         "MaxPool" | "AveragePool" => return pool(reader, node, operands, on),
         "Pad" => return pad(node, operands, on),
         _ if on.pads != [0; 4] => {
-            return Err("behind Pad; convolutions and pools take up zeros around an image".into());
+            return Err(BEHIND_PAD.into());
         }
         _ => {}
     }

@@ -71,6 +71,10 @@ pub fn view(node: &Node, operands: &Operands) -> Result<Option<View>, String> {
     let rank = view.axes.len() + 1;
     let listed = || operands.ints_or_attribute(node, 1, "axes");
     let made = match node.op_type.as_str() {
+        // 1, 10, 11, 16: floats of several widths.
+        "Cast" if !matches!(int(node, "to", 1), 1 | 10 | 11 | 16) => {
+            return Err("to something else than floats".into());
+        }
         "Identity" | "Dropout" | "Cast" => view.clone(),
         "Reshape" => {
             let target = operands.constant(1).ok_or("needs a constant shape")?;

@@ -292,7 +292,10 @@ pub fn write(network: &Network, weights: &Weights) -> Result<Vec<u8>, ExchangeEr
         writer.layer(layer, &reads, &layer.name)?;
     }
     let last = network.layers.last().map_or("images", |layer| &layer.name);
-    writer.node("Flatten", &[last], "logits", vec![int("axis", 1)]);
+    // A layer may have that name; no layer has one with a slash.
+    let taken = network.layers.iter().any(|layer| layer.name == "logits");
+    let output = if taken { "logits/output" } else { "logits" };
+    writer.node("Flatten", &[last], output, vec![int("axis", 1)]);
     let model = Model {
         ir_version: IR_VERSION,
         producer_name: "trefoil".into(),
@@ -306,7 +309,7 @@ pub fn write(network: &Network, weights: &Weights) -> Result<Vec<u8>, ExchangeEr
             name: network.name.clone(),
             initializer: writer.tensors,
             input: vec![info("images", &network.input)],
-            output: vec![info("logits", &[network.classes])],
+            output: vec![info(output, &[network.classes])],
         }),
     };
     Ok(model.encode_to_vec())

@@ -16,7 +16,9 @@ use std::time::Duration;
 
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path as Key;
-use object_store::{ClientOptions, Error, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig};
+use object_store::{
+    ClientOptions, Error, ObjectStore, ObjectStoreExt, PutMode, PutPayload, RetryConfig,
+};
 use trefoil_consortium::config::StoreConfig;
 use trefoil_consortium::receipt::UploadId;
 use trefoil_transport::Pin;
@@ -237,6 +239,15 @@ impl Bucket {
     pub(super) fn claim(&self, me: Pin) -> Result<(), StoreError> {
         let key = self.prefix.clone().join(OWNER);
         let mine = format!("{me}\n");
+        // Of two parties that start together one comes first: the storage says which.
+        let (store, place, bytes) = (self.store.clone(), key.clone(), mine.clone().into_bytes());
+        self.wait("put", &key, async move {
+            let put = store.put_opts(&place, PutPayload::from(bytes), PutMode::Create.into());
+            match put.await {
+                Ok(_) | Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(()),
+                Err(err) => Err(err),
+            }
+        })?;
         match self.get(&key, OWNER_MAX_BYTES) {
             Ok(found) if found == mine.as_bytes() => Ok(()),
             Ok(found) => Err(StoreError::Refused(format!(
@@ -246,11 +257,6 @@ impl Bucket {
                 self.name(&key).display(),
                 String::from_utf8_lossy(&found).trim()
             ))),
-            Err(StoreError::File { source, .. })
-                if source.kind() == std::io::ErrorKind::NotFound =>
-            {
-                self.put(&key, mine.into_bytes())
-            }
             Err(err) => Err(err),
         }
     }

@@ -311,9 +311,15 @@ impl Store {
 
     /// Moves a folder to where nobody looks for it; returns where it is.
     fn set_aside(&self, folder: &Path) -> Result<PathBuf, StoreError> {
-        let number = self.removed.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}{number}", staging::REMOVED);
-        let aside = self.home.join("staging").join(name);
+        // What an earlier run has set aside may still be there.
+        let aside = loop {
+            let number = self.removed.fetch_add(1, Ordering::Relaxed);
+            let name = format!("{}{number}", staging::REMOVED);
+            let aside = self.home.join("staging").join(name);
+            if !aside.try_exists().map_err(at(&aside))? {
+                break aside;
+            }
+        };
         std::fs::rename(folder, &aside).map_err(at(folder))?;
         file::sync_folder(folder.parent().unwrap_or(folder))?;
         Ok(aside)

@@ -73,7 +73,17 @@ impl Store {
     /// Removes a folder that was set aside, its upload's objects and copies before it.
     pub(super) fn remove_folder(&self, folder: &Path) -> Result<(), StoreError> {
         match read_entry(folder, &self.vault) {
-            Ok(entry) => self.remove_objects(&entry)?,
+            Ok(entry) => {
+                self.remove_objects(&entry)?;
+                // First of all: without it what is left is of no upload that lies elsewhere.
+                let record = folder.join(COMMIT_FILE);
+                match fs::remove_file(&record) {
+                    Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                        return Err(at(&record)(err));
+                    }
+                    _ => {}
+                }
+            }
             // Staged and never committed: nothing of it is anywhere else.
             Err(StoreError::File { .. }) => {}
             Err(err) => {
@@ -88,15 +98,18 @@ impl Store {
     }
 
     fn remove_objects(&self, entry: &Entry) -> Result<(), StoreError> {
+        match &self.bucket {
+            Some(bucket) => bucket.remove(entry.contribution.hospital, &entry.upload)?,
+            None if entry.is_whole() => {}
+            // Another thread is removing it.
+            None if !entry.folder.join(COMMIT_FILE).exists() => {}
+            None => return Err(self.no_bucket(entry)),
+        }
+        // After the objects: a job that was being prepared may have fetched some meanwhile.
         let copies = self.copies(entry);
         match fs::remove_dir_all(&copies) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(at(&copies)(err)),
-            _ => {}
-        }
-        match &self.bucket {
-            Some(bucket) => bucket.remove(entry.contribution.hospital, &entry.upload),
-            None if entry.is_whole() => Ok(()),
-            None => Err(self.no_bucket(entry)),
+            Err(err) if err.kind() != io::ErrorKind::NotFound => Err(at(&copies)(err)),
+            _ => Ok(()),
         }
     }
 

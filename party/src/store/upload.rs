@@ -236,6 +236,7 @@ mod tests {
         std::fs::write(chunk_path(&half, 0), b"what is left").unwrap();
         let aside = home.join("staging").join("removed-0");
         file::make_folder(&aside).unwrap();
+        std::fs::write(chunk_path(&aside, 1), b"what is left").unwrap();
         let store = Store::open(home).unwrap();
         assert!(!half.exists() && !aside.exists());
         assert!(store.upload("half").is_none() && store.upload("whole").is_some());
