@@ -35,6 +35,13 @@ const POLL: Duration = Duration::from_millis(5);
 /// The kernel counts CPU time for user space in hundredths of a second.
 const TICKS_PER_S: f64 = 100.0;
 
+/// glibc keeps what a node frees instead of returning it to the system at every step and clearing fresh
+/// pages at the next (`docs/adr/0015-cost-of-a-step.md`). The units in `deploy/` say the same.
+const ALLOCATOR: Option<(&str, &str)> = Some((
+    "GLIBC_TUNABLES",
+    "glibc.malloc.mmap_threshold=536870912:glibc.malloc.trim_threshold=536870912",
+));
+
 /// What a process has used so far, where the operating system tells.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Usage {
@@ -80,6 +87,7 @@ impl Process {
             .arg("--config")
             .arg(start.config)
             .arg("--attached")
+            .envs(ALLOCATOR.filter(|(name, _)| std::env::var_os(name).is_none()))
             .envs(start.env)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -92,6 +92,31 @@ fn a_cluster_starts_introduces_its_nodes_and_ends_in_order() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn nodes_keep_their_memory_from_step_to_step_here_and_in_deployments() {
+    let home = tempfile::tempdir().unwrap();
+    let cluster = Cluster::start(&spec(home.path())).unwrap();
+    let environ = format!("/proc/{}/environ", cluster.pid(NodeName::P0));
+    let environ = String::from_utf8(std::fs::read(environ).unwrap()).unwrap();
+    let set = environ
+        .split('\0')
+        .find(|variable| variable.starts_with("GLIBC_TUNABLES="));
+    let set = set.expect("it is set").to_owned();
+    cluster.stop();
+    // A user's own setting stays.
+    let own = std::env::var("GLIBC_TUNABLES").is_ok();
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+    for file in [
+        "Dockerfile",
+        "systemd/trefoil-party.service",
+        "systemd/trefoil-dealer.service",
+    ] {
+        let text = std::fs::read_to_string(deploy.join(file)).unwrap();
+        assert!(own || text.contains(&set), "{file} does not say {set}");
+    }
+}
+
+#[test]
 fn the_files_of_a_cluster_are_those_that_nodes_read() {
     let home = tempfile::tempdir().unwrap();
     let mut spec = spec(home.path());

@@ -41,6 +41,21 @@ pub(crate) fn parts(work_ns: usize) -> usize {
     }
 }
 
+/// `len` items, written by `each(first, run)` as in [`split`]; a run holds zeros before.
+///
+/// # Panics
+/// Where `each` does, or `piece` is 0.
+pub(crate) fn made<T: Copy + Default + Send>(
+    len: usize,
+    piece: usize,
+    work_ns: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
+) -> Vec<T> {
+    let mut out = vec![T::default(); len];
+    split(&mut out, piece, work_ns, each);
+    out
+}
+
 /// Calls `each(first, run)` for runs of whole pieces of `out`, `piece` items each (the last may be
 /// shorter), on several threads if `work_ns` is worth it. `first` is the index of the run's first piece.
 ///

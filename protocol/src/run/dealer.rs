@@ -202,9 +202,8 @@ impl<'a> Step<'a> {
         let [a, b, c] = &self.keys.parties;
         match rep {
             Rep::Ring { width } => {
-                let mut out = vec![0; n];
                 let mask = low_mask(width);
-                threads::split(&mut out, BLOCK, 2 * n, |start, out| {
+                Value::from(threads::made(n, BLOCK, 2 * n, |start, out| {
                     for (block, out) in out.chunks_mut(BLOCK).enumerate() {
                         let first = ((start + block) * BLOCK) as u64;
                         a.fill(at, first, out);
@@ -214,21 +213,24 @@ impl<'a> Step<'a> {
                             out.iter_mut().for_each(|word| *word &= mask);
                         }
                     }
-                });
-                Value::from(out)
+                }))
             }
             Rep::Bits { planes } => {
-                let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * usize::from(planes)];
-                let work = out.len() * 16;
-                threads::split(out.as_flattened_mut(), 8 * BLOCK, work, |start, out| {
-                    for (part, out) in out.chunks_mut(8 * BLOCK).enumerate() {
-                        let first = ((start + part) * 8 * BLOCK) as u64;
-                        a.fill(at, first, out);
-                        b.xor(at, first, out);
-                        c.xor(at, first, out);
-                    }
-                });
-                Value::Bits(out)
+                let len = n.div_ceil(BLOCK) * usize::from(planes);
+                Value::Bits(threads::made(
+                    len,
+                    BLOCK,
+                    16 * len,
+                    |start, out: &mut [Plane]| {
+                        for (part, out) in out.chunks_mut(BLOCK).enumerate() {
+                            let first = ((start + part) * 8 * BLOCK) as u64;
+                            let out = out.as_flattened_mut();
+                            a.fill(at, first, out);
+                            b.xor(at, first, out);
+                            c.xor(at, first, out);
+                        }
+                    },
+                ))
             }
         }
     }
@@ -401,26 +403,23 @@ impl<'a> Step<'a> {
                     .expect("these are made block by block");
                 match rep {
                     Rep::Ring { .. } => {
-                        let mut data = vec![0; n];
-                        threads::split(&mut data, BLOCK, 2 * n, |first, data| {
+                        Value::from(threads::made(n, BLOCK, 2 * n, |first, data| {
                             let mut blocks = blocks.clone();
                             for (block, out) in data.chunks_mut(BLOCK).enumerate() {
                                 blocks.ring(self, first + block, out);
                             }
-                        });
-                        Value::from(data)
+                        }))
                     }
                     Rep::Bits { planes } => {
                         let total = usize::from(planes);
-                        let mut data: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * total];
-                        threads::split(&mut data, total, 2 * n, |first, data| {
+                        let len = n.div_ceil(BLOCK) * total;
+                        Value::Bits(threads::made(len, total, 2 * n, |first, data| {
                             let mut blocks = blocks.clone();
                             for (block, out) in data.chunks_mut(total).enumerate() {
                                 let block = first + block;
                                 blocks.bits(self, block, block_len(n, block), out);
                             }
-                        });
-                        Value::Bits(data)
+                        }))
                     }
                 }
             }

@@ -63,14 +63,12 @@ fn by_block<const SCRATCH: usize>(
     n: usize,
     each: impl Fn(&mut [Words; SCRATCH], usize, &mut [u64]) + Sync,
 ) -> Value<'static> {
-    let mut out = vec![0; n];
-    threads::split(&mut out, BLOCK, SCRATCH * n, |first, out| {
+    Value::from(threads::made(n, BLOCK, SCRATCH * n, |first, out| {
         let mut scratch = [[0; BLOCK]; SCRATCH];
         for (block, out) in out.chunks_mut(BLOCK).enumerate() {
             each(&mut scratch, first + block, out);
         }
-    });
-    Value::from(out)
+    }))
 }
 
 /// A bit circuit; `one_share` is the constant 1 as this party's share.
@@ -81,16 +79,20 @@ pub(super) fn circuit(
     n: usize,
 ) -> Value<'static> {
     let planes = circuit.outs.len();
-    let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * planes];
+    let blocks = n.div_ceil(BLOCK);
     // About 2 ns a plane and block.
-    let work = n.div_ceil(BLOCK) * circuit.registers * 4;
-    threads::split(&mut out, planes, work, |first, out| {
-        let mut run = CircuitRun::new(circuit, one_share);
-        for (block, out) in out.chunks_mut(planes).enumerate() {
-            run.block(ins, first + block, block_len(n, first + block), out);
-        }
-    });
-    Value::Bits(out)
+    let work = blocks * circuit.registers * 4;
+    Value::Bits(threads::made(
+        blocks * planes,
+        planes,
+        work,
+        |first, out| {
+            let mut run = CircuitRun::new(circuit, one_share);
+            for (block, out) in out.chunks_mut(planes).enumerate() {
+                run.block(ins, first + block, block_len(n, first + block), out);
+            }
+        },
+    ))
 }
 
 /// A circuit made ready for one block after the other.
@@ -356,46 +358,50 @@ pub(super) fn lookup(
     let set = spec.one_hot_planes();
     let bits: usize = tables.iter().map(|t| usize::from(t.out_bits)).sum();
     let one_hot = ins[ins.len() - 1];
-    let mut out = vec![[0u64; 8]; n.div_ceil(BLOCK) * bits];
+    let len = n.div_ceil(BLOCK) * bits;
     // Every element reads its whole one-hot for each table.
     let work = n * set * tables.len();
-    threads::split(&mut out, bits, work, |first_block, out| {
-        let mut planes = vec![[0u64; 8]; one_hot.planes_total()];
-        let (mut m, mut c) = ([0; BLOCK], [0; BLOCK]);
-        for (block, out) in out.chunks_mut(bits).enumerate() {
-            let block = first_block + block;
-            let len = block_len(n, block);
-            let m = ins[0].ring(block, &mut m[..len]);
-            if ins.len() == 3 {
-                ins[1].plane_words(block, 0, &mut c[..len]);
-            }
-            one_hot.planes(block, 0, &mut planes);
-            for e in 0..len {
-                let (word, bit) = (e / 64, e % 64);
-                // Public: which of the two one-hots is right, and where the table starts.
-                let hot = &planes[c[e] as usize * set..][..set];
-                let base = spec.index(m[e]).wrapping_sub(c[e]);
-                let entry = |t: &Table, j: usize| {
-                    t.values[(base.wrapping_sub(j as u64) & set as u64) as usize]
-                };
-                let mut first = 0;
-                for table in tables {
-                    // e_0 = 1 ^ (XOR of all others).
-                    let zero = entry(table, 0);
-                    let mut sum = if one_share { zero } else { 0 };
-                    for (j, plane) in hot.iter().enumerate() {
-                        let share = (plane[word] >> bit & 1).wrapping_neg();
-                        sum ^= (entry(table, j + 1) ^ zero) & share;
+    Value::Bits(threads::made(
+        len,
+        bits,
+        work,
+        |first_block, out: &mut [Plane]| {
+            let mut planes = vec![[0u64; 8]; one_hot.planes_total()];
+            let (mut m, mut c) = ([0; BLOCK], [0; BLOCK]);
+            for (block, out) in out.chunks_mut(bits).enumerate() {
+                let block = first_block + block;
+                let len = block_len(n, block);
+                let m = ins[0].ring(block, &mut m[..len]);
+                if ins.len() == 3 {
+                    ins[1].plane_words(block, 0, &mut c[..len]);
+                }
+                one_hot.planes(block, 0, &mut planes);
+                for e in 0..len {
+                    let (word, bit) = (e / 64, e % 64);
+                    // Public: which of the two one-hots is right, and where the table starts.
+                    let hot = &planes[c[e] as usize * set..][..set];
+                    let base = spec.index(m[e]).wrapping_sub(c[e]);
+                    let entry = |t: &Table, j: usize| {
+                        t.values[(base.wrapping_sub(j as u64) & set as u64) as usize]
+                    };
+                    let mut first = 0;
+                    for table in tables {
+                        // e_0 = 1 ^ (XOR of all others).
+                        let zero = entry(table, 0);
+                        let mut sum = if one_share { zero } else { 0 };
+                        for (j, plane) in hot.iter().enumerate() {
+                            let share = (plane[word] >> bit & 1).wrapping_neg();
+                            sum ^= (entry(table, j + 1) ^ zero) & share;
+                        }
+                        for b in 0..usize::from(table.out_bits) {
+                            out[first + b][word] |= (sum >> b & 1) << bit;
+                        }
+                        first += usize::from(table.out_bits);
                     }
-                    for b in 0..usize::from(table.out_bits) {
-                        out[first + b][word] |= (sum >> b & 1) << bit;
-                    }
-                    first += usize::from(table.out_bits);
                 }
             }
-        }
-    });
-    Value::Bits(out)
+        },
+    ))
 }
 
 /// Operands opened planes, [beta words]: `sum of 2^b (O_b + (1 - 2 O_b) beta_b)`.

@@ -607,26 +607,20 @@ fn owned_bytes(operands: &[Cow<'_, [u64]>]) -> u64 {
 fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
     let bytes = rep.wire_bytes(BLOCK) as usize;
     match rep {
-        Rep::Ring { width } => {
-            let mut out = vec![0; n];
-            threads::split(&mut out, BLOCK, n, |first, out| {
-                frame::unpack_ring_sum(parts.map(|part| &part[first * bytes..]), width, out)
-            });
-            Value::from(out)
-        }
+        Rep::Ring { width } => Value::from(threads::made(n, BLOCK, n, |first, out| {
+            frame::unpack_ring_sum(parts.map(|part| &part[first * bytes..]), width, out)
+        })),
         Rep::Bits { planes } => {
             let total = usize::from(planes);
-            let mut out: Vec<Plane> = vec![[0; 8]; n.div_ceil(BLOCK) * total];
-            let work = out.len() * 10;
-            threads::split(&mut out, total, work, |first, out| {
+            let len = n.div_ceil(BLOCK) * total;
+            Value::Bits(threads::made(len, total, len * 10, |first, out| {
                 for (block, out) in out.chunks_mut(total).enumerate() {
                     let block = first + block;
                     for part in parts {
                         frame::xor_planes(&part[block * bytes..], block_len(n, block), out);
                     }
                 }
-            });
-            Value::Bits(out)
+            }))
         }
     }
 }

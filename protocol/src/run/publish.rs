@@ -6,9 +6,10 @@
 //! do with the value is theirs; the dealer does not learn it.
 
 use bytes::Bytes;
-use sha2::{Digest, Sha256};
 
+use super::opened::Opened;
 use super::party::{OutputShare, State, reconstruct};
+use super::value::Value;
 use super::{StepError, frame};
 use crate::party::PartyId;
 use crate::ring::Tensor;
@@ -61,11 +62,9 @@ pub fn publish(
     let shares = <[OutputShare; 3]>::try_from(shares).expect("three parties have three shares");
     let value = reconstruct(&shares, ring_bits).map_err(broken)?;
     // Parties that saw other values part here: the next frame says so.
-    let mut opened = Sha256::new().chain_update(state.opened);
-    for word in value.data() {
-        opened.update(word.to_le_bytes());
-    }
-    state.opened = opened.finalize().into();
+    let mut opened = Opened::after(&state.opened);
+    opened.add(&Value::Ring(value.data().into()));
+    state.opened = opened.hash();
     Ok(value)
 }
 

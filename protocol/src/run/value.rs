@@ -144,15 +144,11 @@ impl Value<'_> {
     pub fn ring<'a>(&'a self, n: usize, prg: &Prg) -> Cow<'a, [u64]> {
         match self {
             Value::Ring(data) => Cow::Borrowed(data),
-            _ => {
-                let mut expanded = vec![0; n];
-                threads::split(&mut expanded, BLOCK, n, |first, out| {
-                    for (block, out) in out.chunks_mut(BLOCK).enumerate() {
-                        let _ = self.ring_block(first + block, prg, out);
-                    }
-                });
-                Cow::Owned(expanded)
-            }
+            _ => Cow::Owned(threads::made(n, BLOCK, n, |first, out| {
+                for (block, out) in out.chunks_mut(BLOCK).enumerate() {
+                    let _ = self.ring_block(first + block, prg, out);
+                }
+            })),
         }
     }
 }
