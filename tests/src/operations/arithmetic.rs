@@ -26,7 +26,7 @@ fn linear(cases: &mut Cases) -> Done {
         let sum = d.b.add(x, y)?;
         let difference = d.b.sub(x, y)?;
         let scaled = d.b.scale(x, -7)?;
-        let each = d.b.scale_each(x, &[1, -3, 0, 1 << 20, -7])?;
+        let each = d.b.scale_each(x, &[1, -3, 0, 1 << 12, -7])?;
         let real = d.b.scale_real(y, -0.3125, 5)?;
         let shifted = d.b.add_const(x, -12_345)?;
         let renamed = d.b.rescale(y, 3)?;
