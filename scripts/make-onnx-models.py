@@ -138,6 +138,38 @@ def forms():
     return g.model(g.op("Add", g.tensor("dense.bias", [0.5, -0.5, 0.25]), x), [2, 11, 11], 3, 17)
 
 
+def pools():
+    """Pools over the edges, of values of both signs: pads, ceil_mode, count_include_pad, auto_pad, Pad."""
+    g = Graph(9)
+    x = g.conv("a", "input", 2, 4, 3, pads=[1] * 4)
+    # 13x12 becomes 7x7; the last column of windows is cut.
+    edge = dict(kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4, ceil_mode=1)
+    around = g.op("Pad", x, g.tensor("around", [0, 0, 1, 1, 0, 0, 1, 2], np.int64))
+    x = g.op(
+        "Concat",
+        g.op("MaxPool", x, **edge),
+        g.op("AveragePool", x, **edge),
+        g.op("AveragePool", x, count_include_pad=1, **edge),
+        g.op("MaxPool", around, kernel_shape=[3, 3], strides=[2, 2]),
+        axis=1,
+    )
+    x = g.conv("b", x, 16, 3, 1)
+    y = g.op("Relu", x)
+    all_sides = g.op("Pad", y, g.tensor("all_sides", [0, 0, 1, 1, 0, 0, 1, 1], np.int64))
+    two_sides = g.op("Pad", y, g.tensor("two_sides", [0, 0, 1, 1, 0, 0, 0, 0], np.int64))
+    three, two = dict(kernel_shape=[3, 3], strides=[2, 2]), dict(kernel_shape=[2, 2], strides=[2, 2])
+    x = g.op(
+        "Concat",
+        g.op("MaxPool", all_sides, **three),
+        g.op("AveragePool", all_sides, **three),
+        g.op("AveragePool", two_sides, pads=[0, 0, 1, 1], **three),
+        g.op("AveragePool", y, auto_pad="SAME_UPPER", **two),
+        g.op("MaxPool", x, auto_pad="SAME_LOWER", **two),
+        axis=1,
+    )
+    return g.model(g.gemm("fc", g.op("Flatten", x), 15 * 4 * 4, 4), [2, 13, 12], 4, 13)
+
+
 def binary():
     """One output and a sigmoid, on pictures that arrive flat."""
     g = Graph(5)
@@ -220,7 +252,8 @@ def record(path, model):
 def main():
     folder = pathlib.Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
-    makers = {"torch-lenet": lenet, "torch-resnet": resnet, "torch-mobile": mobile, "forms": forms, "binary": binary}
+    makers = {"torch-lenet": lenet, "torch-resnet": resnet, "torch-mobile": mobile}
+    makers |= {"forms": forms, "pools": pools, "binary": binary}
     for name, make in makers.items():
         onnx.save(make(), folder / f"{name}.onnx")
     try:

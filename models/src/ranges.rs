@@ -189,6 +189,13 @@ impl Watch<'_> {
         }
         let exact: Vec<f64> = match (map, &operands[..]) {
             (Linear::Scale(by), [x]) => x.iter().map(|x| x * *by as f64).collect(),
+            (Linear::ScaleEach(by), [x]) => {
+                let factors = by.iter().cycle();
+                x.iter()
+                    .zip(factors)
+                    .map(|(x, by)| x * *by as f64)
+                    .collect()
+            }
             (Linear::Add, [x, y]) => x.iter().zip(y).map(|(x, y)| x + y).collect(),
             (Linear::Sub, [x, y]) => x.iter().zip(y).map(|(x, y)| x - y).collect(),
             // Whatever element it is: no less than this may have been left.

@@ -105,6 +105,21 @@ fn gradients_equal_finite_differences() {
         Loss::default(),
         &[],
     );
+    // Pools over the edges of an image, cut windows, averages of zeros too and of what is there alone.
+    check(
+        "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\npadding=1\n\
+         [[layer]]\nkind=\"max_pool\"\nwindow=3\nstride=2\npadding=1\n\
+         [[layer]]\nname=\"a\"\nkind=\"conv\"\nfilters=3\nkernel=2\npadding=1\n\
+         [[layer]]\nname=\"b\"\nkind=\"avg_pool\"\nwindow=3\nstride=2\npadding=1\nceil_mode=true\n\
+         [[layer]]\nname=\"c\"\nfrom=\"a\"\nkind=\"avg_pool\"\nwindow=[2,3]\nstride=[1,2]\n\
+         padding=[1,0,0,2]\ncount_include_pad=false\n[[layer]]\nname=\"d\"\nfrom=\"a\"\nkind=\"max_pool\"\n\
+         window=2\nceil_mode=true\n[[layer]]\nname=\"e\"\nkind=\"dense\"\nunits=4\n\
+         [[layer]]\nname=\"f\"\nfrom=\"b\"\nkind=\"dense\"\nunits=4\n\
+         [[layer]]\nname=\"g\"\nfrom=\"c\"\nkind=\"dense\"\nunits=4\n\
+         [[layer]]\nkind=\"add\"\nfrom=[\"e\",\"f\",\"g\"]\n[[layer]]\nkind=\"dense\"\n",
+        Loss::default(),
+        &[],
+    );
     // Dropout: the same masks in every evaluation of the loss.
     check(
         "[[layer]]\nkind=\"conv\"\nfilters=3\nkernel=3\n[[layer]]\nkind=\"tanh\"\n\

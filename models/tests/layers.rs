@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::collections::BTreeMap;
+
 use common::{gradients_agree, plain, secure_equals_plain, seed, synthetic, train_job};
 use ndarray::{ArrayView2, Axis};
 use trefoil_models::float::{self, Data, Model};
-use trefoil_models::job::TrainSpec;
+use trefoil_models::job::{JobKind, PredictOutput, TrainSpec};
 use trefoil_models::plain_run::Tables;
 use trefoil_models::schedule::{Phase, Schedule, epoch_order, schedule};
 use trefoil_models::{Network, outcome};
+use trefoil_protocol::Tensor;
 use trefoil_protocol::fixed::decode;
 
 fn network(text: &str) -> Network {
@@ -79,6 +82,156 @@ fn a_graph_of_layers_is_exact_and_its_gradient_is_that_of_the_float_twin() {
     let network = network(GRAPH);
     secure_equals_plain(&network, &spec());
     gradients_agree(&network, 20, 0.01);
+}
+
+/// Pools whose windows reach over the edges: of values that may be negative, behind and before a ReLU,
+/// sides that differ, last windows that are cut, averages with zeros and without.
+const BORDERS: &str = r#"
+name = "tiny-borders"
+input = [2, 7, 6]
+classes = 3
+[[layer]]
+name = "stem"
+kind = "conv"
+filters = 3
+kernel = 3
+padding = "same"
+[[layer]]
+kind = "max_pool"
+window = 3
+stride = 2
+padding = 1
+[[layer]]
+kind = "conv"
+filters = 4
+kernel = 2
+[[layer]]
+kind = "relu"
+[[layer]]
+name = "maxima"
+kind = "max_pool"
+window = 2
+stride = 1
+padding = [0, 1, 1, 1]
+[[layer]]
+from = "stem"
+kind = "max_pool"
+window = [3, 2]
+stride = 2
+padding = [1, 0]
+ceil_mode = true
+[[layer]]
+name = "averages"
+kind = "avg_pool"
+window = 3
+stride = 2
+padding = 1
+ceil_mode = true
+[[layer]]
+from = "stem"
+kind = "avg_pool"
+window = [3, 4]
+stride = [2, 3]
+padding = [1, 2]
+count_include_pad = false
+[[layer]]
+kind = "flatten"
+[[layer]]
+name = "a"
+kind = "dense"
+units = 5
+[[layer]]
+name = "b"
+kind = "dense"
+from = "maxima"
+units = 5
+[[layer]]
+name = "c"
+kind = "dense"
+from = "averages"
+units = 5
+[[layer]]
+kind = "add"
+from = ["a", "b", "c"]
+[[layer]]
+kind = "dense"
+"#;
+
+#[test]
+fn pools_with_borders_are_exact_and_train_as_the_float_twin() {
+    let network = network(BORDERS);
+    secure_equals_plain(&network, &spec());
+    let narrow = TrainSpec {
+        frac_bits: 13,
+        ring_bits: 48,
+        ..spec()
+    };
+    secure_equals_plain(&network, &narrow);
+    gradients_agree(&network, 20, 0.01);
+}
+
+/// The averages themselves, behind a dense layer that copies them.
+#[test]
+fn averages_at_a_border_are_within_their_stated_error() {
+    const F: u8 = 20;
+    let seed = seed();
+    for (pool, places) in [
+        ("window = 3\nstride = 2\npadding = 1", 16),
+        (
+            "window = 3\nstride = 2\npadding = 1\ncount_include_pad = false",
+            16,
+        ),
+        (
+            "window = [5, 3]\nstride = 2\npadding = [3, 1, 0, 2]\ncount_include_pad = false",
+            16,
+        ),
+        ("window = 3\nstride = [3, 2]\nceil_mode = true", 9),
+        (
+            "window = 4\nstride = 3\npadding = [2, 1]\nceil_mode = true",
+            12,
+        ),
+    ] {
+        let network = network(&format!(
+            "name = \"n\"\ninput = [1, 8, 7]\nclasses = {places}\n[[layer]]\nkind = \"avg_pool\"\n{pool}\n\
+             [[layer]]\nkind = \"dense\"\n"
+        ));
+        let mut copies = Tensor::zeros(&[places, places]);
+        let diagonal = copies.data_mut().iter_mut().step_by(places + 1);
+        diagonal.for_each(|weight| *weight = 1 << F);
+        let weights = BTreeMap::from([
+            ("dense1.weight".to_string(), copies),
+            ("dense1.bias".to_string(), Tensor::zeros(&[places])),
+        ]);
+        let test = synthetic(&network, 6, 0.5, seed);
+        let mut tables = Tables::new();
+        test.tables("upload", F, &mut tables);
+        let job = JobKind::Predict {
+            model: "m".into(),
+            network: network.to_toml(),
+            frac_bits: F,
+            ring_bits: 64,
+            rows: test.rows(),
+            upload: "u".into(),
+            output: PredictOutput::Logits,
+        };
+        let schedule = schedule(&job).expect("valid");
+        let run = plain(&schedule, &tables, Some(&weights), seed);
+        let found = outcome::rows(&run.outputs, "logits", test.rows(), 2 * u32::from(F));
+        let twin = Model::from_weights(&network, &weights, F.into()).expect("fits");
+        let images = ArrayView2::from_shape((test.rows(), test.row), &test.images).expect("rows");
+        let expected = twin.logits(images).expect("fits");
+        let mut largest = 0f64;
+        for (found, expected) in found.expect("revealed").iter().zip(&expected) {
+            let expected = f64::from(*expected);
+            let allowed = (-10f64).exp2() * expected.abs() + 4.0 * (-f64::from(F)).exp2();
+            assert!(
+                (found - expected).abs() <= allowed,
+                "{pool:?}: {found} beside {expected}"
+            );
+            largest = largest.max(expected.abs());
+        }
+        assert!(largest > 0.25, "{pool:?}: averages too small to tell");
+    }
 }
 
 /// Groups, a depthwise convolution with a stride, dilation with padding.

@@ -102,6 +102,7 @@ fn shipped_networks_have_the_stated_shapes() {
             .map(|layer| layer.input.iter().product::<usize>())
     };
     assert_eq!(inputs("minionn", "dense1"), Some(256));
+    assert_eq!(inputs("resnet18-224", "conv2"), Some(64 * 56 * 56));
     assert_eq!(inputs("lenet", "dense1"), Some(800));
     assert_eq!(inputs("chameleon", "dense1"), Some(980));
 }
@@ -144,6 +145,44 @@ fn relu_moves_behind_the_pool_that_follows_it() {
     assert_eq!(network.layers[1].input, [1, 4, 4]);
 }
 
+/// Shapes and divisors as PyTorch's `max_pool2d` and `avg_pool2d` have them, on 8x8.
+#[test]
+fn pools_have_the_shapes_and_the_divisors_of_pytorch() {
+    let pool = |kind: &str, rest: &str| {
+        let text = format!("[[layer]]\nkind=\"{kind}\"\n{rest}\n[[layer]]\nkind=\"dense\"\n");
+        let network = Network::parse(&layers(&text)).expect("valid");
+        network.layers[0].clone()
+    };
+    for (rest, side) in [
+        ("window=3\nstride=2\npadding=1", 4),
+        ("window=3\nstride=2", 3),
+        ("window=3\nstride=2\nceil_mode=true", 4),
+        // A window that would begin behind the image and the border before it is left out.
+        ("window=2\nstride=4\npadding=1\nceil_mode=true", 3),
+        ("window=2\nstride=9\npadding=1\nceil_mode=true", 1),
+        ("window=9\npadding=[1, 1, 0, 0]", 1),
+    ] {
+        for kind in ["max_pool", "avg_pool"] {
+            assert_eq!(pool(kind, rest).output, [1, side, side], "{kind} {rest}");
+        }
+    }
+    let counts = |rest: &str| {
+        let rest = format!("window=[3,8]\nstride=[2,1]\n{rest}");
+        pool("avg_pool", &rest).counts()
+    };
+    assert_eq!(counts(""), [24, 24, 24]);
+    assert_eq!(counts("ceil_mode=true"), [24, 24, 24, 16]);
+    assert_eq!(counts("padding=[1, 0]"), [24; 4]);
+    let left_out = "padding=[1, 0]\ncount_include_pad=false";
+    assert_eq!(counts(left_out), [16, 24, 24, 24]);
+    // The row of zeros counts, what the last window has behind it does not.
+    let both = "padding=[1, 0]\nceil_mode=true";
+    assert_eq!(counts(both), [24, 24, 24, 24, 16]);
+    let neither = format!("{both}\ncount_include_pad=false");
+    assert_eq!(counts(&neither), [16, 24, 24, 24, 8]);
+    assert!(pool("max_pool", "window=2").counts().is_empty());
+}
+
 #[test]
 fn errors_name_layer_key_and_both_shapes() {
     let cases = [
@@ -176,6 +215,18 @@ fn errors_name_layer_key_and_both_shapes() {
         (
             "[[layer]]\nkind=\"max_pool\"\nwindow=0\n",
             &["window = [0, 0]"],
+        ),
+        (
+            "[[layer]]\nkind=\"max_pool\"\nwindow=3\npadding=3\n",
+            &["1 (max_pool)", "padding [3, 3, 3, 3]", "window [3, 3]"],
+        ),
+        (
+            "[[layer]]\nkind=\"avg_pool\"\nwindow=99\npadding=[0, 0, 9, 0]\n",
+            &["1 (avg_pool)", "[0, 0, 9, 0]", "[1, 8, 8]"],
+        ),
+        (
+            "[[layer]]\nkind=\"max_pool\"\nwindow=2\ncount_include_pad=true\n",
+            &["1 (max_pool)", "count_include_pad"],
         ),
         (
             "[[layer]]\nkind=\"conv\"\nfilters=4\nkernel=2\npadding=\"same\"\n",
@@ -250,6 +301,7 @@ fn errors_name_layer_key_and_both_shapes() {
 fn large_networks_have_plans() {
     for (name, parameters, norms, folded) in [
         ("resnet18", Some(11_178_762), 20, 20),
+        ("resnet18-224", Some(11_186_442), 20, 20),
         ("vgg16", Some(14_990_922), 13, 13),
         ("mobilenet", None, 52, 52),
         ("alexnet", None, 2, 0),

@@ -353,29 +353,19 @@ fn linear_maps_are_exact() {
     let slice = b.slice(x, 1, 1, 2).unwrap();
     let concat = b.concat(&[x, slice, y], 1).unwrap();
     let flat = b.reshape(x, &[60]).unwrap();
-    let pooled = b
-        .sum_pool(
-            x,
-            PoolSpec {
-                window: [2, 2],
-                stride: [1, 2],
-            },
-        )
-        .unwrap();
-    let back = b
-        .sum_pool_grad(
-            pooled,
-            &[3, 4, 5],
-            PoolSpec {
-                window: [2, 2],
-                stride: [1, 2],
-            },
-        )
-        .unwrap();
-    let outs = [
-        sum, difference, scaled, shifted, transposed, middle, wide, slice, concat, flat, pooled,
-        back,
+    let each = b.scale_each(x, &[1, -3, 0, 1 << 20, -7]).unwrap();
+    let mut outs = vec![
+        sum, difference, scaled, shifted, transposed, middle, wide, slice, concat, flat, each,
     ];
+    for pads in [[0; 4], [1, 0, 1, 2]] {
+        let spec = PoolSpec {
+            window: [2, 3],
+            stride: [1, 2],
+            pads,
+        };
+        let pooled = b.sum_pool(x, spec).unwrap();
+        outs.extend([pooled, b.sum_pool_grad(pooled, &[3, 4, 5], spec).unwrap()]);
+    }
     for (i, val) in outs.into_iter().enumerate() {
         b.output(&format!("out{i}"), val, Sink::Reveal).unwrap();
     }
@@ -446,14 +436,19 @@ fn comparison_and_selection_are_exact_at_the_edges() {
 #[test]
 fn max_pool_and_its_gradient_are_exact() {
     let mut rng = rng(7);
-    for (shape, window, stride) in [
-        ([2, 3, 8, 6], [2, 2], [2, 2]),
-        ([1, 2, 7, 9], [3, 3], [2, 2]),
-        ([2, 1, 5, 4], [1, 3], [1, 1]),
+    for (shape, window, stride, pads) in [
+        ([2, 3, 8, 6], [2, 2], [2, 2], [0; 4]),
+        ([1, 2, 7, 9], [3, 3], [2, 2], [1; 4]),
+        ([2, 1, 5, 4], [1, 3], [1, 1], [0, 0, 0, 2]),
+        ([3, 1, 1, 2], [3, 3], [1, 2], [2, 1, 1, 2]),
     ] {
         for ring in [64u8, 48] {
             for fused in [false, true] {
-                let spec = PoolSpec { window, stride };
+                let spec = PoolSpec {
+                    window,
+                    stride,
+                    pads,
+                };
                 let mut b = Builder::new("pool", ring).unwrap();
                 let x = b.input("x", &shape, 16, ring - 2).unwrap();
                 let (y, bits) = b.max_pool(x, spec).unwrap();
@@ -484,21 +479,62 @@ fn max_pool_and_its_gradient_are_exact() {
     }
 }
 
+/// Negative values, so that a zero in the border would be seen; and of equal ones the first in the image
+/// gets the gradient.
+#[test]
+fn a_border_changes_no_maximum_and_gets_no_gradient() {
+    let signed = |values: &[i64]| values.iter().map(|v| *v as u64).collect::<Vec<_>>();
+    let spec = PoolSpec {
+        window: [3, 2],
+        stride: [2, 2],
+        pads: [1, 1, 2, 1],
+    };
+    let mut b = Builder::new("border", 64).unwrap();
+    let x = b.input("x", &[1, 3, 3], 8, 20).unwrap();
+    let (y, bits) = b.max_pool(x, spec).unwrap();
+    let selectors = b.pool_select(bits, None, &[1, 3, 3], spec).unwrap();
+    let g = b.input("g", &[1, 2, 2], 8, 20).unwrap();
+    let dx = b
+        .max_pool_grad(selectors, g, 1, Rounding::Nearest, &[1, 3, 3], spec)
+        .unwrap();
+    let total = b.sum_pool(x, spec).unwrap();
+    for (name, val) in [("y", y), ("dx", dx), ("total", total)] {
+        b.output(name, val, Sink::Reveal).unwrap();
+    }
+    let x = signed(&[-9, -5, -5, -9, -7, -5, -4, -4, -8]);
+    let data = inputs(&[
+        ("x", &[1, 3, 3], x),
+        ("g", &[1, 2, 2], signed(&[2, 4, 6, 8])),
+    ]);
+    let program = b.finish();
+    check(&program, &data, &BTreeMap::new());
+    let run = plain::run(&program, 0, &mut BTreeMap::new(), &data, None).unwrap();
+    // Rows -1 .. 1 and 1 .. 3, columns -1 .. 0 and 1 .. 2.
+    assert_eq!(run["y"].data(), signed(&[-9, -5, -4, -4]));
+    let dx = signed(&[1, 2, 0, 0, 0, 0, 3, 4, 0]);
+    assert_eq!(run["dx"].data(), dx);
+    assert_eq!(run["total"].data(), signed(&[-18, -22, -13, -24]));
+}
+
 #[test]
 fn a_pool_with_the_relu_after_it_is_exact_and_takes_four_rounds_where_rounds_are_dear() {
     let mut rng = rng(17);
-    for (shape, window, stride) in [
-        ([2, 3, 8, 6], [2, 2], [2, 2]),
-        ([1, 2, 7, 9], [2, 2], [1, 1]),
-        ([2, 1, 5, 6], [1, 3], [1, 2]),
-        ([1, 1, 40, 60], [2, 2], [2, 2]),
+    for (shape, window, stride, pads) in [
+        ([2, 3, 8, 6], [2, 2], [2, 2], [0; 4]),
+        ([1, 2, 7, 9], [2, 2], [1, 1], [1; 4]),
+        ([2, 1, 5, 6], [1, 3], [1, 2], [0, 1, 0, 0]),
+        ([1, 1, 40, 60], [2, 2], [2, 2], [0; 4]),
     ] {
         for (ring, rounding) in [
             (64u8, Rounding::Nearest),
             (64, Rounding::Floor),
             (48, Rounding::Nearest),
         ] {
-            let spec = PoolSpec { window, stride };
+            let spec = PoolSpec {
+                window,
+                stride,
+                pads,
+            };
             let mut b = Builder::new("pooled relu", ring).unwrap();
             let x = b.input("x", &shape, 16, ring - 2).unwrap();
             let (y, bits) = b.max_pool(x, spec).unwrap();
@@ -537,6 +573,7 @@ fn a_pool_whose_maxima_are_read_elsewhere_or_rounded_with_coins_is_lowered_alone
         let spec = PoolSpec {
             window: [2, 2],
             stride: [2, 2],
+            pads: [0; 4],
         };
         let mut b = Builder::new("alone", 64).unwrap();
         let x = b.input("x", &[1, 1, 4, 4], 16, 60).unwrap();

@@ -62,6 +62,7 @@ fn program(ring_bits: u8) -> Program {
             PoolSpec {
                 window: [2, 2],
                 stride: [2, 2],
+                pads: [0; 4],
             },
         )?;
         b.output("won", won, Sink::Reveal)?;

@@ -407,9 +407,11 @@ fn programs() -> Vec<Program> {
     b.output("y", y, Sink::Carry).unwrap();
     b.output("g", g[0], Sink::Carry).unwrap();
     all.push(b.finish());
+    // With a border, above and on the right.
     let spec = PoolSpec {
         window: [2, 2],
         stride: [2, 2],
+        pads: [1, 0, 0, 1],
     };
     let mut b = Builder::new("pool", 64).unwrap();
     let x = b.input("x", &[3, 6, 4], 20, 60).unwrap();

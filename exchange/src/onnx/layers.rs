@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ndarray::{ArrayD, Axis, IxDyn};
 use trefoil_models::network::{
-    Extent, From, LayerEntry, LayerSpec, Network, Padding, VARIANCE_EPSILON_LOG2,
+    Border, Extent, From, LayerEntry, LayerSpec, Network, Padding, VARIANCE_EPSILON_LOG2,
 };
 
 use super::tensor::MAX_ELEMENTS;
@@ -498,6 +498,16 @@ fn room(shape: &[usize]) -> Result<(), String> {
         false => Err(format!(
             "weights of shape {shape:?} are more than {MAX_ELEMENTS}"
         )),
+    }
+}
+
+/// The shortest way to say top, left, bottom, right.
+pub fn border(sides: [usize; 4]) -> Border {
+    let [top, left, bottom, right] = sides;
+    match (top, left) == (bottom, right) {
+        true if top == left => Border::All(top),
+        true => Border::Each([top, left]),
+        false => Border::Sides(sides),
     }
 }
 

@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 use trefoil_models::network::LayerSpec;
 
 use super::graph::{Reader, Value};
-use super::layers::{Geometry, extent};
+use super::layers::{Geometry, border, extent};
 use super::proto::{Attribute, Node, Tensor};
 use super::shapes::axes;
 use super::view::View;
@@ -236,7 +236,6 @@ fn conv(
     reader.layers.conv(on, weight, bias, geometry, hint)
 }
 
-/// Zeros around the image for a pool, once `ceil_mode` and `auto_pad` are resolved.
 fn pool(
     reader: &mut Reader<'_>,
     node: &Node,
@@ -258,51 +257,46 @@ fn pool(
         return Err("the places of maxima are asked for".into());
     }
     let seen = [h + on.pads[0] + on.pads[2], w + on.pads[1] + on.pads[3]];
-    let mut own = pads(node, seen, window, stride)?;
-    let counted = int(node, "count_include_pad", 0) != 0;
-    if average && own != [0; 4] && !counted {
-        return Err(format!(
-            "pads {own:?} that averages leave out (count_include_pad = 0) are not supported"
-        ));
-    }
-    if int(node, "ceil_mode", 0) != 0 {
-        for side in 0..2 {
-            let all = seen[side] + own[side] + own[side + 2];
-            let Some(way) = all.checked_sub(window[side]) else {
-                return Err(format!("a window of {window:?} on {seen:?}"));
-            };
-            let mut steps = way.div_ceil(stride[side]);
-            // A last window that would start behind the image is left out.
-            if steps * stride[side] >= seen[side] + own[side] {
-                steps -= 1;
-            }
-            let more = (steps * stride[side]).saturating_sub(way);
-            if more > 0 && average {
-                return Err(
-                    "ceil_mode whose last windows are cut is not supported for averages".into(),
-                );
-            }
-            own[side + 2] += more;
-        }
-    }
-    if !average && own != [0; 4] && !reader.layers.not_negative(on.source) {
-        return Err(format!(
-            "pads {own:?} beside values that may be negative are not supported: a zero would be their maximum"
-        ));
-    }
-    let padded = reader.layers.padded(&unpadded(on), sum(own, on.pads))?;
-    if window == [1; 2] && stride == [1; 2] {
+    let own = pads(node, seen, window, stride)?;
+    let ceil = int(node, "ceil_mode", 0) != 0;
+    let counted = average && int(node, "count_include_pad", 0) != 0;
+    // Zeros of a Pad are values: they count in averages, and a maximum they are where all others are
+    // negative. Where they make no difference to a border of the pool's own, that takes them up.
+    let together = sum(own, on.pads);
+    let alike = match average {
+        true => counted || own == [0; 4],
+        false => reader.layers.not_negative(on.source),
+    };
+    let fits = (0..4).all(|at| together[at] < window[at % 2] && together[at] <= [h, w][at % 2]);
+    let (on, own, counted) = match on.pads == [0; 4] || (alike && fits && !ceil) {
+        true => (unpadded(on), together, counted || on.pads != [0; 4]),
+        false => (reader.layers.padded(&unpadded(on), on.pads)?, own, counted),
+    };
+    if window == [1; 2] && stride == [1; 2] && own == [0; 4] {
         return Ok(View {
-            sole: padded.sole && operands.sole,
-            ..padded
+            sole: on.sole && operands.sole,
+            ..on
         });
     }
     let (window, stride) = (extent(window), (stride != window).then_some(extent(stride)));
+    let padding = (own != [0; 4]).then(|| border(own));
+    let ceil_mode = ceil.then_some(true);
     let spec = match average {
-        true => LayerSpec::AvgPool { window, stride },
-        false => LayerSpec::MaxPool { window, stride },
+        true => LayerSpec::AvgPool {
+            window,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad: (padding.is_some() && !counted).then_some(false),
+        },
+        false => LayerSpec::MaxPool {
+            window,
+            stride,
+            padding,
+            ceil_mode,
+        },
     };
-    reader.layers.add(spec, &[&padded], operands.sole)
+    reader.layers.add(spec, &[&on], operands.sole)
 }
 
 fn unpadded(view: &View) -> View {
@@ -539,6 +533,8 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
             let spec = LayerSpec::MaxPool {
                 window: extent([h, w]),
                 stride: None,
+                padding: None,
+                ceil_mode: None,
             };
             reader.layers.add(spec, &[on], sole)
         }

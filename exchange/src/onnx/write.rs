@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use ndarray::ArrayD;
 use prost::Message;
-use trefoil_models::network::{Curve, Layer, LayerKind, Network, VARIANCE_EPSILON_LOG2};
+use trefoil_models::network::{Curve, Layer, LayerKind, Network, VARIANCE_EPSILON_LOG2, Window};
 
 use super::proto::{
     Attribute, Dimension, FLOAT, Graph, Model, Node, Opset, Shape, Tensor, TensorType, Type,
@@ -49,6 +49,14 @@ fn float(name: &str, value: f64) -> Attribute {
         kind: 1,
         ..Attribute::default()
     }
+}
+
+fn windows(window: &Window, pads: [usize; 4]) -> Vec<Attribute> {
+    vec![
+        ints("kernel_shape", &window.size),
+        ints("strides", &window.stride),
+        ints("pads", &pads),
+    ]
 }
 
 fn info(name: &str, shape: &[usize]) -> ValueInfo {
@@ -254,16 +262,18 @@ impl Writer<'_> {
                 let coefficients: Vec<Vec<f64>> = coefficients.iter().map(|c| vec![*c]).collect();
                 self.polynomial(on, gives, &[], &coefficients);
             }
-            LayerKind::MaxPool(window) | LayerKind::AvgPool(window) => {
-                let op = match layer.kind {
-                    LayerKind::MaxPool(_) => "MaxPool",
-                    _ => "AveragePool",
-                };
-                let attributes = vec![
-                    ints("kernel_shape", &window.size),
-                    ints("strides", &window.stride),
-                ];
-                self.node(op, &[on], gives, attributes);
+            LayerKind::MaxPool(window) => {
+                self.node("MaxPool", &[on], gives, windows(window, window.pads));
+            }
+            LayerKind::AvgPool { window, counted } => {
+                // Where only a part of the border counts, the rest is what cut windows have behind it.
+                let all = *counted == window.pads || *counted == [0; 4];
+                let pads = if all { window.pads } else { *counted };
+                let mut attributes = windows(window, pads);
+                attributes.push(int("ceil_mode", usize::from(!all)));
+                let counts = usize::from(*counted != [0; 4]);
+                attributes.push(int("count_include_pad", counts));
+                self.node("AveragePool", &[on], gives, attributes);
             }
             LayerKind::Flatten => self.node("Flatten", &[on], gives, vec![int("axis", 1)]),
             LayerKind::Dropout(rate) => {

@@ -94,7 +94,7 @@ pub(super) fn forward(
                 winners = at;
                 y
             }
-            (LayerKind::AvgPool(window), _) => avg_pool(layer, *window, x),
+            (LayerKind::AvgPool { window, .. }, _) => avg_pool(layer, *window, x),
             (LayerKind::Dropout(rate), _) => match wanted {
                 Use::Inference(_) => x.clone(),
                 Use::Training {
@@ -210,11 +210,13 @@ pub(super) fn backward(
                 }
                 dx
             }
-            (LayerKind::AvgPool(window), _) => {
+            (LayerKind::AvgPool { window, .. }, _) => {
                 let mut dx = Array2::zeros(x.dim());
-                let n = (window.size[0] * window.size[1]) as f32;
+                let n = layer.counts();
                 for (mut dx, g) in dx.rows_mut().into_iter().zip(g.rows()) {
-                    for_windows(layer, *window, |out, at| dx[at] += g[out] / n);
+                    for_windows(layer, *window, |out, at| {
+                        dx[at] += g[out] / n[out % n.len()] as f32;
+                    });
                 }
                 dx
             }
@@ -250,15 +252,21 @@ fn times(mut g: Array2<f32>, x: &Array2<f32>, slope: impl Fn(f32) -> f32) -> Arr
     g
 }
 
-/// Calls `each(output, input)` for every element of every pooling window of one image.
+/// Calls `each(output, input)` for every element of every pooling window that lies in the image.
 fn for_windows(layer: &Layer, window: Window, mut each: impl FnMut(usize, usize)) {
     let ([c, h, w], [_, oh, ow]) = (sizes(&layer.input), sizes(&layer.output));
     for plane in 0..c {
         for oy in 0..oh {
             for ox in 0..ow {
-                for dy in 0..window.size[0] {
-                    let row = (plane * h + oy * window.stride[0] + dy) * w + ox * window.stride[1];
-                    (0..window.size[1]).for_each(|dx| each((plane * oh + oy) * ow + ox, row + dx));
+                let inside = |axis: usize, at: usize, length: usize| {
+                    let start = at * window.stride[axis];
+                    let seen = start.max(window.pads[axis])
+                        ..(start + window.size[axis]).min(window.pads[axis] + length);
+                    seen.map(move |at| at - window.pads[axis])
+                };
+                for y in inside(0, oy, h) {
+                    let row = (plane * h + y) * w;
+                    inside(1, ox, w).for_each(|x| each((plane * oh + oy) * ow + ox, row + x));
                 }
             }
         }
@@ -293,10 +301,12 @@ fn max_pool(layer: &Layer, window: Window, x: &Array2<f32>) -> (Array2<f32>, Vec
 }
 
 fn avg_pool(layer: &Layer, window: Window, x: &Array2<f32>) -> Array2<f32> {
-    let n = (window.size[0] * window.size[1]) as f32;
+    let n = layer.counts();
     let mut y = Array2::zeros((x.nrows(), layer.output.iter().product()));
     for (mut y, x) in y.rows_mut().into_iter().zip(x.rows()) {
-        for_windows(layer, window, |out, at| y[out] += x[at] / n);
+        for_windows(layer, window, |out, at| {
+            y[out] += x[at] / n[out % n.len()] as f32;
+        });
     }
     y
 }

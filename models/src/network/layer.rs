@@ -55,7 +55,12 @@ pub enum LayerKind {
     /// Maxima over windows.
     MaxPool(Window),
     /// Averages over windows.
-    AvgPool(Window),
+    AvgPool {
+        /// The windows.
+        window: Window,
+        /// What of their border counts as zeros; the rest is left out of an average.
+        counted: [usize; 4],
+    },
     /// One axis.
     Flatten,
     /// In training, this part of the values becomes 0 and the others grow to make up for it.
@@ -68,13 +73,15 @@ pub enum LayerKind {
     Concat,
 }
 
-/// A pooling window.
+/// The windows of a pooling.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
     /// Height and width.
     pub size: [usize; 2],
     /// Steps between windows.
     pub stride: [usize; 2],
+    /// Border that windows may reach into, less wide than they: top, left, bottom, right.
+    pub pads: [usize; 4],
 }
 
 /// A layer between two known shapes (of one image, without the batch).
@@ -117,6 +124,27 @@ impl Layer {
             LayerKind::BatchNorm { .. } | LayerKind::LearntPoly(_) => Some(self.input[0]),
             _ => None,
         }
+    }
+
+    /// For each place of an average pool's windows the number of values by which a sum is divided, row by
+    /// row; nothing for other layers.
+    pub fn counts(&self) -> Vec<usize> {
+        let LayerKind::AvgPool { window, counted } = self.kind else {
+            return Vec::new();
+        };
+        let along = |axis: usize| {
+            // From the border's beginning.
+            let first = window.pads[axis] - counted[axis];
+            let end = window.pads[axis] + self.input[axis + 1] + counted[axis + 2];
+            let count = move |at: usize| {
+                let start = at * window.stride[axis];
+                (start + window.size[axis]).min(end) - start.max(first)
+            };
+            (0..self.output[axis + 1]).map(count)
+        };
+        along(0)
+            .flat_map(|high| along(1).map(move |wide| high * wide))
+            .collect()
     }
 
     /// Whether it is a batch normalisation.

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use graph::{From, LayerEntry};
 pub use layer::{Layer, LayerKind, VARIANCE_EPSILON_LOG2, Window, statistics_frac_bits};
-pub use spec::{Extent, LayerSpec, Padding, PaddingName};
+pub use spec::{Border, Extent, LayerSpec, Padding, PaddingName};
 use spec::{MAX_ELEMENTS, elements};
 pub use trefoil_protocol::program::Curve;
 

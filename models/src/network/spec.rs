@@ -28,6 +28,28 @@ impl Extent {
     }
 }
 
+/// How far the windows of a pool reach over the edges of an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Border {
+    /// The same on all sides.
+    All(usize),
+    /// Above and below, then left and right.
+    Each([usize; 2]),
+    /// Top, left, bottom, right.
+    Sides([usize; 4]),
+}
+
+impl Border {
+    fn sides(self) -> [usize; 4] {
+        match self {
+            Border::All(width) => [width; 4],
+            Border::Each([high, wide]) => [high, wide, high, wide],
+            Border::Sides(sides) => sides,
+        }
+    }
+}
+
 /// Zeros around an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
@@ -130,6 +152,12 @@ pub enum LayerSpec {
         /// Steps between windows; the window unless given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stride: Option<Extent>,
+        /// Border that windows may reach into, which takes no part; none unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<Border>,
+        /// Whether there is a last window where less than a step is left; not unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ceil_mode: Option<bool>,
     },
     /// Averages over windows.
     AvgPool {
@@ -138,6 +166,16 @@ pub enum LayerSpec {
         /// Steps between windows; the window unless given.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         stride: Option<Extent>,
+        /// Zeros around the image; none unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        padding: Option<Border>,
+        /// Whether there is a last window where less than a step is left, for the average of what it has;
+        /// not unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ceil_mode: Option<bool>,
+        /// Whether the zeros count; they do unless given.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        count_include_pad: Option<bool>,
     },
     /// The average of every channel.
     GlobalAvgPool {},
@@ -238,20 +276,35 @@ pub(super) fn resolve(
         [0, _] | [_, 0] => Err(format!("{what} = {pair:?}; at least 1")),
         _ => Ok(pair),
     };
-    let pool = |window: &Extent, stride: &Option<Extent>| {
-        let [c, h, w] = image()?;
+    let pool = |window: &Extent, stride: &Option<Extent>, border: [usize; 4], ceil: bool| {
+        let mut out = image()?;
         let size = positive("window", window.pair())?;
         let stride = positive("stride", stride.unwrap_or(*window).pair())?;
-        if size[0] > h || size[1] > w {
-            return Err(format!("window {size:?} does not fit into {shape:?}"));
+        let mut pads = border;
+        for side in 0..2 {
+            let (length, before, behind) = (out[side + 1], border[side], border[side + 2]);
+            if before.max(behind) >= size[side] || before.max(behind) > length {
+                return Err(format!(
+                    "padding {border:?} is not smaller than the window {size:?}, or larger than {shape:?}"
+                ));
+            }
+            let Some(way) = (before + length + behind).checked_sub(size[side]) else {
+                return Err(format!(
+                    "window {size:?} does not fit into {shape:?} with padding {border:?}"
+                ));
+            };
+            let mut steps = way / stride[side];
+            // A last window begins in the image, or in the border before it.
+            if ceil && steps * stride[side] < way && (steps + 1) * stride[side] < before + length {
+                steps += 1;
+                pads[side + 2] += steps * stride[side] - way;
+            }
+            out[side + 1] = steps + 1;
         }
-        let out = vec![
-            c,
-            (h - size[0]) / stride[0] + 1,
-            (w - size[1]) / stride[1] + 1,
-        ];
-        Ok((Window { size, stride }, out))
+        let window = Window { size, stride, pads };
+        Ok((window, out.to_vec()))
     };
+    let sides = |padding: &Option<Border>| padding.map_or([0; 4], Border::sides);
     let (kind, output) = match spec {
         LayerSpec::Conv {
             filters,
@@ -391,24 +444,45 @@ pub(super) fn resolve(
             };
             (kind, shape.to_vec())
         }
-        LayerSpec::MaxPool { window, stride } => {
-            let (window, out) = pool(window, stride)?;
+        LayerSpec::MaxPool {
+            window,
+            stride,
+            padding,
+            ceil_mode,
+        } => {
+            let ceil = ceil_mode.unwrap_or(false);
+            let (window, out) = pool(window, stride, sides(padding), ceil)?;
             if window.size == [1, 1] {
                 return Err("a window of 1x1 has nothing to compare".into());
             }
             (LayerKind::MaxPool(window), out)
         }
-        LayerSpec::AvgPool { window, stride } => {
-            let (window, out) = pool(window, stride)?;
-            (LayerKind::AvgPool(window), out)
+        LayerSpec::AvgPool {
+            window,
+            stride,
+            padding,
+            ceil_mode,
+            count_include_pad,
+        } => {
+            let ceil = ceil_mode.unwrap_or(false);
+            let (window, out) = pool(window, stride, sides(padding), ceil)?;
+            let counted = match count_include_pad {
+                Some(false) => [0; 4],
+                _ => sides(padding),
+            };
+            (LayerKind::AvgPool { window, counted }, out)
         }
         LayerSpec::GlobalAvgPool {} => {
             let [c, h, w] = image()?;
             (
-                LayerKind::AvgPool(Window {
-                    size: [h, w],
-                    stride: [1, 1],
-                }),
+                LayerKind::AvgPool {
+                    window: Window {
+                        size: [h, w],
+                        stride: [1, 1],
+                        pads: [0; 4],
+                    },
+                    counted: [0; 4],
+                },
                 vec![c, 1, 1],
             )
         }

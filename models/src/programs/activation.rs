@@ -5,7 +5,7 @@
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
 
-use super::forward::divide;
+use super::forward::with_room;
 use super::{Ratio, at_most};
 
 /// The upper end of ReLU6.
@@ -59,14 +59,7 @@ pub(crate) fn leaky_relu(
     rounding: Rounding,
 ) -> Result<(Val, Gates), BuildError> {
     let slope = Ratio::nearest(slope);
-    // As `divide`: truncated before only if fewer than 8 integer bits would be left.
-    let unit = Ratio {
-        factor: 1,
-        shift: slope.shift,
-    };
-    let room = divide(b, x, unit, f, rounding)?;
-    let frac = b.ty(room).frac_bits - slope.shift;
-    let x = b.rescale(room, frac)?;
+    let x = with_room(b, x, slope.shift, f, rounding)?;
     let positive = b.non_negative(x)?;
     let passed = b.bit_mul(positive, x)?[0];
     let y = lean(b, x, passed, slope)?;

@@ -6,7 +6,7 @@
 
 use trefoil_protocol::program::{BuildError, Builder, Rounding, Val};
 
-use super::forward::{Recorded, What, aligned, conv_spec, divide, pool_spec};
+use super::forward::{Recorded, What, aligned, conv_spec, pool_spec};
 use super::{Format, activation, at_most, exactly, learnt_poly, norm};
 use crate::network::{LayerKind, Network};
 
@@ -113,12 +113,9 @@ pub(crate) fn backward(
                 let dx = pool_grad(b, network, at, *bits, None, g, x_shape, f, rounding)?;
                 passed.push((first, dx));
             }
-            What::AvgPool { factor } => {
-                let LayerKind::AvgPool(window) = layer.kind else {
-                    return Err(b.error("avg_pool", "the tape does not fit the network"));
-                };
-                let spread = b.sum_pool_grad(g, &entry.x_shape, pool_spec(window))?;
-                passed.push((first, divide(b, spread, *factor, f, rounding)?));
+            What::AvgPool(averages) => {
+                let dx = averages.gradient(b, g, &entry.x_shape, f, rounding)?;
+                passed.push((first, dx));
             }
             What::Derivative { value, log2_factor } => {
                 let at_f = at_most(b, g, f, rounding)?;

@@ -6,6 +6,7 @@ use trefoil_protocol::program::{
 };
 
 use super::activation::{self, Gates};
+use super::average::Averages;
 use super::learnt_poly;
 use super::norm::{self, Normalised};
 use super::{Format, Ratio, WEIGHT_INTEGER_BITS, at_most, exactly};
@@ -44,8 +45,8 @@ pub(crate) enum What {
     MaxPool { bits: Val },
     /// An activation with this derivative at x, as a value and the factor to multiply it with.
     Derivative { value: Val, log2_factor: u8 },
-    /// Average pool: the sum's factor.
-    AvgPool { factor: Ratio },
+    /// Average pool with its factors.
+    AvgPool(Averages),
     /// Another shape for the same elements.
     Reshape,
     /// An activation of comparisons.
@@ -105,6 +106,7 @@ pub(crate) fn pool_spec(window: Window) -> PoolSpec {
     PoolSpec {
         window: window.size,
         stride: window.stride,
+        pads: window.pads,
     }
 }
 
@@ -176,11 +178,10 @@ pub(crate) fn forward(
                 x = y;
                 What::MaxPool { bits }
             }
-            LayerKind::AvgPool(window) => {
-                let factor = Ratio::nearest(1.0 / (window.size[0] * window.size[1]) as f64);
-                let sum = b.sum_pool(x, pool_spec(*window))?;
-                x = divide(b, sum, factor, f, rounding)?;
-                What::AvgPool { factor }
+            LayerKind::AvgPool { window, .. } => {
+                let averages = Averages::new(layer, *window);
+                x = averages.forward(b, x, f, rounding)?;
+                What::AvgPool(averages)
             }
             LayerKind::Relu6 => {
                 let (y, gates) = activation::relu6(b, x)?;
@@ -342,7 +343,23 @@ pub(crate) fn aligned(
         .collect()
 }
 
-/// `factor * x`, truncated before only if the fraction would leave fewer than 8 integer bits.
+/// x, truncated to at most f fraction bits if with so many more fewer than 8 integer bits were left.
+pub(crate) fn with_room(
+    b: &mut Builder,
+    x: Val,
+    more: u8,
+    f: u8,
+    rounding: Rounding,
+) -> Result<Val, BuildError> {
+    let room = b.ring_bits() - 2 - 8;
+    if b.ty(x).frac_bits + more > room {
+        at_most(b, x, f, rounding)
+    } else {
+        Ok(x)
+    }
+}
+
+/// `factor * x`, with the fraction bits of both.
 pub(crate) fn divide(
     b: &mut Builder,
     x: Val,
@@ -350,12 +367,7 @@ pub(crate) fn divide(
     f: u8,
     rounding: Rounding,
 ) -> Result<Val, BuildError> {
-    let room = b.ring_bits() - 2 - 8;
-    let x = if b.ty(x).frac_bits + factor.shift > room {
-        at_most(b, x, f, rounding)?
-    } else {
-        x
-    };
+    let x = with_room(b, x, factor.shift, f, rounding)?;
     let scaled = if factor.factor == 1 {
         x
     } else {

@@ -8,6 +8,7 @@
 
 mod activation;
 mod adam;
+mod average;
 mod backward;
 mod calibration;
 mod evaluation;

@@ -4,7 +4,8 @@
 use crate::program::Type;
 use crate::ring::elements;
 
-/// Geometry of pooling over `planes` images of `h x w` (no padding).
+/// Geometry of pooling over `planes` images of `h x w`. The border is less wide than a window on every
+/// side, so that each window has a cell of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PoolShape {
     /// Images times channels.
@@ -17,17 +18,24 @@ pub struct PoolShape {
     pub window: [usize; 2],
     /// Stride down and right.
     pub stride: [usize; 2],
+    /// Border that windows may reach into: top, left, bottom, right.
+    pub pads: [usize; 4],
 }
 
 impl PoolShape {
+    fn out(&self, axis: usize) -> usize {
+        let all = [self.h, self.w][axis] + self.pads[axis] + self.pads[axis + 2];
+        (all - self.window[axis]) / self.stride[axis] + 1
+    }
+
     /// Output height.
     pub fn out_h(&self) -> usize {
-        (self.h - self.window[0]) / self.stride[0] + 1
+        self.out(0)
     }
 
     /// Output width.
     pub fn out_w(&self) -> usize {
-        (self.w - self.window[1]) / self.stride[1] + 1
+        self.out(1)
     }
 
     /// Number of windows.
@@ -40,20 +48,49 @@ impl PoolShape {
         self.window[0] * self.window[1]
     }
 
-    /// Calls `each(window, input index)` for element `q` of every window.
-    fn for_each(&self, q: usize, mut each: impl FnMut(usize, usize)) {
+    /// The place along an axis of element `d` of window `o`, or the one nearest to it in the image; and
+    /// whether it is in the image.
+    fn place(&self, axis: usize, o: usize, d: usize) -> (usize, bool) {
+        let at = o * self.stride[axis] + d;
+        let nearest = at
+            .saturating_sub(self.pads[axis])
+            .min([self.h, self.w][axis] - 1);
+        (nearest, nearest + self.pads[axis] == at)
+    }
+
+    /// Calls `each(window, input index, whether inside)` for element `q` of every window. In the border
+    /// the index is that of the nearest cell of the image.
+    fn for_each(&self, q: usize, mut each: impl FnMut(usize, usize, bool)) {
         let (dy, dx) = (q / self.window[1], q % self.window[1]);
-        let (oh, ow) = (self.out_h(), self.out_w());
+        let columns: Vec<(usize, bool)> =
+            (0..self.out_w()).map(|ox| self.place(1, ox, dx)).collect();
         let mut window = 0;
         for plane in 0..self.planes {
-            for oy in 0..oh {
-                let row = (plane * self.h + oy * self.stride[0] + dy) * self.w + dx;
-                for ox in 0..ow {
-                    each(window, row + ox * self.stride[1]);
+            for oy in 0..self.out_h() {
+                let (y, inside) = self.place(0, oy, dy);
+                let row = (plane * self.h + y) * self.w;
+                for (x, within) in &columns {
+                    each(window, row + x, inside && *within);
                     window += 1;
                 }
             }
         }
+    }
+
+    /// How many elements of windows lie at one cell, at most; `border`: with those that are outside, at
+    /// the nearest cell.
+    fn overlap(&self, border: bool) -> usize {
+        let along = |axis: usize| {
+            let mut hits = vec![0; [self.h, self.w][axis]];
+            for o in 0..self.out(axis) {
+                for d in 0..self.window[axis] {
+                    let (at, inside) = self.place(axis, o, d);
+                    hits[at] += usize::from(inside || border);
+                }
+            }
+            hits.into_iter().max().unwrap_or(0)
+        };
+        along(0) * along(1)
     }
 }
 
@@ -66,6 +103,8 @@ pub enum Linear {
     Sub,
     /// `by * x`
     Scale(i64),
+    /// `out[o, j] = by[j] * in[o, j]`; its own adjoint.
+    ScaleEach(Vec<i64>),
     /// `out[i, j] = in[j, i]` for each of `outer` matrices.
     Transpose {
         /// Number of matrices.
@@ -113,11 +152,12 @@ pub enum Linear {
         /// Length of the axis in each operand, times the inner length.
         parts: Vec<usize>,
     },
-    /// Element `q` of every pooling window.
+    /// Element `q` of every pooling window; in the border the nearest element of the image, which lies in
+    /// the same window, so that maxima do not change.
     Window(PoolShape, usize),
     /// Adjoint of all [`Linear::Window`]s together: one operand for each element of a window.
     Scatter(PoolShape),
-    /// Sum over pooling windows.
+    /// Sum over pooling windows; the border is zeros.
     SumPool(PoolShape),
     /// Adjoint of [`Linear::SumPool`].
     SumPoolGrad(PoolShape),
@@ -134,7 +174,11 @@ impl Linear {
     /// Number of output elements, given those of the first operand.
     pub fn out_len(&self, first: usize) -> usize {
         match self {
-            Linear::Add | Linear::Sub | Linear::Scale(_) | Linear::Transpose { .. } => first,
+            Linear::Add
+            | Linear::Sub
+            | Linear::Scale(_)
+            | Linear::ScaleEach(_)
+            | Linear::Transpose { .. } => first,
             Linear::Sum { mid, .. } => *mid,
             Linear::Broadcast { outer, mid, inner } => outer * mid * inner,
             Linear::Slice {
@@ -150,15 +194,15 @@ impl Linear {
     /// Bits by which the bound may grow.
     pub fn growth(&self) -> u32 {
         let log = |n: usize| n.next_power_of_two().trailing_zeros();
+        let scaled = |by: &i64| 64 - by.unsigned_abs().saturating_sub(1).leading_zeros();
         match self {
             Linear::Add | Linear::Sub | Linear::Pairs { .. } => 1,
-            Linear::Scale(by) => 64 - by.unsigned_abs().saturating_sub(1).leading_zeros(),
+            Linear::Scale(by) => scaled(by),
+            Linear::ScaleEach(by) => by.iter().map(scaled).max().unwrap_or(0),
             Linear::Sum { outer, inner, .. } => log(outer * inner),
             Linear::SumPool(pool) => log(pool.window_len()),
-            Linear::Scatter(pool) | Linear::SumPoolGrad(pool) => {
-                let overlap = |i: usize| pool.window[i].div_ceil(pool.stride[i]);
-                log(overlap(0) * overlap(1))
-            }
+            Linear::Scatter(pool) => log(pool.overlap(true)),
+            Linear::SumPoolGrad(pool) => log(pool.overlap(false)),
             _ => 0,
         }
     }
@@ -171,6 +215,12 @@ impl Linear {
             Linear::Add => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_add(*b))),
             Linear::Sub => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_sub(*b))),
             Linear::Scale(by) => out.extend(x.iter().map(|a| a.wrapping_mul(*by as u64))),
+            Linear::ScaleEach(by) => {
+                out.reserve_exact(x.len());
+                for row in x.chunks_exact(by.len()) {
+                    out.extend(row.iter().zip(by).map(|(a, by)| a.wrapping_mul(*by as u64)));
+                }
+            }
             Linear::Transpose { outer, rows, cols } => {
                 out.reserve_exact(x.len());
                 for matrix in x.chunks_exact(rows * cols).take(*outer) {
@@ -222,28 +272,34 @@ impl Linear {
             }
             Linear::Window(pool, q) => {
                 out.resize(pool.windows(), 0);
-                pool.for_each(*q, |window, at| out[window] = x[at]);
+                pool.for_each(*q, |window, at, _| out[window] = x[at]);
             }
             Linear::Scatter(pool) => {
                 out.resize(pool.planes * pool.h * pool.w, 0u64);
                 for (q, values) in ins.iter().enumerate() {
-                    pool.for_each(q, |window, at| {
-                        out[at] = out[at].wrapping_add(values[window])
+                    pool.for_each(q, |window, at, _| {
+                        out[at] = out[at].wrapping_add(values[window]);
                     });
                 }
             }
             Linear::SumPool(pool) => {
                 out.resize(pool.windows(), 0u64);
                 for q in 0..pool.window_len() {
-                    pool.for_each(q, |window, at| {
-                        out[window] = out[window].wrapping_add(x[at])
+                    pool.for_each(q, |window, at, inside| {
+                        if inside {
+                            out[window] = out[window].wrapping_add(x[at]);
+                        }
                     });
                 }
             }
             Linear::SumPoolGrad(pool) => {
                 out.resize(pool.planes * pool.h * pool.w, 0u64);
                 for q in 0..pool.window_len() {
-                    pool.for_each(q, |window, at| out[at] = out[at].wrapping_add(x[window]));
+                    pool.for_each(q, |window, at, inside| {
+                        if inside {
+                            out[at] = out[at].wrapping_add(x[window]);
+                        }
+                    });
                 }
             }
             Linear::Pairs { rows, n } => {
@@ -292,6 +348,12 @@ pub fn infer(
     }
     let expected = match map {
         Linear::Add | Linear::Sub | Linear::Scale(_) => first.len(),
+        Linear::ScaleEach(by) => {
+            if by.is_empty() || !first.len().is_multiple_of(by.len()) {
+                return Err(format!("{} factors for {:?}", by.len(), first.shape));
+            }
+            first.len()
+        }
         Linear::Transpose { outer, rows, cols } => outer * rows * cols,
         Linear::Sum { outer, mid, inner } => outer * mid * inner,
         Linear::Broadcast { mid, .. } => *mid,

@@ -5,6 +5,10 @@
 //! bytes dealt for each comparison at k = 64. Ties go to the earlier, as in PyTorch.
 //! Domain: `-2^(k-2) <= x < 2^(k-2)`.
 //!
+//! Where a window reaches into the border, its elements there are copies of the nearest ones in the image
+//! ([`Linear::Window`]). Those are in the window too, and come in the same order, so that neither the
+//! maximum nor which of equal ones is the first changes.
+//!
 //! Selector of an element: the AND of the comparison bits on its path (and of the ReLU's bit, if the
 //! pool feeds one). These are open already, so their product needs no round: the dealer deals the
 //! products of their masks; the selectors are then opened under masks of their own (1 round).

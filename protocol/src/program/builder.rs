@@ -13,13 +13,16 @@ use super::{
 use crate::op;
 use crate::ring::{Tensor, elements};
 
-/// Window and stride of a pooling, height first; no padding.
+/// Windows of a pooling, height first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PoolSpec {
     /// Window height and width.
     pub window: [usize; 2],
     /// Steps between windows.
     pub stride: [usize; 2],
+    /// Border that windows may reach into, less wide than a window: top, left, bottom, right. Sums take
+    /// it for zeros, maxima leave it out.
+    pub pads: [usize; 4],
 }
 
 /// Collects operations into a [`Program`].
@@ -218,6 +221,12 @@ impl Builder {
     pub fn scale(&mut self, x: Val, by: i64) -> Built {
         let hint = self.ty(x).clone();
         self.one(Op::Linear(Linear::Scale(by)), &[x], Some(hint))
+    }
+
+    /// Each element times a public integer: `by[j]` for element j, over and over.
+    pub fn scale_each(&mut self, x: Val, by: &[i64]) -> Built {
+        let hint = self.ty(x).clone();
+        self.one(Op::Linear(Linear::ScaleEach(by.to_vec())), &[x], Some(hint))
     }
 
     /// `by * x` for a public real number, as an integer with `frac_bits` fraction bits that are
@@ -470,11 +479,24 @@ impl Builder {
         let [.., h, w] = x else {
             return Err(self.error("pool", format!("needs [.., h, w], has {x:?}")));
         };
-        let ([wh, ww], [sh, sw]) = (spec.window, spec.stride);
-        if wh == 0 || ww == 0 || sh == 0 || sw == 0 || wh > *h || ww > *w {
+        let PoolSpec {
+            window,
+            stride,
+            pads,
+        } = spec;
+        let fits = |axis: usize, length: usize| {
+            let border = [pads[axis], pads[axis + 2]];
+            length > 0
+                && stride[axis] > 0
+                && border.iter().all(|pad| *pad < window[axis])
+                && window[axis] <= length + border[0] + border[1]
+        };
+        if !fits(0, *h) || !fits(1, *w) {
             return Err(self.error(
                 "pool",
-                format!("window {wh}x{ww}, stride {sh}x{sw} does not fit {h}x{w}"),
+                format!(
+                    "window {window:?}, stride {stride:?}, border {pads:?} does not fit {h}x{w}"
+                ),
             ));
         }
         let planes = elements(&x[..x.len() - 2]);
@@ -482,8 +504,9 @@ impl Builder {
             planes,
             h: *h,
             w: *w,
-            window: spec.window,
-            stride: spec.stride,
+            window,
+            stride,
+            pads,
         })
     }
 
@@ -496,7 +519,7 @@ impl Builder {
         Ok((pool, self.with_shape(x, &shape)))
     }
 
-    /// Maxima over windows of `[.., h, w]`, and the comparison bits.
+    /// Maxima over windows of `[.., h, w]`, and the comparison bits. A border takes no part.
     pub fn max_pool(&mut self, x: Val, spec: PoolSpec) -> Built<(Val, Val)> {
         let (pool, hint) = self.pooled(x, spec)?;
         let outs = self.push(Op::MaxPool(pool), &[x], hint)?;

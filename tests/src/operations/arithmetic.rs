@@ -26,6 +26,7 @@ fn linear(cases: &mut Cases) -> Done {
         let sum = d.b.add(x, y)?;
         let difference = d.b.sub(x, y)?;
         let scaled = d.b.scale(x, -7)?;
+        let each = d.b.scale_each(x, &[1, -3, 0, 1 << 12, -7])?;
         let real = d.b.scale_real(y, -0.3125, 5)?;
         let shifted = d.b.add_const(x, -12_345)?;
         let renamed = d.b.rescale(y, 3)?;
@@ -43,15 +44,22 @@ fn linear(cases: &mut Cases) -> Done {
         );
         let constant = d.b.constant(tensor, 8)?;
         let moved = d.b.sub(constant, x)?;
-        d.reveal(&[x, sum, difference, scaled, real, shifted, renamed, flat])?;
+        d.reveal(&[
+            x, sum, difference, scaled, each, real, shifted, renamed, flat,
+        ])?;
         d.reveal(&[transposed, middle, wide, slice, concat, moved])
     })?;
     cases.add("sums over windows", |d| {
-        for (shape, window, stride) in [
-            ([2, 3, 5, 7], [2, 2], [2, 2]),
-            ([1, 2, 5, 4], [3, 2], [1, 3]),
+        for (shape, window, stride, pads) in [
+            ([2, 3, 5, 7], [2, 2], [2, 2], [0; 4]),
+            ([1, 2, 5, 4], [3, 2], [1, 3], [0; 4]),
+            ([1, 2, 5, 4], [3, 2], [2, 1], [2, 0, 1, 1]),
         ] {
-            let spec = PoolSpec { window, stride };
+            let spec = PoolSpec {
+                window,
+                stride,
+                pads,
+            };
             let x = d.input_bits(&shape, 8, 30)?;
             let pooled = d.b.sum_pool(x, spec)?;
             let back = d.b.sum_pool_grad(pooled, &shape, spec)?;

@@ -112,10 +112,10 @@ fn with_ties(d: &mut Draft<'_>, n: usize) -> Vec<i64> {
 }
 
 fn pools(cases: &mut Cases) -> Done {
-    for (at, (shape, window, stride)) in [
-        ([2, 3, 4, 6], [2, 2], [2, 2]),
-        ([1, 2, 7, 5], [3, 3], [2, 2]),
-        ([2, 1, 5, 4], [1, 3], [1, 1]),
+    for (at, (shape, window, stride, pads)) in [
+        ([2, 3, 4, 6], [2, 2], [2, 2], [0; 4]),
+        ([1, 2, 7, 5], [3, 3], [2, 2], [1; 4]),
+        ([2, 1, 5, 4], [1, 3], [1, 1], [0, 0, 0, 2]),
     ]
     .into_iter()
     .enumerate()
@@ -123,7 +123,11 @@ fn pools(cases: &mut Cases) -> Done {
         for fused in [false, true] {
             let rounding = ROUNDINGS[(2 * at + usize::from(fused)) % 3];
             cases.add(&format!("max pool and its gradient {rounding:?}"), |d| {
-                let spec = PoolSpec { window, stride };
+                let spec = PoolSpec {
+                    window,
+                    stride,
+                    pads,
+                };
                 let data = with_ties(d, elements(&shape));
                 let x = d.input_of(&shape, 16, &data)?;
                 let (y, bits) = d.b.max_pool(x, spec)?;
@@ -145,6 +149,7 @@ fn pools(cases: &mut Cases) -> Done {
         let spec = PoolSpec {
             window: [2, 2],
             stride: [1, 2],
+            pads: [0, 1, 0, 0],
         };
         let (y, _) = d.b.max_pool(x, spec)?;
         d.reveal(&[square, y])
