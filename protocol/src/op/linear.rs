@@ -1,6 +1,8 @@
 //! Integer linear maps: no rounds, no bytes. The same loop serves shares, opened values, masks and
 //! the plain run, which is why it stands here once.
 
+use std::ops::Range;
+
 use crate::program::Type;
 use crate::ring::elements;
 
@@ -58,21 +60,27 @@ impl PoolShape {
         (nearest, nearest + self.pads[axis] == at)
     }
 
-    /// Calls `each(window, input index, whether inside)` for element `q` of every window. In the border
-    /// the index is that of the nearest cell of the image.
-    fn for_each(&self, q: usize, mut each: impl FnMut(usize, usize, bool)) {
+    /// Calls `each` with where element `q` of every window lies, a run of windows in a row of the image at
+    /// a time.
+    fn for_each(&self, q: usize, mut each: impl FnMut(Run)) {
         let (dy, dx) = (q / self.window[1], q % self.window[1]);
-        let columns: Vec<(usize, bool)> =
-            (0..self.out_w()).map(|ox| self.place(1, ox, dx)).collect();
-        let mut window = 0;
-        for plane in 0..self.planes {
-            for oy in 0..self.out_h() {
-                let (y, inside) = self.place(0, oy, dy);
-                let row = (plane * self.h + y) * self.w;
-                for (x, within) in &columns {
-                    each(window, row + x, inside && *within);
-                    window += 1;
-                }
+        let (out_h, out_w) = (self.out_h(), self.out_w());
+        let within = |ox: &usize| self.place(1, *ox, dx).1;
+        let first = (0..out_w).find(within).unwrap_or(out_w);
+        let last = (first..out_w).rfind(within).map_or(first, |ox| ox + 1);
+        // Windows whose element lies in the border have it at one and the same cell.
+        let border = (0..first).chain(last..out_w).map(|ox| ox..ox + 1);
+        let runs: Vec<_> = border.chain([first..last]).collect();
+        for row in 0..self.planes * out_h {
+            let (y, inside) = self.place(0, row % out_h, dy);
+            let start = (row / out_h * self.h + y) * self.w;
+            for run in runs.iter().filter(|run| !run.is_empty()) {
+                let (x, within) = self.place(1, run.start, dx);
+                each(Run {
+                    windows: row * out_w + run.start..row * out_w + run.end,
+                    at: start + x,
+                    inside: inside && within,
+                });
             }
         }
     }
@@ -92,6 +100,15 @@ impl PoolShape {
         };
         along(0) * along(1)
     }
+}
+
+/// Windows in a row whose elements lie the stride apart in the input.
+struct Run {
+    windows: Range<usize>,
+    /// Input index of the first one's; in the border, of the nearest cell of the image.
+    at: usize,
+    /// Not in the border.
+    inside: bool,
 }
 
 /// A linear map with integer coefficients.
@@ -272,22 +289,28 @@ impl Linear {
             }
             Linear::Window(pool, q) => {
                 out.resize(pool.windows(), 0);
-                pool.for_each(*q, |window, at, _| out[window] = x[at]);
+                pool.for_each(*q, |run| {
+                    let from = x[run.at..].iter().step_by(pool.stride[1]);
+                    let to = &mut out[run.windows];
+                    to.iter_mut().zip(from).for_each(|(out, x)| *out = *x);
+                });
             }
             Linear::Scatter(pool) => {
                 out.resize(pool.planes * pool.h * pool.w, 0u64);
                 for (q, values) in ins.iter().enumerate() {
-                    pool.for_each(q, |window, at, _| {
-                        out[at] = out[at].wrapping_add(values[window]);
+                    pool.for_each(q, |run| {
+                        let to = out[run.at..].iter_mut().step_by(pool.stride[1]);
+                        add(to, &values[run.windows]);
                     });
                 }
             }
             Linear::SumPool(pool) => {
                 out.resize(pool.windows(), 0u64);
                 for q in 0..pool.window_len() {
-                    pool.for_each(q, |window, at, inside| {
-                        if inside {
-                            out[window] = out[window].wrapping_add(x[at]);
+                    pool.for_each(q, |run| {
+                        if run.inside {
+                            let from = x[run.at..].iter().step_by(pool.stride[1]);
+                            add(out[run.windows].iter_mut(), from);
                         }
                     });
                 }
@@ -295,9 +318,10 @@ impl Linear {
             Linear::SumPoolGrad(pool) => {
                 out.resize(pool.planes * pool.h * pool.w, 0u64);
                 for q in 0..pool.window_len() {
-                    pool.for_each(q, |window, at, inside| {
-                        if inside {
-                            out[at] = out[at].wrapping_add(x[window]);
+                    pool.for_each(q, |run| {
+                        if run.inside {
+                            let to = out[run.at..].iter_mut().step_by(pool.stride[1]);
+                            add(to, &x[run.windows]);
                         }
                     });
                 }
@@ -312,6 +336,12 @@ impl Linear {
         }
         out
     }
+}
+
+/// Adds words to others, as many as there are of both.
+fn add<'a>(to: impl Iterator<Item = &'a mut u64>, from: impl IntoIterator<Item = &'a u64>) {
+    to.zip(from)
+        .for_each(|(to, from)| *to = to.wrapping_add(*from));
 }
 
 /// Checks that operand sizes fit the map; the result's bound and scale follow the operands'.
