@@ -5,10 +5,15 @@ use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use super::ops::{Operands, attribute_ints, int, tensor_attribute};
 use super::proto::Node;
 use super::shapes::axes;
-use super::tensor::{self, MAX_ELEMENTS};
+use super::tensor::{self, MAX_ELEMENTS, room};
+use super::view::View;
 
 fn vector(values: Vec<f64>) -> ArrayD<f64> {
     ndarray::Array1::from_vec(values).into_dyn()
+}
+
+fn as_floats(lengths: Vec<usize>) -> impl Iterator<Item = f64> {
+    lengths.into_iter().map(|length| length as f64)
 }
 
 fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
@@ -17,7 +22,8 @@ fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
         .map_err(|error| format!("to {shape:?}: {error}"))
 }
 
-fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
+/// What a `Constant` holds.
+pub fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
     if let Some(stored) = tensor_attribute(node, "value") {
         return tensor::decode(stored).map_err(|error| error.to_string());
     }
@@ -35,18 +41,24 @@ fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
 
 /// The constant that a node gives, if it reads constants alone, or the shape of something.
 pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, String> {
-    match (node.op_type.as_str(), operands.layer(0)) {
-        ("Constant", _) => return constant(node).map(Some),
-        ("Shape", Some(view)) => {
+    match node.op_type.as_str() {
+        "Constant" => return constant(node).map(Some),
+        "Shape" => {
             // The batch is open: -1, which is what a `Reshape` says of it too.
-            let lengths = view.lengths().into_iter().map(|length| length as f64);
-            let all: Vec<f64> = std::iter::once(-1.0).chain(lengths).collect();
+            let of_layer = |view: &View| std::iter::once(-1.0).chain(as_floats(view.lengths()));
+            let all: Vec<f64> = match (operands.layer(0), operands.constant(0)) {
+                (Some(view), _) => of_layer(view).collect(),
+                (None, Some(array)) => as_floats(array.shape().to_vec()).collect(),
+                (None, None) => return Err("reads nothing".into()),
+            };
             let rank = all.len() as i64;
             let bound = |value: i64| value + if value < 0 { rank } else { 0 };
             let start = bound(int(node, "start", 0).clamp(-rank, rank)) as usize;
             let end = bound(int(node, "end", rank).clamp(-rank, rank)) as usize;
             return Ok(Some(vector(all[start..end.max(start)].to_vec())));
         }
+        // What it reads second says the type alone.
+        "CastLike" => return Ok(operands.constant(0).cloned()),
         _ => {}
     }
     let Some(first) = operands.constant(0).filter(|_| operands.all_constant()) else {
@@ -55,7 +67,25 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
     let rank = first.ndim();
     let listed = || operands.ints_or_attribute(node, 1, "axes");
     let made = match node.op_type.as_str() {
-        "Identity" | "Cast" => first.clone(),
+        "Identity" => first.clone(),
+        // Integers of several widths: the fraction goes.
+        "Cast" if matches!(int(node, "to", 1), 2..=7 | 12 | 13) => first.mapv(f64::trunc),
+        "Cast" => first.clone(),
+        "Expand" => {
+            let shape = operands.constant(1).ok_or("needs a shape")?;
+            let shape: Vec<usize> = shape.iter().map(|length| *length as usize).collect();
+            // Either may have the longer axis.
+            let rank = rank.max(shape.len());
+            if rank > 8 {
+                return Err(format!("to {rank} axes"));
+            }
+            let whole = |shape: &[usize]| [&vec![1; rank - shape.len()], shape].concat();
+            let (own, other) = (whole(first.shape()), whole(&shape));
+            let shape: Vec<usize> = own.iter().zip(&other).map(|(a, b)| *a.max(b)).collect();
+            room(&shape)?;
+            let array = first.broadcast(IxDyn(&shape));
+            array.ok_or_else(|| format!("to {shape:?}"))?.to_owned()
+        }
         "Transpose" => {
             let usual: Vec<i64> = (0..rank as i64).rev().collect();
             let order = axes(attribute_ints(node, "perm").unwrap_or(&usual), rank)?;

@@ -7,7 +7,7 @@ use trefoil_models::network::{
     Extent, From, LayerEntry, LayerSpec, Network, Padding, VARIANCE_EPSILON_LOG2,
 };
 
-use super::tensor::MAX_ELEMENTS;
+use super::tensor::room;
 use super::view::View;
 use crate::{ExchangeError, Weights};
 
@@ -485,19 +485,6 @@ impl Layers {
             names.push((elsewhere || entry.held.is_some(), name));
         }
         names
-    }
-}
-
-/// Refuses weights that are more than a layer may have, before they take memory.
-fn room(shape: &[usize]) -> Result<(), String> {
-    let elements = shape
-        .iter()
-        .fold(1usize, |all, length| all.saturating_mul(*length));
-    match elements <= MAX_ELEMENTS {
-        true => Ok(()),
-        false => Err(format!(
-            "weights of shape {shape:?} are more than {MAX_ELEMENTS}"
-        )),
     }
 }
 

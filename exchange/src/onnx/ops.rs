@@ -502,6 +502,15 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
         "Relu" => reader.layers.elementwise(LayerSpec::Relu {}, on, sole),
         "Sigmoid" => reader.layers.elementwise(LayerSpec::Sigmoid {}, on, sole),
         "Tanh" => reader.layers.elementwise(LayerSpec::Tanh {}, on, sole),
+        "Swish" if float(node, "alpha", 1.0) != 1.0 => Err("alpha other than 1".into()),
+        "Swish" => reader.layers.elementwise(LayerSpec::Silu {}, on, sole),
+        "Gelu" => match attribute(node, "approximate").map_or(&b"none"[..], |by| &by.s) {
+            b"none" | b"" => reader.layers.elementwise(LayerSpec::Gelu {}, on, sole),
+            other => Err(format!(
+                "approximate = {:?}; \"none\", by erf, is possible",
+                String::from_utf8_lossy(other)
+            )),
+        },
         "Clip" => reader.layers.elementwise(clip(node, operands)?, on, sole),
         "LeakyRelu" | "PRelu" => {
             let slope = match (op, operands.constant(1)) {
