@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
 """Makes the ONNX models of exchange/tests/files/torch with PyTorch's own exporters, and records the logits.
 
-    /usr/bin/python3 scripts/make-torch-models.py exchange/tests/files/torch   # PyTorch 1.13: TorchScript
-    venv/bin/python scripts/make-torch-models.py exchange/tests/files/torch    # PyTorch 2.9 and newer
+    /usr/bin/python3 scripts/make-torch-models.py exchange/tests/files/torch   # Debian's python3-torch
+    venv/bin/python scripts/make-torch-models.py exchange/tests/files/torch    # pip install torch onnx onnxscript
 
-Each PyTorch writes the files that its exporter is for, and leaves the other's alone. The first is Debian
-12's `python3-torch` (`script-*.onnx`, operator sets 11 to 17). The second is PyPI's torch, with onnx and
-onnxscript, whose exporter goes by way of torch.export (`dynamo-*.onnx`, operator sets 18 and newer).
-Weights and images are random, of a fixed seed. The logits in `*.json` are PyTorch's, of the module in
-eval(): what the file says is not asked.
+Each PyTorch writes the files that its exporter is for, and leaves the other's alone. PyTorch 1.13, as
+Debian 12 has it, traces to TorchScript (`script-*.onnx`, operator sets 11 to 17). PyTorch 2.15 goes by way
+of torch.export (`dynamo-*.onnx`, operator sets 18 to 23, one with its weights in a second file). Weights and
+images are random, of a fixed seed. The logits in `*.json` are PyTorch's own, of the module in eval(), without
+the softmax or sigmoid at the end. `scripts/check-onnx.py` shows that onnxruntime agrees.
 """
 import json
 import pathlib
@@ -306,6 +306,10 @@ def main():
             found = module.logits(images)
         # With one image, an open batch would be taken for a constant.
         export(module, images if batch else images[:1], path, opset, batch, options)
+        print(path.name, path.stat().st_size, "bytes", sum(p.numel() for p in module.parameters()), "weights")
+        # Training, a normalisation takes the batch's own statistics: that model is there to be refused.
+        if options.get("training") == TRAINING.TRAINING:
+            continue
         figures = {
             "torch": torch.__version__,
             "shape": shape,
@@ -313,7 +317,6 @@ def main():
             "logits": [[float(value) for value in row.ravel()] for row in found],
         }
         path.with_suffix(".json").write_text(json.dumps(figures, separators=(",", ":")) + "\n")
-        print(path.name, path.stat().st_size, "bytes", sum(p.numel() for p in module.parameters()))
 
 
 if __name__ == "__main__":

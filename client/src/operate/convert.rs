@@ -46,8 +46,7 @@ pub fn understand(path: &Path, input: Option<Input>) -> Result<Understood> {
     let beside =
         |name: &str| weights::content(&path.with_file_name(name)).map_err(|e| format!("{e:#}"));
     let input = input.map(|Input(shape)| shape);
-    let model =
-        onnx::read_with(&weights::content(path)?, &beside, input).with_context(place)?;
+    let model = onnx::read_with(&weights::content(path)?, &beside, input).with_context(place)?;
     for note in &model.notes {
         eprintln!("{}: {note}", path.display());
     }

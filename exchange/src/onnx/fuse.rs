@@ -24,7 +24,6 @@ struct Gate<'a> {
 }
 
 /// How often a product has what is activated and the gate, and its constant factor.
-#[derive(PartialEq)]
 struct Product {
     on: usize,
     gate: usize,
@@ -49,7 +48,7 @@ impl<'a> Names<'a> {
         let one = |dims: &[i64]| dims.iter().all(|length| *length == 1);
         let stored = graph.initializer.iter().filter(|t| one(&t.dims));
         let stored = stored.map(|t| (t.name.as_str(), tensor::decode(t).ok()));
-        let constant = names.nodes.iter().filter_map(|(name, _)| {
+        let constant = names.nodes.keys().filter_map(|name| {
             let node = names.node(name, &["Constant"])?;
             Some((*name, constants::constant(node).ok()))
         });

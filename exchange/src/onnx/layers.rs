@@ -6,6 +6,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use trefoil_models::network::{
     Extent, From, LayerEntry, LayerSpec, Network, Padding, VARIANCE_EPSILON_LOG2,
 };
+use trefoil_models::programs::Ratio;
 
 use super::tensor::room;
 use super::view::View;
@@ -367,6 +368,18 @@ impl Layers {
             axes: on.axes.clone(),
             ..made
         })
+    }
+
+    /// Says of the newest layer if its slope is not held exactly.
+    pub fn slope(&mut self, slope: f64) {
+        let held = Ratio::nearest(slope);
+        if held.value() != slope {
+            let Ratio { factor, shift } = held;
+            self.notes.push(format!(
+                "layer {}: the slope {slope} is held as {factor} / 2^{shift}",
+                self.entries.len()
+            ));
+        }
     }
 
     /// Whether a layer's values are never negative, so that a zero beside them is no maximum.

@@ -519,10 +519,11 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
                 _ => float(node, "alpha", 0.01),
             };
             // As the file means it, and not as a float of 32 bits happens to lie.
-            let slope = Some((slope * 1e6).round() / 1e6);
-            reader
-                .layers
-                .elementwise(LayerSpec::LeakyRelu { slope }, on, sole)
+            let slope = (slope * 1e6).round() / 1e6;
+            let spec = LayerSpec::LeakyRelu { slope: Some(slope) };
+            let made = reader.layers.elementwise(spec, on, sole)?;
+            reader.layers.slope(slope);
+            Ok(made)
         }
         "BatchNormalization" => {
             if int(node, "training_mode", 0) != 0 {
