@@ -206,6 +206,20 @@ class Rows(Net):
         return self.fc2(x.unsqueeze(-1).flatten(1))
 
 
+class Words(Net):
+    """What modules do, in functions: padding, ReLU, ReLU6, squares, the largest of an image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(2, 4, 3, 2), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 6, 1)
+        self.fc = nn.Linear(6, 3)
+
+    def logits(self, x):
+        x = self.conv1(F.pad(x, (0, 1, 1, 0))).clamp(min=0)
+        x = F.relu6(self.conv2(4 * x)) ** 2
+        return self.fc(torch.flatten(F.adaptive_max_pool2d(self.conv3(x), 1), 1))
+
+
 def view(x):
     return x.view(x.size(0), -1)
 
@@ -237,6 +251,7 @@ SCRIPTS = [
     ("smooth-11", Smooth, [1, 14, 14], 11, FIXED, {}),
     ("leaky", Leaky, [1, 16, 16], 16, OPEN, {}),
     ("rows", Rows, [1, 6, 6], 13, OPEN, {}),
+    ("words", Words, [2, 12, 12], 17, OPEN, {}),
     ("training", Rows, [1, 6, 6], 14, OPEN, {"training": TRAINING.TRAINING, "do_constant_folding": False}),
 ]
 DYNAMO = [
@@ -251,6 +266,7 @@ DYNAMO = [
     ("smooth-18", Smooth, [1, 14, 14], 18, OPEN, {}),
     ("leaky", Leaky, [1, 16, 16], None, OPEN, {}),
     ("rows", Rows, [1, 6, 6], 18, OPEN, {}),
+    ("words", Words, [2, 12, 12], 20, OPEN, {}),
 ]
 
 

@@ -272,6 +272,40 @@ fn activations_of_several_nodes_become_one_layer_and_what_only_looks_alike_does_
         said.contains("node 4 \"the silu\" (Mul): Mul of two layers"),
         "{said}"
     );
+    for (op, reads, expected) in [
+        ("Max", ["conv", "zero"], LayerKind::Relu),
+        ("Max", ["zero", "conv"], LayerKind::Relu),
+        ("Pow", ["conv", "two"], LayerKind::Square),
+    ] {
+        let nodes = vec![
+            conv(),
+            node(op, &reads, "x"),
+            node("Flatten", &["x"], "out"),
+        ];
+        let mut constants = weights();
+        constants.push(floats("zero", &[1], &[0.0]));
+        assert_eq!(
+            kinds(&read(nodes, constants).expect("it is read"))[1..],
+            [expected]
+        );
+    }
+    // A ReLU before a ReLU6 is part of it, unless it is read elsewhere too.
+    let capped = |behind: Node| {
+        let relu = node("Relu", &["conv"], "relu");
+        let cap = node("Clip", &["relu", "zero", "six"], "capped");
+        let nodes = vec![conv(), relu, cap, behind, node("Flatten", &["x"], "out")];
+        let mut constants = weights();
+        constants.extend([floats("zero", &[], &[0.0]), floats("six", &[], &[6.0])]);
+        kinds(&read(nodes, constants).expect("it is read"))[1..].to_vec()
+    };
+    assert_eq!(
+        capped(node("Identity", &["capped"], "x")),
+        [LayerKind::Relu6]
+    );
+    assert_eq!(
+        capped(node("Add", &["capped", "relu"], "x")),
+        [LayerKind::Relu, LayerKind::Relu6, LayerKind::Add]
+    );
     let tanh = text(node("Gelu", &["conv"], "out"), "approximate", "tanh");
     let said = refused(vec![conv(), tanh], weights());
     assert!(said.contains("\"tanh\""), "{said}");
@@ -299,6 +333,46 @@ fn what_is_computed_of_constants_is_what_the_standard_says() {
     gives(&read(nodes, constants).expect("it is read"), |x| {
         x - 0.25 - 3.0
     });
+
+    // Pads as TorchScript writes them: pairs from the last axis on, turned round.
+    let nodes = vec![
+        node(
+            "Slice",
+            &["pairs", "last", "before", "rows", "back"],
+            "turned",
+        ),
+        with(node("Transpose", &["turned"], "sides"), "perm", &[1, 0]),
+        node("Reshape", &["sides", "flat"], "pads"),
+        node("Pad", &["in", "pads"], "padded"),
+        with(
+            node("Conv", &["padded", "kernel", "b"], "conv"),
+            "strides",
+            &[2, 2],
+        ),
+        node("Flatten", &["conv"], "out"),
+    ];
+    let mut constants = weights();
+    constants.extend([
+        Tensor {
+            dims: vec![4, 2],
+            ..ints("pairs", &[1, 0, 2, 0, 0, 0, 0, 0])
+        },
+        ints("last", &[-1]),
+        ints("before", &[i64::MIN + 1]),
+        ints("rows", &[0]),
+        ints("back", &[-1]),
+        ints("flat", &[-1]),
+        // The lower right of each window.
+        floats("kernel", &[1, 1, 2, 2], &[0.0, 0.0, 0.0, 1.0]),
+    ]);
+    // Two rows above and a column to the left: windows at (0, 0) and (2, 0) of 4 x 3, one pixel a row.
+    let found = read(nodes.clone(), constants.clone()).expect("it is read");
+    assert_eq!(found.network.classes, 2, "{}", found.network.to_toml());
+    let kernel = found.weights.values().find(|array| array.ndim() == 4);
+    assert_eq!(kernel.map(|array| array.shape()), Some(&[1, 1, 4, 3][..]));
+    constants[weights().len() + 4] = ints("back", &[0]);
+    let said = refused(nodes, constants);
+    assert!(said.contains("(Slice): steps of 0"), "{said}");
 
     let concat = with(node("Concat", &["shape", "two"], "target"), "axis", &[0]);
     let mut constants = weights();
@@ -340,6 +414,14 @@ fn what_would_be_read_as_something_else_is_refused_with_its_place() {
         (clip("relu", "two"), "(Clip): min is no constant"),
         (clip("", "relu"), "(Clip): max is no constant"),
         (clip("one", "two"), "(Clip): from 1 to 2"),
+        (
+            behind(node("Max", &["conv", "two"], "x")),
+            "(Max): of something else than a layer and 0",
+        ),
+        (
+            behind(node("Pow", &["conv", "one"], "x")),
+            "(Pow): other powers than 2",
+        ),
         (clip("", ""), "(Clip): from -inf to inf"),
         (
             behind(with(node("Concat", &["conv", "two"], "x"), "axis", &[1])),

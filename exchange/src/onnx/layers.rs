@@ -370,6 +370,21 @@ impl Layers {
         })
     }
 
+    /// Makes a ReLU that nobody else reads a ReLU6, if that is what this is of.
+    pub fn cap(&mut self, on: &View) -> bool {
+        let entry = on
+            .source
+            .filter(|_| on.sole)
+            .map(|at| &mut self.entries[at]);
+        match entry {
+            Some(entry) if matches!(entry.spec, LayerSpec::Relu {}) => {
+                entry.spec = LayerSpec::Relu6 {};
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Says of the newest layer if its slope is not held exactly.
     pub fn slope(&mut self, slope: f64) {
         let held = Ratio::nearest(slope);

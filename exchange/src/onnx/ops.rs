@@ -86,6 +86,12 @@ impl Operands {
         }
     }
 
+    /// Operand number so and so, if it is one number.
+    fn number(&self, at: usize) -> Option<f64> {
+        let constant = self.constant(at).filter(|constant| constant.len() == 1);
+        constant.and_then(|constant| constant.first().copied())
+    }
+
     /// All constants.
     pub fn constants(&self) -> impl Iterator<Item = &ArrayD<f64>> {
         (0..self.values.len()).filter_map(|at| self.constant(at))
@@ -484,8 +490,10 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
     if matches!(op, "Add" | "Sub" | "Mul" | "Div") {
         return arithmetic(reader, node, operands);
     }
+    // A maximum has no order.
     let on = operands
         .layer(0)
+        .or_else(|| operands.layer(1).filter(|_| op == "Max"))
         .ok_or("reads a constant where a layer is expected")?;
     match op {
         "Conv" => return conv(reader, node, operands, on),
@@ -511,7 +519,20 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
                 String::from_utf8_lossy(other)
             )),
         },
-        "Clip" => reader.layers.elementwise(clip(node, operands)?, on, sole),
+        "Clip" => match clip(node, operands)? {
+            LayerSpec::Relu6 {} if reader.layers.cap(on) => Ok(View { sole, ..on.clone() }),
+            spec => reader.layers.elementwise(spec, on, sole),
+        },
+        "Max" => match operands.number(0).or(operands.number(1)) {
+            Some(0.0) if operands.values.len() == 2 => {
+                reader.layers.elementwise(LayerSpec::Relu {}, on, sole)
+            }
+            _ => Err("of something else than a layer and 0".into()),
+        },
+        "Pow" => match operands.number(1) {
+            Some(2.0) => reader.layers.elementwise(LayerSpec::Square {}, on, sole),
+            _ => Err("other powers than 2".into()),
+        },
         "LeakyRelu" | "PRelu" => {
             let slope = match (op, operands.constant(1)) {
                 ("PRelu", Some(slope)) if slope.len() == 1 => slope.iter().sum(),
@@ -552,7 +573,7 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
             };
             reader.layers.add(spec, &[on], sole)
         }
-        "ReduceMean" => {
+        "ReduceMean" | "ReduceMax" => {
             let rank = on.axes.len() + 1;
             let given = operands
                 .ints_or_attribute(node, 1, "axes")?
@@ -565,11 +586,16 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
                 .collect();
             gone.sort_unstable();
             if given.contains(&0) || gone != [1, 2] || on.shape.len() != 3 {
-                return Err("averages over other axes than height and width".into());
+                return Err("over other axes than height and width".into());
             }
-            let made = reader
-                .layers
-                .add(LayerSpec::GlobalAvgPool {}, &[on], sole)?;
+            let spec = match op {
+                "ReduceMean" => LayerSpec::GlobalAvgPool {},
+                _ => LayerSpec::MaxPool {
+                    window: extent([on.shape[1], on.shape[2]]),
+                    stride: None,
+                },
+            };
+            let made = reader.layers.add(spec, &[on], sole)?;
             let keep = int(node, "keepdims", 1) != 0;
             let kept = (1..rank).filter(|axis| keep || !given.contains(axis));
             let axes = kept.map(|axis| on.axes[axis - 1].clone()).collect();
