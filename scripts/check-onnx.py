@@ -1,12 +1,18 @@
 #!/usr/bin/env python3
-"""Compares two ONNX models under onnxruntime on random images: an original, and what trefoil revealed.
+"""Holds ONNX models against what they should give, under onnxruntime.
 
-    python3 scripts/check-onnx.py model.onnx revealed.onnx [--tolerance 1e-3]
+    python3 scripts/check-onnx.py model.onnx revealed.onnx      # an original, and what trefoil revealed
+    python3 scripts/check-onnx.py FOLDER                        # each NAME.onnx there, and NAME.json beside it
 
-Needs onnx, onnxruntime, numpy. Prints the largest difference of the logits (of what is before a softmax
-at the end); exit code 1 above the tolerance. Weights with 16 fraction bits differ by up to 2^-17.
+Of two models the logits for random images are compared. A NAME.json holds images and logits: PyTorch's in
+exchange/tests/files/torch, the floating-point twin's in what `cargo run -p trefoil-exchange --example
+written -- FOLDER` writes. Needs onnx, onnxruntime, numpy. Prints the largest difference of the logits (of
+what is before a softmax at the end); exit code 1 above the tolerance. Revealed weights with 16 fraction
+bits differ by up to 2^-17.
 """
 import argparse
+import json
+import pathlib
 import sys
 
 import numpy as np
@@ -33,20 +39,33 @@ def logits(path, images):
     return np.stack([session.run([end], {info.name: row})[0].ravel() for row in rows])
 
 
+def compare(name, expected, found, tolerance):
+    """Whether the logits are far from each other."""
+    if expected.shape[1] == 1 and found.shape[1] == 2:  # One output z is there two classes, 0 and z.
+        expected = np.concatenate([np.zeros_like(expected), expected], axis=1)
+    difference, largest = float(np.abs(expected - found).max()), np.abs(expected).max()
+    print(f"{name}: largest difference of {expected.size} logits: {difference:.2e}; largest logit {largest:.2f}")
+    return not difference <= tolerance
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("original")
-    parser.add_argument("revealed", help="its input says the images' shape")
+    parser.add_argument("original", type=pathlib.Path, help="an ONNX model, or a folder")
+    parser.add_argument("revealed", nargs="?", help="its input says the images' shape")
     parser.add_argument("--tolerance", type=float, default=1e-3)
     args = parser.parse_args()
-    shape = [d.dim_value for d in onnx.load(args.revealed).graph.input[0].type.tensor_type.shape.dim[1:]]
-    images = np.random.default_rng(1).uniform(-1, 1, (16, *shape)).astype(np.float32)
-    original, revealed = logits(args.original, images), logits(args.revealed, images)
-    if original.shape[1] == 1:  # One output z is there two classes, 0 and z.
-        original = np.concatenate([np.zeros_like(original), original], axis=1)
-    difference = float(np.abs(original - revealed).max())
-    print(f"largest difference of {original.size} logits: {difference:.2e}; largest logit {np.abs(original).max():.2f}")
-    sys.exit(difference > args.tolerance)
+    if args.revealed:
+        shape = [d.dim_value for d in onnx.load(args.revealed).graph.input[0].type.tensor_type.shape.dim[1:]]
+        images = np.random.default_rng(1).uniform(-1, 1, (16, *shape)).astype(np.float32)
+        found = logits(args.revealed, images)
+        sys.exit(compare(args.revealed, logits(args.original, images), found, args.tolerance))
+    far = []
+    for path in sorted(args.original.glob("*.json")):
+        figures = json.loads(path.read_text())
+        images = np.array(figures["images"], np.float32).reshape([-1, *figures["shape"]])
+        found = logits(path.with_suffix(".onnx"), images)
+        far.append(compare(path.stem, np.array(figures["logits"], np.float32), found, args.tolerance))
+    sys.exit(any(far) or not far)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-//! Models of real exporters and in their forms (`scripts/make-onnx-models.py` made them): the floating-
-//! point twin gives the logits that onnxruntime gave, out and in again changes nothing, and a broken
-//! file is an error.
+//! Models of real exporters and in their forms (`scripts/make-torch-models.py` and `make-onnx-models.py`
+//! made them): the floating-point twin gives the logits that PyTorch or onnxruntime gave, out and in again
+//! changes nothing, and a broken file is an error.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,21 +27,68 @@ struct Recorded {
     logits: Vec<Vec<f32>>,
 }
 
-const FILES: [(&str, Option<[usize; 3]>); 8] = [
-    ("torch-lenet", None),
-    ("torch-resnet", None),
-    ("torch-mobile", None),
-    ("forms", None),
-    ("pools", None),
-    ("binary", Some([1, 8, 8])),
-    ("keras-cnn", None),
-    ("keras-mobile", None),
+const FILES: [&str; 35] = [
+    "torch-lenet",
+    "torch-resnet",
+    "torch-mobile",
+    "forms",
+    "pools",
+    "binary",
+    "keras-cnn",
+    "keras-mobile",
+    "torch/script-lenet-view",
+    "torch/script-lenet-flatten",
+    "torch/script-lenet-reshape",
+    "torch/script-lenet-named",
+    "torch/script-resnet",
+    "torch/script-resnet-norms",
+    "torch/script-mobile",
+    "torch/script-mobile-clamp",
+    "torch/script-dense",
+    "torch/script-dense-folded",
+    "torch/script-smooth",
+    "torch/script-smooth-11",
+    "torch/script-leaky",
+    "torch/script-rows",
+    "torch/script-words",
+    "torch/dynamo-lenet-view",
+    "torch/dynamo-lenet-reshape",
+    "torch/dynamo-resnet",
+    "torch/dynamo-resnet-norms",
+    "torch/dynamo-mobile",
+    "torch/dynamo-mobile-clamp",
+    "torch/dynamo-dense",
+    "torch/dynamo-smooth",
+    "torch/dynamo-smooth-18",
+    "torch/dynamo-leaky",
+    "torch/dynamo-rows",
+    "torch/dynamo-words",
 ];
+
+/// What a file leaves open.
+fn input(name: &str) -> Option<[usize; 3]> {
+    (name == "binary").then_some([1, 8, 8])
+}
 
 fn file(name: &str, ending: &str) -> Vec<u8> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/files");
     let path = folder.join(format!("{name}.{ending}"));
     std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn recorded(name: &str) -> Recorded {
+    serde_json::from_slice(&file(name, "json")).expect("it is JSON")
+}
+
+/// The model of a file, with the weights that lie beside it.
+fn understood(name: &str) -> Understood {
+    let beside = |data: &str| {
+        let model = data.strip_suffix(".onnx.data").ok_or("another name")?;
+        assert!(name.ends_with(model), "{data} beside {name}");
+        Ok(file(name, "onnx.data"))
+    };
+    onnx::read_with(&file(name, "onnx"), &beside, input(name))
+        .unwrap_or_else(|error| panic!("{name}: {error}"))
 }
 
 fn fixed(network: &Network, weights: &Weights, frac_bits: u32) -> BTreeMap<String, Tensor> {
@@ -96,11 +143,9 @@ fn difference(found: &Array2<f32>, recorded: &Recorded) -> f32 {
 }
 
 #[test]
-fn the_twin_of_an_imported_model_gives_the_logits_of_onnxruntime() {
-    for (name, input) in FILES {
-        let model =
-            onnx::read(&file(name, "onnx"), input).unwrap_or_else(|e| panic!("{name}: {e}"));
-        let recorded: Recorded = serde_json::from_slice(&file(name, "json")).expect("it is JSON");
+fn the_twin_of_an_imported_model_gives_the_logits_of_pytorch_or_onnxruntime() {
+    for name in FILES {
+        let (model, recorded) = (understood(name), recorded(name));
         let found = logits(&model, &images(&recorded, &model.network));
         let difference = difference(&found, &recorded);
         println!(
@@ -135,11 +180,10 @@ fn the_twin_of_an_imported_model_gives_the_logits_of_onnxruntime() {
 }
 
 #[test]
-fn predictions_in_fixed_point_are_near_the_logits_of_onnxruntime() {
+fn predictions_in_fixed_point_are_near_the_logits_of_pytorch_or_onnxruntime() {
     const F: u32 = 16;
-    for (name, input) in FILES {
-        let model = onnx::read(&file(name, "onnx"), input).expect("it is read");
-        let recorded: Recorded = serde_json::from_slice(&file(name, "json")).expect("it is JSON");
+    for name in FILES {
+        let (model, recorded) = (understood(name), recorded(name));
         let images = images(&recorded, &model.network);
         let job = JobKind::Predict {
             model: "m".into(),
@@ -176,11 +220,10 @@ fn predictions_in_fixed_point_are_near_the_logits_of_onnxruntime() {
 
 #[test]
 fn a_model_that_goes_out_and_in_again_is_the_same() {
-    for (name, input) in FILES {
-        let model = onnx::read(&file(name, "onnx"), input).expect("it is read");
+    for name in FILES {
+        let (model, recorded) = (understood(name), recorded(name));
         let out = onnx::write(&model.network, &model.weights).expect("it is written");
         let again = onnx::read(&out, None).unwrap_or_else(|error| panic!("{name}: {error}"));
-        let recorded: Recorded = serde_json::from_slice(&file(name, "json")).expect("it is JSON");
         let images = images(&recorded, &model.network);
         let pair = (logits(&model, &images), logits(&again, &images));
         let difference = (&pair.0 - &pair.1).iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -279,8 +322,8 @@ fn broken_files_are_errors_and_never_a_panic() {
         (seed % below as u64) as usize
     };
     let mut refused = 0;
-    for (name, input) in FILES {
-        let whole = file(name, "onnx");
+    for name in FILES {
+        let (whole, input) = (file(name, "onnx"), input(name));
         for _ in 0..150 {
             let length = random(whole.len());
             refused += usize::from(onnx::read(&whole[..length], input).is_err());
@@ -293,7 +336,7 @@ fn broken_files_are_errors_and_never_a_panic() {
             let _ = onnx::read(&changed, input);
         }
     }
-    assert!(refused > 1140, "{refused} of 1200 cut files refused");
+    assert!(refused > 5000, "{refused} of 5100 cut files refused");
     // A megabyte of messages without content, which would take a hundred in memory.
     let mut graph = vec![];
     for _ in 0..1 << 21 {

@@ -1,14 +1,19 @@
 //! Operations on constants: shapes that exporters compute, weights that they transpose.
 
-use ndarray::{ArrayD, Axis, IxDyn, Slice};
+use ndarray::{ArrayD, Axis, IxDyn};
 
 use super::ops::{Operands, attribute_ints, int, tensor_attribute};
 use super::proto::Node;
 use super::shapes::axes;
-use super::tensor::{self, MAX_ELEMENTS};
+use super::tensor::{self, MAX_ELEMENTS, room};
+use super::view::View;
 
 fn vector(values: Vec<f64>) -> ArrayD<f64> {
     ndarray::Array1::from_vec(values).into_dyn()
+}
+
+fn as_floats(lengths: Vec<usize>) -> impl Iterator<Item = f64> {
+    lengths.into_iter().map(|length| length as f64)
 }
 
 fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
@@ -17,7 +22,8 @@ fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
         .map_err(|error| format!("to {shape:?}: {error}"))
 }
 
-fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
+/// What a `Constant` holds.
+pub fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
     if let Some(stored) = tensor_attribute(node, "value") {
         return tensor::decode(stored).map_err(|error| error.to_string());
     }
@@ -33,20 +39,71 @@ fn constant(node: &Node) -> Result<ArrayD<f64>, String> {
     }
 }
 
+/// Parts of a constant: from, to, along which axes, in which steps.
+fn slice(of: &ArrayD<f64>, operands: &Operands) -> Result<ArrayD<f64>, String> {
+    let given = |at: usize| operands.constant(at).map(|values| values.iter());
+    let (Some(starts), Some(ends)) = (given(1), given(2)) else {
+        return Err("needs constants for start and end".into());
+    };
+    let count = starts.len();
+    let usual: Vec<i64> = (0..count as i64).collect();
+    let listed = given(3).map_or(usual, |axes| axes.map(|axis| *axis as i64).collect());
+    let listed = axes(&listed, of.ndim())?;
+    let steps = given(4).map_or(vec![1; count], |steps| steps.map(|s| *s as i64).collect());
+    if ends.len() != count || listed.len() != count || steps.len() != count {
+        return Err(format!(
+            "{count} starts, and another number of ends, axes or steps"
+        ));
+    }
+    let mut made = of.clone();
+    for (at, (start, end)) in starts.zip(ends).enumerate() {
+        let (axis, step) = (Axis(listed[at]), steps[at]);
+        let length = made.len_of(axis) as i64;
+        let place = |value: &f64, low: i64, high: i64| match *value as i64 {
+            value if value < 0 => value.saturating_add(length).clamp(low, high),
+            value => value.clamp(low, high),
+        };
+        // Backwards, the end is the one before the first.
+        let (mut from, to) = match step < 0 {
+            true => (
+                place(start, 0.min(length - 1), length - 1),
+                place(end, -1, length - 1),
+            ),
+            false => (place(start, 0, length), place(end, 0, length)),
+        };
+        let mut places = Vec::new();
+        while (step > 0 && from < to) || (step < 0 && from > to) {
+            places.push(from as usize);
+            from = from.saturating_add(step);
+        }
+        if step == 0 {
+            return Err("steps of 0".into());
+        }
+        made = made.select(axis, &places);
+    }
+    Ok(made)
+}
+
 /// The constant that a node gives, if it reads constants alone, or the shape of something.
 pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, String> {
-    match (node.op_type.as_str(), operands.layer(0)) {
-        ("Constant", _) => return constant(node).map(Some),
-        ("Shape", Some(view)) => {
+    match node.op_type.as_str() {
+        "Constant" => return constant(node).map(Some),
+        "Shape" => {
             // The batch is open: -1, which is what a `Reshape` says of it too.
-            let lengths = view.lengths().into_iter().map(|length| length as f64);
-            let all: Vec<f64> = std::iter::once(-1.0).chain(lengths).collect();
+            let of_layer = |view: &View| std::iter::once(-1.0).chain(as_floats(view.lengths()));
+            let all: Vec<f64> = match (operands.layer(0), operands.constant(0)) {
+                (Some(view), _) => of_layer(view).collect(),
+                (None, Some(array)) => as_floats(array.shape().to_vec()).collect(),
+                (None, None) => return Err("reads nothing".into()),
+            };
             let rank = all.len() as i64;
             let bound = |value: i64| value + if value < 0 { rank } else { 0 };
             let start = bound(int(node, "start", 0).clamp(-rank, rank)) as usize;
             let end = bound(int(node, "end", rank).clamp(-rank, rank)) as usize;
             return Ok(Some(vector(all[start..end.max(start)].to_vec())));
         }
+        // What it reads second says the type alone.
+        "CastLike" => return Ok(operands.constant(0).cloned()),
         _ => {}
     }
     let Some(first) = operands.constant(0).filter(|_| operands.all_constant()) else {
@@ -55,7 +112,25 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
     let rank = first.ndim();
     let listed = || operands.ints_or_attribute(node, 1, "axes");
     let made = match node.op_type.as_str() {
-        "Identity" | "Cast" => first.clone(),
+        "Identity" => first.clone(),
+        // Integers of several widths: the fraction goes.
+        "Cast" if matches!(int(node, "to", 1), 2..=7 | 12 | 13) => first.mapv(f64::trunc),
+        "Cast" => first.clone(),
+        "Expand" => {
+            let shape = operands.constant(1).ok_or("needs a shape")?;
+            let shape: Vec<usize> = shape.iter().map(|length| *length as usize).collect();
+            // Either may have the longer axis.
+            let rank = rank.max(shape.len());
+            if rank > 8 {
+                return Err(format!("to {rank} axes"));
+            }
+            let whole = |shape: &[usize]| [&vec![1; rank - shape.len()], shape].concat();
+            let (own, other) = (whole(first.shape()), whole(&shape));
+            let shape: Vec<usize> = own.iter().zip(&other).map(|(a, b)| *a.max(b)).collect();
+            room(&shape)?;
+            let array = first.broadcast(IxDyn(&shape));
+            array.ok_or_else(|| format!("to {shape:?}"))?.to_owned()
+        }
         "Transpose" => {
             let usual: Vec<i64> = (0..rank as i64).rev().collect();
             let order = axes(attribute_ints(node, "perm").unwrap_or(&usual), rank)?;
@@ -125,29 +200,17 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
             let parts: Vec<_> = operands.constants().map(|part| part.view()).collect();
             ndarray::concatenate(Axis(axis), &parts).map_err(|error| error.to_string())?
         }
-        "Slice" if rank == 1 => {
-            let bound = |at: usize| {
-                let values = operands.constant(at).and_then(|values| values.first());
-                let value = values.copied().unwrap_or(0.0) as i64;
-                let length = first.len() as i64;
-                (if value < 0 {
-                    value.saturating_add(length)
-                } else {
-                    value
-                })
-                .clamp(0, length)
-            };
-            if operands
-                .constant(4)
-                .and_then(|step| step.first())
-                .is_some_and(|step| *step != 1.0)
-            {
-                return Err("steps other than 1".into());
+        "Slice" => slice(first, operands)?,
+        "ConstantOfShape" => {
+            let shape: Vec<usize> = first.iter().map(|length| *length as usize).collect();
+            if shape.len() > 8 {
+                return Err(format!("{} axes", shape.len()));
             }
-            let (start, end) = (bound(1) as isize, bound(2) as isize);
-            first
-                .slice_axis(Axis(0), Slice::new(start, Some(end.max(start)), 1))
-                .to_owned()
+            room(&shape)?;
+            let value = tensor_attribute(node, "value").map(tensor::decode);
+            let value = value.transpose().map_err(|error| error.to_string())?;
+            let value = value.and_then(|value| value.first().copied());
+            ArrayD::from_elem(IxDyn(&shape), value.unwrap_or(0.0))
         }
         "Add" | "Sub" | "Mul" | "Div" => {
             let second = operands.constant(1).ok_or("reads one value")?;

@@ -1,8 +1,10 @@
 //! Reads a model: which nodes its output needs, and what each of them gives.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use ndarray::ArrayD;
 use prost::Message;
 use trefoil_models::network::Network;
@@ -10,7 +12,7 @@ use trefoil_models::network::Network;
 use super::layers::Layers;
 use super::tensor::MAX_ELEMENTS;
 use super::view::View;
-use super::{OLDEST_OPSET, bounds, constants, ops, proto, shapes, tensor};
+use super::{OLDEST_OPSET, bounds, constants, fuse, ops, proto, shapes, tensor, usual};
 use crate::{ExchangeError, Weights};
 
 /// Elements of all constants that a graph reads or computes, at most.
@@ -27,6 +29,9 @@ pub struct Understood {
     pub notes: Vec<String>,
 }
 
+/// Reads a file that lies beside the model, by its name.
+pub type Beside<'a> = dyn Fn(&str) -> Result<Vec<u8>, String> + 'a;
+
 /// What a name of the graph stands for.
 #[derive(Clone, Debug)]
 pub enum Value {
@@ -37,10 +42,12 @@ pub enum Value {
 }
 
 /// Everything that was read so far.
-#[derive(Debug)]
 pub struct Reader<'a> {
     values: BTreeMap<&'a str, Value>,
     tensors: BTreeMap<&'a str, &'a proto::Tensor>,
+    beside: &'a Beside<'a>,
+    /// Files beside the model so far.
+    files: BTreeMap<String, Bytes>,
     /// How many nodes read each name.
     readers: BTreeMap<&'a str, usize>,
     /// Elements of all constants so far.
@@ -58,13 +65,32 @@ impl<'a> Reader<'a> {
         let Some((name, stored)) = self.tensors.get_key_value(name) else {
             return Err(format!("reads {name:?}, which nothing before it gives"));
         };
-        let (name, array) = (
-            *name,
-            tensor::decode(stored).map_err(|error| error.to_string())?,
-        );
-        let value = self.constant(array)?;
+        let (name, stored) = (*name, *stored);
+        let array = match stored.data_location {
+            1 => tensor::decode(&self.outside(stored)?),
+            _ => tensor::decode(stored),
+        };
+        let value = self.constant(array.map_err(|error| error.to_string())?)?;
         self.values.insert(name, value.clone());
         Ok(value)
+    }
+
+    /// A tensor with its values, which are in another file.
+    fn outside(&mut self, stored: &proto::Tensor) -> Result<proto::Tensor, String> {
+        let refused = |problem: String| format!("tensor {:?}: {problem}", stored.name);
+        let (name, range) = tensor::outside(stored).map_err(refused)?;
+        if !self.files.contains_key(name) {
+            let read = (self.beside)(name).map_err(refused)?;
+            self.files.insert(name.to_owned(), Bytes::from(read));
+        }
+        let file = &self.files[name];
+        // Without a length: to the end. A slice that is too short is refused by the tensor's shape.
+        let end = range.end.min(file.len());
+        Ok(proto::Tensor {
+            raw_data: file.slice(range.start.min(end)..end),
+            data_location: 0,
+            ..stored.clone()
+        })
     }
 
     /// A constant, if all of them together are not too large.
@@ -98,21 +124,34 @@ fn place(number: usize, node: &proto::Node, problem: String) -> ExchangeError {
 }
 
 /// The nodes that a name needs, in the order of the file.
-fn needed<'a>(graph: &'a proto::Graph, output: &'a str) -> Vec<(usize, &'a proto::Node)> {
+fn needed<'a>(
+    all: &'a [(usize, Cow<'a, proto::Node>)],
+    output: &'a str,
+) -> Vec<(usize, &'a proto::Node)> {
     let mut wanted = BTreeSet::from([output]);
     let mut nodes = Vec::new();
-    for (number, node) in graph.node.iter().enumerate().rev() {
+    for (number, node) in all.iter().rev() {
         if node
             .output
             .iter()
             .any(|name| wanted.contains(name.as_str()))
         {
             wanted.extend(node.input.iter().map(String::as_str));
-            nodes.push((number, node));
+            nodes.push((*number, &**node));
         }
     }
     nodes.reverse();
     nodes
+}
+
+/// Names whose values a node reads: who asks for a shape or a type reads none.
+fn read_values(node: &proto::Node) -> &[String] {
+    let values = match node.op_type.as_str() {
+        "Shape" => 0,
+        "CastLike" => 1,
+        _ => node.input.len(),
+    };
+    &node.input[..values.min(node.input.len())]
 }
 
 /// The images as the graph sees them: `[batch, channels, height, width]`, or with the channels last if
@@ -193,13 +232,24 @@ fn images(
 /// Reads an ONNX file. `input` are channels, height and width of the images, where the file leaves them
 /// open.
 ///
-/// A file that is not understood is an error that names the node, and nothing is guessed.
+/// A file that is not understood is an error that names the node, and nothing is guessed. Weights in
+/// another file are for [`read_with`].
 pub fn read(file: &[u8], input: Option<[usize; 3]>) -> Result<Understood, ExchangeError> {
+    let none = |name: &str| Err(format!("its values are in another file, {name:?}"));
+    read_with(file, &none, input)
+}
+
+/// As [`read`]; `beside` reads the files in which large weights are ("external data"): a name without a
+/// folder, as the model says it.
+pub fn read_with(
+    file: &[u8],
+    beside: &Beside<'_>,
+    input: Option<[usize; 3]>,
+) -> Result<Understood, ExchangeError> {
     let problem = |problem: String| ExchangeError::File { problem };
     bounds::check(file)?;
     // The large fields of the decoded model are slices of this copy.
     let model = proto::Model::decode(bytes::Bytes::copy_from_slice(file))?;
-    let usual = |domain: &str| matches!(domain, "" | "ai.onnx");
     let opset = model.opset_import.iter().find(|set| usual(&set.domain));
     let Some(opset) = opset.map(|set| set.version) else {
         return Err(problem(
@@ -218,7 +268,8 @@ pub fn read(file: &[u8], input: Option<[usize; 3]>) -> Result<Understood, Exchan
             graph.output.len()
         )));
     };
-    let mut nodes = needed(&graph, &output.name);
+    let all = fuse::fused(&graph);
+    let mut nodes = needed(&all, &output.name);
     let mut notes = Vec::new();
     // What an own output of the parties does anyway: probabilities or classes of logits.
     let mut end = output.name.as_str();
@@ -250,11 +301,13 @@ pub fn read(file: &[u8], input: Option<[usize; 3]>) -> Result<Understood, Exchan
             .iter()
             .map(|t| (t.name.as_str(), t))
             .collect(),
+        beside,
+        files: BTreeMap::new(),
         readers: BTreeMap::new(),
         elements: 0,
         layers: Layers::default(),
     };
-    for name in nodes.iter().flat_map(|(_, node)| &node.input) {
+    for name in nodes.iter().flat_map(|(_, node)| read_values(node)) {
         *reader.readers.entry(name.as_str()).or_default() += 1;
     }
     for (number, node) in nodes {
@@ -269,7 +322,10 @@ pub fn read(file: &[u8], input: Option<[usize; 3]>) -> Result<Understood, Exchan
             return Err(error("has no output".into()));
         };
         let value = step(&mut reader, node).map_err(error)?;
-        reader.values.insert(output, value);
+        let twice = reader.values.insert(output, value).is_some();
+        if twice || reader.tensors.contains_key(output.as_str()) {
+            return Err(error(format!("gives {output:?} for the second time")));
+        }
     }
     let Value::Layer(last) = reader.value(end).map_err(problem)? else {
         return Err(problem("the output does not depend on the images".into()));

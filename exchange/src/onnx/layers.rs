@@ -6,8 +6,9 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use trefoil_models::network::{
     Border, Extent, From, LayerEntry, LayerSpec, Network, Padding, VARIANCE_EPSILON_LOG2,
 };
+use trefoil_models::programs::Ratio;
 
-use super::tensor::MAX_ELEMENTS;
+use super::tensor::room;
 use super::view::View;
 use crate::{ExchangeError, Weights};
 
@@ -369,6 +370,33 @@ impl Layers {
         })
     }
 
+    /// Makes a ReLU that nobody else reads a ReLU6, if that is what this is of.
+    pub fn cap(&mut self, on: &View) -> bool {
+        let entry = on
+            .source
+            .filter(|_| on.sole)
+            .map(|at| &mut self.entries[at]);
+        match entry {
+            Some(entry) if matches!(entry.spec, LayerSpec::Relu {}) => {
+                entry.spec = LayerSpec::Relu6 {};
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Says of the newest layer if its slope is not held exactly.
+    pub fn slope(&mut self, slope: f64) {
+        let held = Ratio::nearest(slope);
+        if held.value() != slope {
+            let Ratio { factor, shift } = held;
+            self.notes.push(format!(
+                "layer {}: the slope {slope} is held as {factor} / 2^{shift}",
+                self.entries.len()
+            ));
+        }
+    }
+
     /// Whether a layer's values are never negative, so that a zero beside them is no maximum.
     pub fn not_negative(&self, source: Option<usize>) -> bool {
         let Some(entry) = source.map(|at| &self.entries[at]) else {
@@ -485,19 +513,6 @@ impl Layers {
             names.push((elsewhere || entry.held.is_some(), name));
         }
         names
-    }
-}
-
-/// Refuses weights that are more than a layer may have, before they take memory.
-fn room(shape: &[usize]) -> Result<(), String> {
-    let elements = shape
-        .iter()
-        .fold(1usize, |all, length| all.saturating_mul(*length));
-    match elements <= MAX_ELEMENTS {
-        true => Ok(()),
-        false => Err(format!(
-            "weights of shape {shape:?} are more than {MAX_ELEMENTS}"
-        )),
     }
 }
 

@@ -86,6 +86,12 @@ impl Operands {
         }
     }
 
+    /// Operand number so and so, if it is one number.
+    fn number(&self, at: usize) -> Option<f64> {
+        let constant = self.constant(at).filter(|constant| constant.len() == 1);
+        constant.and_then(|constant| constant.first().copied())
+    }
+
     /// All constants.
     pub fn constants(&self) -> impl Iterator<Item = &ArrayD<f64>> {
         (0..self.values.len()).filter_map(|at| self.constant(at))
@@ -478,8 +484,10 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
     if matches!(op, "Add" | "Sub" | "Mul" | "Div") {
         return arithmetic(reader, node, operands);
     }
+    // A maximum has no order.
     let on = operands
         .layer(0)
+        .or_else(|| operands.layer(1).filter(|_| op == "Max"))
         .ok_or("reads a constant where a layer is expected")?;
     match op {
         "Conv" => return conv(reader, node, operands, on),
@@ -496,7 +504,29 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
         "Relu" => reader.layers.elementwise(LayerSpec::Relu {}, on, sole),
         "Sigmoid" => reader.layers.elementwise(LayerSpec::Sigmoid {}, on, sole),
         "Tanh" => reader.layers.elementwise(LayerSpec::Tanh {}, on, sole),
-        "Clip" => reader.layers.elementwise(clip(node, operands)?, on, sole),
+        "Swish" if float(node, "alpha", 1.0) != 1.0 => Err("alpha other than 1".into()),
+        "Swish" => reader.layers.elementwise(LayerSpec::Silu {}, on, sole),
+        "Gelu" => match attribute(node, "approximate").map_or(&b"none"[..], |by| &by.s) {
+            b"none" | b"" => reader.layers.elementwise(LayerSpec::Gelu {}, on, sole),
+            other => Err(format!(
+                "approximate = {:?}; \"none\", by erf, is possible",
+                String::from_utf8_lossy(other)
+            )),
+        },
+        "Clip" => match clip(node, operands)? {
+            LayerSpec::Relu6 {} if reader.layers.cap(on) => Ok(View { sole, ..on.clone() }),
+            spec => reader.layers.elementwise(spec, on, sole),
+        },
+        "Max" => match operands.number(0).or(operands.number(1)) {
+            Some(0.0) if operands.values.len() == 2 => {
+                reader.layers.elementwise(LayerSpec::Relu {}, on, sole)
+            }
+            _ => Err("of something else than a layer and 0".into()),
+        },
+        "Pow" => match operands.number(1) {
+            Some(2.0) => reader.layers.elementwise(LayerSpec::Square {}, on, sole),
+            _ => Err("other powers than 2".into()),
+        },
         "LeakyRelu" | "PRelu" => {
             let slope = match (op, operands.constant(1)) {
                 ("PRelu", Some(slope)) if slope.len() == 1 => slope.iter().sum(),
@@ -504,10 +534,11 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
                 _ => float(node, "alpha", 0.01),
             };
             // As the file means it, and not as a float of 32 bits happens to lie.
-            let slope = Some((slope * 1e6).round() / 1e6);
-            reader
-                .layers
-                .elementwise(LayerSpec::LeakyRelu { slope }, on, sole)
+            let slope = (slope * 1e6).round() / 1e6;
+            let spec = LayerSpec::LeakyRelu { slope: Some(slope) };
+            let made = reader.layers.elementwise(spec, on, sole)?;
+            reader.layers.slope(slope);
+            Ok(made)
         }
         "BatchNormalization" => {
             if int(node, "training_mode", 0) != 0 {
@@ -530,15 +561,9 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
         }
         "GlobalMaxPool" => {
             let [_, h, w] = on.image()?;
-            let spec = LayerSpec::MaxPool {
-                window: extent([h, w]),
-                stride: None,
-                padding: None,
-                ceil_mode: None,
-            };
-            reader.layers.add(spec, &[on], sole)
+            reader.layers.add(global_max_pool([h, w]), &[on], sole)
         }
-        "ReduceMean" => {
+        "ReduceMean" | "ReduceMax" => {
             let rank = on.axes.len() + 1;
             let given = operands
                 .ints_or_attribute(node, 1, "axes")?
@@ -551,11 +576,13 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
                 .collect();
             gone.sort_unstable();
             if given.contains(&0) || gone != [1, 2] || on.shape.len() != 3 {
-                return Err("averages over other axes than height and width".into());
+                return Err("over other axes than height and width".into());
             }
-            let made = reader
-                .layers
-                .add(LayerSpec::GlobalAvgPool {}, &[on], sole)?;
+            let spec = match op {
+                "ReduceMean" => LayerSpec::GlobalAvgPool {},
+                _ => global_max_pool([on.shape[1], on.shape[2]]),
+            };
+            let made = reader.layers.add(spec, &[on], sole)?;
             let keep = int(node, "keepdims", 1) != 0;
             let kept = (1..rank).filter(|axis| keep || !given.contains(axis));
             let axes = kept.map(|axis| on.axes[axis - 1].clone()).collect();
@@ -587,5 +614,15 @@ pub fn layer(reader: &mut Reader<'_>, node: &Node, operands: &Operands) -> Resul
             }
         }
         _ => Err("this operation is not supported".into()),
+    }
+}
+
+/// The largest of each whole plane.
+fn global_max_pool(plane: [usize; 2]) -> LayerSpec {
+    LayerSpec::MaxPool {
+        window: extent(plane),
+        stride: None,
+        padding: None,
+        ceil_mode: None,
     }
 }

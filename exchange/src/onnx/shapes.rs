@@ -65,7 +65,8 @@ pub fn view(node: &Node, operands: &Operands) -> Result<Option<View>, String> {
     let Some(view) = operands.layer(0) else {
         return Ok(None);
     };
-    if view.pads != [0; 4] && !matches!(node.op_type.as_str(), "Identity" | "Dropout" | "Cast") {
+    let nothing = ["Identity", "Dropout", "Cast", "CastLike"].contains(&node.op_type.as_str());
+    if view.pads != [0; 4] && !nothing {
         return Ok(None);
     }
     let rank = view.axes.len() + 1;
@@ -75,7 +76,7 @@ pub fn view(node: &Node, operands: &Operands) -> Result<Option<View>, String> {
         "Cast" if !matches!(int(node, "to", 1), 1 | 10 | 11 | 16) => {
             return Err("to something else than floats".into());
         }
-        "Identity" | "Dropout" | "Cast" => view.clone(),
+        _ if nothing => view.clone(),
         "Reshape" => {
             let target = operands.constant(1).ok_or("needs a constant shape")?;
             let lengths = lengths(view, target, int(node, "allowzero", 0) != 0)?;

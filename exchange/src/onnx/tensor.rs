@@ -1,5 +1,7 @@
 //! Constants of a graph: tensors of numbers, whatever their type in the file.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 
@@ -9,12 +11,48 @@ use crate::ExchangeError;
 /// Elements of one constant, at most: what a layer of a network may have.
 pub const MAX_ELEMENTS: usize = 1 << 24;
 
+/// Refuses a constant that is too large, before it takes memory.
+pub fn room(shape: &[usize]) -> Result<(), String> {
+    let elements = shape
+        .iter()
+        .fold(1usize, |all, length| all.saturating_mul(*length));
+    match elements <= MAX_ELEMENTS {
+        true => Ok(()),
+        false => Err(format!("{shape:?} are more than {MAX_ELEMENTS} elements")),
+    }
+}
+
 fn chunks<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
     bytes.chunks_exact(N).map(|chunk| {
         let mut value = [0; N];
         value.copy_from_slice(chunk);
         value
     })
+}
+
+/// Where the values of a tensor are that are in another file: its name, and which bytes of it.
+pub fn outside(tensor: &proto::Tensor) -> Result<(&str, Range<usize>), String> {
+    let entry = |key: &str| {
+        let entry = tensor.external_data.iter().find(|entry| entry.key == key);
+        entry.map(|entry| entry.value.as_str())
+    };
+    let number = |key: &str| match entry(key) {
+        None => Ok(None),
+        Some(text) => match text.parse::<usize>() {
+            Ok(number) => Ok(Some(number)),
+            Err(_) => Err(format!("its values are in another file, {key} {text:?}")),
+        },
+    };
+    let name = entry("location").unwrap_or_default();
+    // A model is never a reason to read files elsewhere.
+    if name.is_empty() || name.starts_with('.') || name.contains(['/', '\\', ':']) {
+        return Err(format!(
+            "its values are in the file {name:?}: a file beside the model is possible"
+        ));
+    }
+    let start = number("offset")?.unwrap_or(0);
+    let end = number("length")?.map_or(usize::MAX, |length| start.saturating_add(length));
+    Ok((name, start..end))
 }
 
 /// The numbers of a tensor of the file. Integers are exact up to 2^53; shapes and axes are smaller.
@@ -26,7 +64,7 @@ pub fn decode(tensor: &proto::Tensor) -> Result<ArrayD<f64>, ExchangeError> {
         })
     };
     if tensor.data_location == 1 {
-        return refuse("its values are in another file; save the model as a single file".into());
+        return refuse("its values are in another file, and it is no initialiser".into());
     }
     let mut shape = Vec::new();
     let mut elements = 1usize;
@@ -52,8 +90,11 @@ pub fn decode(tensor: &proto::Tensor) -> Result<ArrayD<f64>, ExchangeError> {
             ));
         }
     };
-    if !raw.is_empty() && !raw.len().is_multiple_of(width) {
-        return refuse(format!("{} bytes of elements of {width} bytes", raw.len()));
+    if !raw.is_empty() && raw.len() != elements * width {
+        return refuse(format!(
+            "{} bytes, but shape {shape:?} of elements of {width} bytes",
+            raw.len()
+        ));
     }
     let values: Vec<f64> = match (tensor.data_type, raw.is_empty()) {
         (1, true) => floats().collect(),
