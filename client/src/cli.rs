@@ -73,7 +73,7 @@ enum Command {
     Knn(operate::KnnArgs),
     /// Keep a session open in which members have images classified at once.
     Serve(operate::ServeArgs),
-    /// List the models that the parties keep, or remove one.
+    /// List the models that the parties keep, show what is known of one, or remove one.
     Models(operate::ModelsArgs),
     /// Open a kept model's WEIGHTS to this member.
     RevealModel(operate::RevealArgs),
