@@ -378,6 +378,8 @@ impl Job {
             };
             inner.record.note.clone_from(&reason);
             inner.enter(how, crate::files::now_s());
+            // A session that began meanwhile looks for the word.
+            inner.cancelled.get_or_insert_with(|| reason.clone());
             // A failed job has no results.
             inner.events.retain(|(_, event)| {
                 matches!(
@@ -819,6 +821,28 @@ mod tests {
         assert!(job.reads(anna, Withdrawal::One(5)) && job.reads(anna, Withdrawal::Below(3)));
         assert!(!job.reads(anna, Withdrawal::One(1)) && !job.reads(anna, Withdrawal::Below(2)));
         assert!(job.reads(bernd, Withdrawal::One(1)) && !job.reads(bernd, Withdrawal::One(5)));
+    }
+
+    #[test]
+    fn a_cancel_leaves_its_word_to_a_session_that_began_meanwhile_and_loses_to_an_end() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        // While the decision was written down.
+        assert!(job.begin(NOW_S) && job.cancelled().is_none());
+        assert!(job.end(JobState::Cancelled, "P1: enough"));
+        assert_eq!(job.cancelled().as_deref(), Some("P1: enough"));
+        assert_eq!(job.pause("P2 is gone", NOW_S), Err("P1: enough".into()));
+        assert!(!job.begin(NOW_S));
+
+        let over = submit(&jobs, 2, false, NOW_S).unwrap();
+        assert!(over.begin(NOW_S));
+        over.fail("P2: no disk");
+        assert!(!over.end(JobState::Cancelled, "P1: enough"));
+        let record = over.record();
+        assert_eq!(
+            (record.state, record.note.as_str()),
+            (JobState::Failed, "P2: no disk")
+        );
     }
 
     #[test]
