@@ -1,6 +1,9 @@
 //! The `trefoil` command line. Results go to stdout, logs and progress to stderr.
-//! Exit codes: 0 success, 1 failure (the reason is on stderr), 2 wrong usage.
+//! Exit codes: 0 success, 1 failure (the reason is on stderr), 2 wrong usage, 141 nobody reads stdout
+//! any more.
 
+use std::any::Any;
+use std::panic::{self, AssertUnwindSafe};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -73,11 +76,12 @@ enum Command {
     Knn(operate::KnnArgs),
     /// Keep a session open in which members have images classified at once.
     Serve(operate::ServeArgs),
-    /// List the models that the parties keep, or remove one.
+    /// List the models that the parties keep, show what is known of one, or remove one.
     Models(operate::ModelsArgs),
     /// Open a kept model's WEIGHTS to this member.
     RevealModel(operate::RevealArgs),
-    /// Share weights with the parties, who keep them as a model that none of them sees.
+    /// Share weights (.onnx, .npz, .safetensors) with the parties, who keep them as a model that none
+    /// of them sees.
     ImportModel(operate::ImportArgs),
     /// Show an ONNX model as a network file and weights, on this machine alone.
     ConvertModel(operate::ConvertArgs),
@@ -266,14 +270,42 @@ fn run(command: Command) -> Result<()> {
     }
 }
 
+/// The exit code of a tool that SIGPIPE ends, as a shell shows it.
+const STDOUT_CLOSED: u8 = 141;
+
+/// Whether a panic is that of `println!` because whoever read stdout has ended, as in `trefoil plan |
+/// head`. The standard library says it in these words alone.
+fn is_stdout_closed(payload: &(dyn Any + Send)) -> bool {
+    payload.downcast_ref::<String>().is_some_and(|said| {
+        said.starts_with("failed printing to stdout") && said.contains("Broken pipe")
+    })
+}
+
+/// Runs a command, which ends quietly where nobody reads stdout any more: what it started is ended and
+/// cleared away as with any other end.
+fn run_until_unread(command: Command) -> Option<Result<()>> {
+    let loud = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        if !is_stdout_closed(info.payload()) {
+            loud(info);
+        }
+    }));
+    match panic::catch_unwind(AssertUnwindSafe(|| run(command))) {
+        Ok(done) => Some(done),
+        Err(payload) if is_stdout_closed(&*payload) => None,
+        Err(payload) => panic::resume_unwind(payload),
+    }
+}
+
 /// The tool's entry: parses the command line, runs the command, reports an error in one place.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli.command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
+    match run_until_unread(cli.command) {
+        Some(Ok(())) => ExitCode::SUCCESS,
+        Some(Err(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }
+        None => STDOUT_CLOSED.into(),
     }
 }

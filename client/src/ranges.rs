@@ -12,13 +12,13 @@ use trefoil_models::ranges::{self, Part, Report, Row, SPARE_BITS};
 use trefoil_models::{Network, schedule};
 use trefoil_protocol::prg::Prg;
 
-use crate::data::{Dataset, Preprocess, permutation};
+use crate::data::{Dataset, Preprocess, permutation, subset};
 use crate::experiment::{Experiment, read_network};
 use crate::follow::bar;
 use crate::operate::RecipeArgs;
 use crate::simulate::tables::{Holding, tables};
 
-/// Rows of synthetic data.
+/// Rows of synthetic data, at most, unless one batch has more.
 const SYNTHETIC_ROWS: usize = 512;
 
 /// Arguments of `trefoil check-ranges`.
@@ -98,7 +98,10 @@ fn subject(args: &RangesArgs) -> Result<Subject> {
     }
     let network = read_network(name)?;
     spec.check_for(&network)?;
-    let train = synthetic(&network, SYNTHETIC_ROWS.max(spec.batch), spec.seed)?;
+    // No more than the steps read: noise of large pictures takes longer than a step.
+    let rows = args.steps.saturating_mul(spec.batch);
+    let rows = rows.clamp(spec.batch, SYNTHETIC_ROWS.max(spec.batch));
+    let train = synthetic(&network, rows, spec.seed)?;
     let preprocess = Preprocess::measure(&train)?;
     Ok(Subject {
         network,
@@ -131,7 +134,7 @@ fn look(subject: Subject, steps: usize) -> Result<Report> {
     };
     let plan = schedule(&job)?;
     let holding = Holding {
-        test: train.clone(),
+        test: subset(&train, &[])?,
         train,
     };
     let tables = tables(&[&holding], &preprocess, spec.frac_bits)?;
@@ -225,6 +228,7 @@ fn verdict(row: &Row) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::path::Path;
 
     use clap::Parser;
@@ -249,6 +253,36 @@ mod tests {
         let error = check("logistic --data synthetic --steps 9 --learning-rate 64 --frac-bits 24")
             .expect_err("out of range");
         assert!(error.to_string().contains("broken"), "{error:#}");
+    }
+
+    #[test]
+    fn every_layer_of_a_large_network_is_reported_on_noise() {
+        let words = "check-ranges alexnet --data synthetic --batch 4 --steps 2";
+        let args = Line::try_parse_from(words.split(' ')).unwrap().args;
+        let subject = subject(&args).unwrap();
+        assert_eq!(subject.train.len(), 8, "as many rows as the steps read");
+        let layers = subject.network.layers.iter();
+        let names: Vec<String> = layers.map(|layer| layer.name.clone()).collect();
+        let parameters = subject.network.parameters().into_iter();
+        let learning: BTreeSet<String> = parameters
+            .filter_map(|(name, _)| Some(name.split_once('.')?.0.to_owned()))
+            .collect();
+        assert!(
+            names.len() > 15 && learning.len() == 10,
+            "{names:?}, {learning:?}"
+        );
+        let report = look(subject, args.steps).unwrap();
+        assert!(report.steps == 2 && !report.is_broken());
+        // A ReLU behind a pooling has its backward part in that of the pooling.
+        let kept = learning
+            .iter()
+            .flat_map(|name| [Part::State, Part::Backward].map(|part| (name, part)));
+        for (name, part) in names.iter().map(|name| (name, Part::Forward)).chain(kept) {
+            let mut rows = report.rows.iter();
+            let row = rows.find(|row| row.layer == *name && row.part == part);
+            let row = row.unwrap_or_else(|| panic!("{name} {part:?} is missing"));
+            assert!(row.largest > 0.0 && row.largest < row.bound, "{row:?}");
+        }
     }
 
     #[test]

@@ -363,7 +363,7 @@ impl Policy {
                     .as_ref()
                     .is_some_and(|kinds| kinds.iter().all(counted))
                 {
-                    let detail = "rows are counted for predictions: add kinds = [\"predict\"], or [\"serve\"]";
+                    let detail = "rows are counted for predictions: add kinds with \"predict\", \"serve\" or \"knn\" alone";
                     return fail("rows_per_day", detail.into());
                 }
             }

@@ -564,8 +564,12 @@ impl JobDescription {
                         line("computes", format!("of {rows} images {near}"));
                         let words = format!("upload {upload}, which only {requester} may use");
                         line("reads", words);
+                        let from = match spec.k {
+                            1 => "it is the label of one training row".into(),
+                            k => format!("it follows from the labels of {k} training rows"),
+                        };
                         let words = format!(
-                            "to {requester}: the class of each image, nothing else; it follows from single training rows"
+                            "to {requester}: the class of each image, nothing else; {from}"
                         );
                         line("reveals", words);
                     }
@@ -738,6 +742,68 @@ mod tests {
         );
         let part = "A CONFUSION MATRIX OF EACH HOSPITAL'S ROWS, by the first digits of their public keys: abababababababab (2 rows)";
         assert!(said.contains(part), "{said}");
+    }
+
+    #[test]
+    fn what_nearest_rows_tell_is_said_and_to_whom() {
+        let mut job = train();
+        let JobKind::Train { dataset, .. } = job.kind.clone() else {
+            unreachable!()
+        };
+        let kind = |k, queries| {
+            JobKind::Neighbours(NeighbourSpec {
+                dataset: dataset.clone(),
+                input: [1, 2, 2],
+                classes: 3,
+                k,
+                frac_bits: 13,
+                ring_bits: 64,
+                queries,
+            })
+        };
+        let images = |upload: &str| Queries::Upload {
+            rows: 4,
+            upload: upload.into(),
+        };
+        let near = "training rows of data set digits (10 training rows, 2 test rows, snapshot 0707070707070707)";
+        let lines = |job: &JobDescription| -> Vec<String> {
+            let said = words(job);
+            let lines = said.lines().map(str::trim).map(str::to_owned);
+            lines
+                .filter(|line| {
+                    ["computes", "reads", "reveals"]
+                        .iter()
+                        .any(|l| line.starts_with(l))
+                })
+                .collect()
+        };
+        job.kind = kind(3, images("new"));
+        let three = job.id();
+        assert_eq!(
+            lines(&job),
+            [
+                format!("computes   of 4 images the class of each by its 3 nearest {near}"),
+                "reads      upload new, which only st-anna may use".into(),
+                "reveals    to st-anna: the class of each image, nothing else; it follows from the labels of 3 training rows".into(),
+            ]
+        );
+        // Of one neighbour it is more than a vote.
+        job.kind = kind(1, images("new"));
+        assert_ne!(job.id(), three);
+        assert_eq!(
+            lines(&job)[2],
+            "reveals    to st-anna: the class of each image, nothing else; it is the label of one training row"
+        );
+        job.kind = kind(3, Queries::Test);
+        assert_eq!(
+            lines(&job),
+            [
+                format!("computes   of the test rows the class of each by its 3 nearest {near}"),
+                "reveals    to st-anna: the confusion matrix on the test split".into(),
+            ]
+        );
+        job.kind = kind(3, images("../keys"));
+        assert!(job.check().unwrap_err().to_string().contains("upload"));
     }
 
     #[test]

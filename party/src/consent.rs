@@ -434,7 +434,6 @@ pub(crate) async fn end(party: &Arc<Party>, job: &Arc<Job>, how: JobState, reaso
         return;
     }
     // It may have begun while the decision was written down: then its session ends too.
-    job.cancel(reason);
     session::abort_job(party, job.id, reason);
     tracing::info!(job = %job.id, state = %how, %reason, "a job ended while it waited");
     ended(party, job).await;

@@ -245,10 +245,17 @@ impl Job {
             .filter(|_| inner.record.state == JobState::Waiting)
     }
 
-    /// The wait for another session counts from now: it was held up by another job.
-    pub(crate) fn pause_anew(&self) {
+    /// Whether it runs and others wait for its end: a serving session runs beside them.
+    fn holds_up(&self) -> bool {
+        self.state() == JobState::Running && self.description.serves().is_none()
+    }
+
+    /// The wait for another session, if it waits for one, counts from now.
+    fn pause_anew(&self) {
         let mut inner = self.lock();
-        if let Some(paused) = &mut inner.paused {
+        if inner.record.state == JobState::Waiting
+            && let Some(paused) = &mut inner.paused
+        {
             *paused = Instant::now();
         }
     }
@@ -371,6 +378,8 @@ impl Job {
             };
             inner.record.note.clone_from(&reason);
             inner.enter(how, crate::files::now_s());
+            // A session that began meanwhile looks for the word.
+            inner.cancelled.get_or_insert_with(|| reason.clone());
             // A failed job has no results.
             inner.events.retain(|(_, event)| {
                 matches!(
@@ -550,10 +559,7 @@ impl Jobs {
     pub(crate) fn expired(&self, now_s: u64, timeout_s: u64) -> Vec<Arc<Job>> {
         let book = self.lock();
         let jobs = || book.jobs.values();
-        // A serving session holds up no other job.
-        let runs =
-            |job: &Arc<Job>| job.state() == JobState::Running && job.description.serves().is_none();
-        let running = jobs().any(runs);
+        let running = jobs().any(|job| job.holds_up());
         let over = jobs()
             .map(|job| job.record())
             .filter(|record| record.state.over());
@@ -571,6 +577,18 @@ impl Jobs {
             now_s.saturating_sub(since) > timeout_s
         };
         jobs().filter(old).cloned().collect()
+    }
+
+    /// The interrupted jobs that have waited for longer than `wait`. While another job holds them up,
+    /// that does not count: they do not wait for a node.
+    pub(crate) fn given_up(&self, wait: Duration) -> Vec<Arc<Job>> {
+        let mut jobs = self.all();
+        if jobs.iter().any(|job| job.holds_up()) {
+            jobs.iter().for_each(|job| job.pause_anew());
+            return Vec::new();
+        }
+        jobs.retain(|job| job.paused().is_some_and(|since| since.elapsed() > wait));
+        jobs
     }
 
     /// Ends the jobs that run and that `lasting` does not name, with a reason; all others go on after
@@ -674,7 +692,7 @@ mod tests {
             _ => None,
         };
         assert_eq!(led(&jobs, now), Some(second.id));
-        let later = now + std::time::Duration::from_secs(2);
+        let later = now + Duration::from_secs(2);
         assert!(second.ask_again(later, "waiting for P1"));
         assert!(!second.ask_again(later, "waiting for P1"), "nothing new");
         assert!(matches!(jobs.due(now), Due::At(at) if at == later));
@@ -745,6 +763,86 @@ mod tests {
         assert!(job.begin(NOW_S));
         job.cancel("enough");
         assert_eq!(job.pause("P2 is gone", NOW_S), Err("enough".into()));
+    }
+
+    #[test]
+    fn an_interrupted_job_is_given_up_beside_a_serving_session_and_not_beside_another() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        assert!(job.begin(NOW_S));
+        job.pause("P2 is gone", NOW_S).unwrap();
+        let given_up = |wait| -> Vec<JobId> {
+            let given_up = jobs.given_up(wait);
+            given_up.iter().map(|job| job.id).collect()
+        };
+        // Until the clock has moved on at all.
+        let passed = || while job.paused().unwrap().elapsed().is_zero() {};
+        let other = submit(&jobs, 2, false, NOW_S).unwrap();
+        assert!(other.begin(NOW_S));
+        passed();
+        let since = job.paused().unwrap();
+        assert_eq!(given_up(Duration::ZERO), []);
+        assert!(job.paused().unwrap() > since, "the wait counts anew");
+        other.fail("over");
+
+        let serve = JobKind::Serve(trefoil_models::ServeSpec {
+            model: "model@01234567".into(),
+            network: String::new(),
+            frac_bits: 16,
+            ring_bits: 64,
+            members: vec![[3; 32]],
+            output: trefoil_models::PredictOutput::Class,
+            max_batch: 4,
+            max_wait_ms: 1,
+            max_pending: 2,
+            rows_per_day: 0,
+            duration_s: 60,
+        });
+        let description = JobDescription::new("serve", Pin::from_bytes([3; 32]), serve).unwrap();
+        let rule = "test".into();
+        let ruling = Ruling { ask: false, rule };
+        let serving = jobs.submit(description, "office", &ruling, NOW_S).unwrap();
+        serving.noted();
+        assert!(serving.begin(NOW_S));
+        passed();
+        assert_eq!(given_up(Duration::from_secs(3_600)), []);
+        assert_eq!(given_up(Duration::ZERO), [job.id]);
+        assert_eq!(serving.state(), JobState::Running);
+    }
+
+    /// A withdrawal that failed at its deletion has taken the rows out of the catalog: the next
+    /// attempt finds the jobs by what they read.
+    #[test]
+    fn a_running_job_is_found_by_the_uploads_that_it_reads() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        let [anna, bernd] = [1, 2].map(|byte| Pin::from_bytes([byte; 32]));
+        job.note_reads(&[(anna, 2), (anna, 5), (bernd, 1)]);
+        assert!(job.reads(anna, Withdrawal::One(5)) && job.reads(anna, Withdrawal::Below(3)));
+        assert!(!job.reads(anna, Withdrawal::One(1)) && !job.reads(anna, Withdrawal::Below(2)));
+        assert!(job.reads(bernd, Withdrawal::One(1)) && !job.reads(bernd, Withdrawal::One(5)));
+    }
+
+    #[test]
+    fn a_cancel_leaves_its_word_to_a_session_that_began_meanwhile_and_loses_to_an_end() {
+        let jobs = Jobs::default();
+        let job = submit(&jobs, 1, false, NOW_S).unwrap();
+        // While the decision was written down.
+        assert!(job.begin(NOW_S) && job.cancelled().is_none());
+        assert!(job.end(JobState::Cancelled, "P1: enough"));
+        assert_eq!(job.cancelled().as_deref(), Some("P1: enough"));
+        assert_eq!(job.pause("P2 is gone", NOW_S), Err("P1: enough".into()));
+        assert!(!job.begin(NOW_S));
+
+        let over = submit(&jobs, 2, false, NOW_S).unwrap();
+        assert!(over.begin(NOW_S));
+        over.fail("P2: no disk");
+        assert!(!over.end(JobState::Cancelled, "P1: enough"));
+        let record = over.record();
+        assert_eq!(
+            (record.state, record.note.as_str()),
+            (JobState::Failed, "P2: no disk")
+        );
     }
 
     #[test]

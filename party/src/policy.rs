@@ -882,6 +882,119 @@ mod tests {
         assert_eq!(desk.used(six.requester, morning), 6);
     }
 
+    fn knn(queries: Queries) -> JobDescription {
+        job(JobKind::Neighbours(NeighbourSpec {
+            dataset: DatasetRef {
+                name: "xray".into(),
+                train_rows: 10,
+                test_rows: 2,
+                snapshot: [7; 32],
+            },
+            input: [1, 4, 4],
+            classes: 3,
+            k: 1,
+            frac_bits: 13,
+            ring_bits: 64,
+            queries,
+        }))
+    }
+
+    fn of_images(rows: usize) -> JobDescription {
+        let upload = "upload".into();
+        knn(Queries::Upload { rows, upload })
+    }
+
+    #[test]
+    fn nearest_rows_run_only_where_a_rule_lets_them() {
+        let list = |name: &str| Some(vec![name.to_owned()]);
+        let says_of = |verdict, job: &JobDescription, change: &dyn Fn(&mut Rule)| {
+            let home = tempfile::tempdir().unwrap();
+            let rules = vec![
+                rule("rule", verdict, change),
+                rule("rest", Verdict::Refuse, |_| {}),
+            ];
+            says(&desk(home.path(), rules), job, "anna")
+        };
+        let refused = "\"rest\" refuses a classification by nearest rows of anna on data set xray";
+        let (images, test) = (of_images(3), knn(Queries::Test));
+        for job in [&images, &test] {
+            let home = tempfile::tempdir().unwrap();
+            let bare = desk(home.path(), vec![]);
+            assert_eq!(says(&bare, job, "anna"), "ask no rule fits");
+            assert!(says(&bare, job, "carla").contains("carla may not"));
+
+            let allows: [&dyn Fn(&mut Rule); 3] = [
+                &|r| r.kinds = Some(vec![Kind::Knn]),
+                &|r| r.datasets = list("xray"),
+                &|r| r.outputs = Some(vec![Output::Class, Output::Metrics]),
+            ];
+            for change in allows {
+                assert_eq!(says_of(Verdict::Allow, job, change), "allow rule");
+            }
+            // It has no network and no model, and is neither a prediction nor an evaluation.
+            let others: [&dyn Fn(&mut Rule); 5] = [
+                &|r| {
+                    r.kinds = Some(vec![
+                        Kind::Predict,
+                        Kind::Serve,
+                        Kind::Evaluate,
+                        Kind::Train,
+                    ])
+                },
+                &|r| r.datasets = list("mri"),
+                &|r| r.networks = list("tiny"),
+                &|r| r.models = list("model"),
+                &|r| r.outputs = Some(vec![Output::Probabilities, Output::Weights]),
+            ];
+            for change in others {
+                let refusal = says_of(Verdict::Allow, job, change);
+                assert!(refusal.contains(refused), "{refusal}");
+            }
+        }
+
+        // What comes out of the test rows is another output than the classes of images.
+        let only = |output| move |r: &mut Rule| r.outputs = Some(vec![output]);
+        let class = only(Output::Class);
+        let metrics = only(Output::Metrics);
+        assert_eq!(says_of(Verdict::Allow, &images, &class), "allow rule");
+        assert_eq!(says_of(Verdict::Allow, &test, &metrics), "allow rule");
+        let refusal = says_of(Verdict::Allow, &images, &metrics);
+        assert!(refusal.contains("that reveals class"), "{refusal}");
+        let refusal = says_of(Verdict::Allow, &test, &class);
+        assert!(refusal.contains("that reveals metrics"), "{refusal}");
+    }
+
+    #[test]
+    fn images_classified_by_nearest_rows_count_as_predictions_of_the_day() {
+        let home = tempfile::tempdir().unwrap();
+        let desk = desk(
+            home.path(),
+            vec![rule("predictions", Verdict::Allow, |r| {
+                r.kinds = Some(vec![Kind::Predict, Kind::Knn]);
+                r.rows_per_day = Some(10);
+            })],
+        );
+        let six = of_images(6);
+        assert_eq!(says(&desk, &six, "anna"), "allow predictions");
+        desk.count(&six, EVENING).unwrap();
+        let refusal = says(&desk, &six, "anna");
+        assert!(
+            refusal.contains("6 are used and this job asks for 6"),
+            "{refusal}"
+        );
+        let four = predict(PredictOutput::Class, 4);
+        assert_eq!(says(&desk, &four, "anna"), "allow predictions");
+        desk.count(&four, EVENING).unwrap();
+        assert!(says(&desk, &of_images(1), "anna").contains("10 are used"));
+        // A matrix of the test rows is no prediction.
+        assert_eq!(
+            says(&desk, &knn(Queries::Test), "anna"),
+            "allow predictions"
+        );
+        desk.count(&knn(Queries::Test), EVENING).unwrap();
+        assert_eq!(desk.used(six.requester, EVENING), 10);
+    }
+
     #[test]
     fn damaged_counts_are_named() {
         let home = tempfile::tempdir().unwrap();

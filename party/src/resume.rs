@@ -225,32 +225,18 @@ pub(crate) async fn waits_for(party: &Arc<Party>, job: &Job, reason: &str) -> St
     }
 }
 
-/// Interrupted jobs that have waited for too long, and why they fail. A job that waits for another
-/// one's end does not wait for a node.
+/// Interrupted jobs that have waited for too long, and why they fail.
 pub(crate) fn given_up(party: &Party) -> Vec<(Arc<Job>, String)> {
-    let jobs = party.jobs.all();
-    let holds_up = |job: &Arc<Job>| {
-        // A serving session runs beside others.
-        job.state() == JobState::Running && job.description.serves().is_none()
+    let given_up = party.jobs.given_up(party.resume_wait).into_iter();
+    let reason = |job: &Job| {
+        format!(
+            "{}: the job was interrupted and could not go on within {} s (resume_wait_s): {}",
+            party.label,
+            party.resume_wait.as_secs(),
+            job.record().note
+        )
     };
-    let running = jobs.iter().any(holds_up);
-    let mut given_up = Vec::new();
-    for job in jobs {
-        let Some(since) = job.paused() else { continue };
-        if running {
-            job.pause_anew();
-        } else if since.elapsed() > party.resume_wait {
-            let record = job.record();
-            let reason = format!(
-                "{}: the job was interrupted and could not go on within {} s (resume_wait_s): {}",
-                party.label,
-                party.resume_wait.as_secs(),
-                record.note
-            );
-            given_up.push((job, reason));
-        }
-    }
-    given_up
+    given_up.map(|job| (job.clone(), reason(&job))).collect()
 }
 
 /// Removes what a job that is over leaves beside its results; and results of jobs that ended long

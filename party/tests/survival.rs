@@ -59,11 +59,16 @@ fn submit(world: &World, epochs: usize, every: u64, rounding: Rounding) -> (JobI
 
 /// The same with more said of it.
 fn submit_spec(world: &World, spec: TrainSpec, every: u64) -> (JobId, JobKind) {
+    submit_network(world, NETWORK, spec, every)
+}
+
+/// The same of another network.
+fn submit_network(world: &World, network: &str, spec: TrainSpec, every: u64) -> (JobId, JobKind) {
     world.run(async {
         let anna = world.connect("st-anna").await.unwrap();
         let info = anna.dataset("shapes").await.unwrap();
         let kind = JobKind::Train {
-            network: NETWORK.into(),
+            network: network.into(),
             spec: TrainSpec {
                 batch: 8,
                 momentum: 0.5,
@@ -209,6 +214,36 @@ fn every_node_may_be_killed_and_the_weights_are_those_of_an_undisturbed_run() {
         let mut last = last.filter(|output| output.name == "confusion");
         assert_eq!(judged.outputs[0].tensor, last.next().unwrap().tensor);
     });
+}
+
+/// Sessions of a job begin at later steps, and what a step drops out follows from its number in the
+/// job: with masks of its number in the session the weights would be others.
+#[test]
+fn dropout_goes_on_with_the_masks_of_its_steps() {
+    let network = NETWORK.replace(
+        "kind = \"relu\"\n",
+        "kind = \"relu\"\n\n[[layer]]\nkind = \"dropout\"\nrate = 0.5\n",
+    );
+    assert_ne!(network, NETWORK);
+    let seed = common::seed();
+    let (mut world, tables) = world(seed, 60);
+    let spec = TrainSpec {
+        epochs: 200,
+        ..TrainSpec::default()
+    };
+    let (id, kind) = submit_network(&world, &network, spec, 2);
+    let (watching, events) = world.watch("st-anna", id);
+    assert_eq!(taken_up(&events), 0);
+    let mut step = 5;
+    for party in [PartyId::P2, PartyId::P0] {
+        step = step_after(&events, step + 8);
+        world.kill_and_restart(Peer::Party(party), |_| {});
+        let from = taken_up(&events);
+        println!("{party} was killed after step {step}, the job went on from {from}");
+        assert!(from > 0, "{from} after {step}");
+    }
+    let result = watching.join().unwrap().unwrap();
+    assert_equals_plain(&kind, &tables, &result);
 }
 
 #[test]

@@ -19,7 +19,7 @@ pub struct ConvertArgs {
     /// Write the network file here; without it, it is printed.
     #[arg(long, value_name = "FILE.TOML")]
     network: Option<PathBuf>,
-    /// Write the weights here, as .npz or .safetensors.
+    /// Write the weights here: .npz, .safetensors, or .onnx with the network as it was understood.
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     /// Channels, height and width of the images, where the model leaves them open.

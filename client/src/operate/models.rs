@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 use trefoil_consortium::wire::ModelAbout;
 use trefoil_consortium::{JobId, ModelRef, hex};
 use trefoil_models::job::{JobKind, Preparation};
@@ -25,6 +26,9 @@ use crate::remote::{HeldModel, Remote};
 pub struct ModelsArgs {
     #[command(flatten)]
     home: HomeArgs,
+    /// Print a JSON array of all models.
+    #[arg(long)]
+    json: bool,
     #[command(subcommand)]
     command: Option<ModelsCommand>,
 }
@@ -36,6 +40,9 @@ enum ModelsCommand {
     Show {
         /// NAME, which means its newest version, or NAME@VERSION.
         model: String,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
     },
     /// Remove a model at all three parties: one of this member, unless a party's policy says
     /// otherwise.
@@ -161,17 +168,19 @@ fn whole(held: Vec<HeldModel>, text: &str) -> Result<HeldModel> {
 
 /// Lists models, shows or removes one.
 pub fn models(args: &ModelsArgs) -> Result<()> {
+    if let (true, Some(ModelsCommand::Rm { .. })) = (args.json, &args.command) {
+        bail!("--json: a removal prints no JSON");
+    }
     let member = Member::load(&args.home)?;
     block_on(async {
         let remote = member.connect().await?;
         let held = remote.models().await;
         let held = held.context("the models are not known")?;
         let done = match &args.command {
-            None => {
-                list(&member, &held);
-                Ok(())
+            None => list(&member, &held, args.json),
+            Some(ModelsCommand::Show { model, json }) => {
+                show(&member, held, model, *json || args.json)
             }
-            Some(ModelsCommand::Show { model }) => show(&member, held, model),
             Some(ModelsCommand::Rm { model }) => remove(&remote, &held, model).await,
         };
         remote.close().await;
@@ -195,10 +204,56 @@ fn lacking(model: &HeldModel) -> String {
     }
 }
 
-fn list(member: &Member, held: &[HeldModel]) {
+/// What is public about a model.
+fn as_json(member: &Member, model: &HeldModel) -> Value {
+    let info = &model.info;
+    let missing = model.missing();
+    let missing: Vec<String> = missing.iter().map(|party| party.to_string()).collect();
+    let about = info.about.as_ref();
+    let network = about.and_then(|about| Network::parse(&about.network).ok());
+    let dataset = about.and_then(|about| about.dataset.as_ref());
+    json!({
+        "name": info.name,
+        "version": info.job.to_string(),
+        "by": name_of(member, info.owner),
+        "pin": info.owner.to_string(),
+        "ring_bits": info.ring_bits,
+        "frac_bits": info.frac_bits,
+        "made": about.map(|about| trefoil_party::time_text(about.made_s)),
+        "network": network.map(|network| json!({
+            "name": network.name,
+            "parameters": parameters(&network),
+            "input": network.input,
+            "classes": network.classes,
+        })),
+        "preparation": about.and_then(|about| about.preparation),
+        "imported": about.map(|about| about.dataset.is_none()),
+        "dataset": dataset.map(|(name, snapshot)| json!({
+            "name": name,
+            "snapshot": hex(snapshot),
+        })),
+        "started_from": info.started_from,
+        "missing_at": missing,
+    })
+}
+
+/// Values that are kept of a model.
+fn parameters(network: &Network) -> usize {
+    let kept = network.kept();
+    kept.iter()
+        .map(|(_, shape)| shape.iter().product::<usize>())
+        .sum()
+}
+
+fn list(member: &Member, held: &[HeldModel], json: bool) -> Result<()> {
+    if json {
+        let all: Vec<Value> = held.iter().map(|model| as_json(member, model)).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
     if held.is_empty() {
         println!("the parties keep no models");
-        return;
+        return Ok(());
     }
     println!(
         "model             version           network     data set               made              by"
@@ -217,12 +272,20 @@ fn list(member: &Member, held: &[HeldModel]) {
             lacking(model)
         );
     }
+    Ok(())
 }
 
 /// What is known of one model: public facts from the parties, figures from this home.
-fn show(member: &Member, held: Vec<HeldModel>, text: &str) -> Result<()> {
+fn show(member: &Member, held: Vec<HeldModel>, text: &str, json: bool) -> Result<()> {
     let model = whole(held, text)?;
     let info = &model.info;
+    let figures = Figures::of_model(&member.home, info)?;
+    if json {
+        let mut value = as_json(member, &model);
+        value["figures"] = serde_json::to_value(&figures)?;
+        println!("{}", serde_json::to_string_pretty(&value)?);
+        return Ok(());
+    }
     let line = |label: &str, words: String| println!("{label:<14} {words}");
     line("model", info.name.clone());
     line(
@@ -238,12 +301,10 @@ fn show(member: &Member, held: Vec<HeldModel>, text: &str) -> Result<()> {
     if let Some(about) = &info.about {
         line("made", format!("{} UTC", time(about.made_s)));
         let network = Network::parse(&about.network)?;
-        let parameters = network.kept();
-        let count = parameters
-            .iter()
-            .map(|(_, shape)| shape.iter().product::<usize>());
-        let count: usize = count.sum();
-        line("network", format!("{}, {count} parameters", network.name));
+        line(
+            "network",
+            format!("{}, {} parameters", network.name, parameters(&network)),
+        );
         let [c, h, w] = network.input;
         let classes = network.classes;
         line(
@@ -263,7 +324,6 @@ fn show(member: &Member, held: Vec<HeldModel>, text: &str) -> Result<()> {
         );
     }
     line("started from", from.unwrap_or("seeded weights").into());
-    let figures = Figures::of_model(&member.home, info)?;
     if figures.is_empty() {
         line(
             "figures",

@@ -14,7 +14,7 @@ use super::recipe::RecipeArgs;
 use super::record::{Record, Show};
 use super::share::{Normalise, held};
 use super::watch::present;
-use super::{HomeArgs, JobArgs, Member, block_on, class_names};
+use super::{HomeArgs, JobArgs, Member, block_on, class_names, weights};
 use crate::experiment::read_network;
 use crate::plan;
 use crate::remote::Remote;
@@ -73,8 +73,9 @@ pub struct TrainArgs {
     /// Reveal the confusion matrix on the test rows after every epoch, to this member.
     #[arg(long)]
     reveal_metrics: bool,
-    /// Reveal the trained WEIGHTS to this member, into this .npz file: they are no secret any more,
-    /// and what they tell about the training rows is not hidden.
+    /// Reveal the trained WEIGHTS to this member, into this file: .npz, .safetensors, or .onnx with
+    /// the network. They are no secret any more, and what they tell about the training rows is not
+    /// hidden.
     #[arg(long, value_name = "FILE")]
     reveal_weights: Option<PathBuf>,
     /// The classes' names in order, with commas, for tables.
@@ -177,7 +178,10 @@ async fn start(
 /// Trains a network.
 pub fn train(args: &TrainArgs) -> Result<()> {
     let given = args.network.as_deref().map(read_network).transpose()?;
-    check_new(args.reveal_weights.as_deref(), "--reveal-weights")?;
+    if let Some(path) = &args.reveal_weights {
+        check_new(Some(path), "--reveal-weights")?;
+        weights::check_ending(path, "--reveal-weights")?;
+    }
     let member = Member::load(&args.home)?;
     let mut spec = args.recipe.spec(member.consortium.core.ring_bits);
     spec.preparation = args.preprocess.map(|Normalise(p)| Preparation {

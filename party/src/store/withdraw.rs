@@ -359,6 +359,27 @@ mod tests {
     }
 
     #[test]
+    fn a_deletion_that_failed_is_made_up_for_by_the_next_attempt_or_start() {
+        for again in [true, false] {
+            let (home, store) = home();
+            commit(&store, begin(1, 1), anna());
+            let what = Withdrawal::One(1);
+            // The rows are out of the catalog, and their files are still there.
+            let gone = store.withdraw("shapes", anna(), what, |_| Ok(())).unwrap();
+            assert_eq!(gone.committed, [1]);
+            assert!(!store.holds("shapes", &[(anna(), 1)]) && !files(home.path()).is_empty());
+            if again {
+                let gone = withdraw(&store, what);
+                assert!(gone.committed.is_empty() && gone.staged.is_empty());
+            } else {
+                drop(store);
+                Store::open(home.path()).unwrap();
+            }
+            assert_eq!(files(home.path()), Vec::<std::path::PathBuf>::new());
+        }
+    }
+
+    #[test]
     fn a_withdrawal_that_was_interrupted_is_finished_at_the_next_start() {
         let (home, store) = home();
         commit(&store, begin(1, 1), anna());

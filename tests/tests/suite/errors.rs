@@ -142,3 +142,16 @@ fn a_node_without_its_configuration_says_which_file() {
         &["/nowhere/dealer.toml"],
     );
 }
+
+#[test]
+fn a_command_whose_output_nobody_reads_ends_quietly() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let ended = trefoil()
+        .args(["plan", "--network", "mlp"])
+        .stdout(writer)
+        .output()
+        .expect("the tool starts");
+    assert_eq!(ended.status.code(), Some(141));
+    assert_eq!(String::from_utf8_lossy(&ended.stderr), "");
+}

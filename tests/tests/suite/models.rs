@@ -3,6 +3,8 @@
 
 use std::process::Command;
 
+use serde_json::{Value, json};
+
 use crate::common::output;
 use crate::deployment::{Deployment, PARTIES};
 use crate::world::{refused, succeeds};
@@ -69,6 +71,12 @@ fn contains(text: &str, parts: &[&str]) {
     }
 }
 
+/// What a command prints, which is one JSON value.
+fn json(deployment: &Deployment, who: &str, args: &[&str]) -> Value {
+    let printed = succeeds(&mut member(deployment, who, args));
+    serde_json::from_str(&printed).unwrap_or_else(|err| panic!("{err}:\n{printed}"))
+}
+
 /// Two versions, and one that goes on from the first; returns the first.
 fn versions(deployment: &Deployment, network: &str) -> String {
     let first_args = [
@@ -107,6 +115,43 @@ fn versions(deployment: &Deployment, network: &str) -> String {
         &["none were revealed to st-anna", "linear, 7850 parameters"],
     );
     assert!(!others.contains("accuracy"), "{others}");
+    let all = json(deployment, "anna", &["models", "--json"]);
+    let ids: Vec<&Value> = all
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|model| &model["version"])
+        .collect();
+    for (version, id) in [&first, &second].into_iter().zip(ids) {
+        let digits = version.split_once('@').expect("a version").1;
+        let id = id.as_str().expect("a hash");
+        assert!(id.starts_with(digits) && id.len() == 64, "{id}");
+    }
+    let mine = json(deployment, "office", &["models", "show", &first, "--json"]);
+    let snapshot = mine["dataset"]["snapshot"].as_str().expect("a hash");
+    assert!(shown.contains(&format!("data set digits, snapshot {}", &snapshot[..16])));
+    let percent = mine["figures"][0]["quality"]["accuracy"].as_f64();
+    let percent = format!("{:.2} %", 100.0 * percent.expect("a number"));
+    assert!(accuracy.contains(&percent), "{accuracy}, {mine}");
+    let mut theirs = json(deployment, "anna", &["models", "show", &first, "--json"]);
+    assert_eq!(theirs["figures"], json!([]));
+    // Beside the figures it is what the list says, to everybody.
+    theirs.as_object_mut().expect("an object").remove("figures");
+    assert_eq!(theirs, all[0]);
+    let network =
+        json!({"name": "linear", "parameters": 7850, "input": [1, 28, 28], "classes": 10});
+    for (key, expected) in [
+        ("name", json!("kept")),
+        ("by", json!("statistics-office")),
+        ("frac_bits", json!(16)),
+        ("network", network),
+        ("preparation", json!({"mean": 0.1307, "std": 0.3081})),
+        ("imported", json!(false)),
+        ("started_from", Value::Null),
+        ("missing_at", json!([])),
+    ] {
+        assert_eq!(theirs[key], expected, "{key}");
+    }
     let newest = succeeds(&mut member(
         deployment,
         "office",
@@ -137,6 +182,8 @@ fn versions(deployment: &Deployment, network: &str) -> String {
         &shown,
         &[&format!("started from   {first}"), "mean=0.1307,std=0.3081"],
     );
+    let further = json(deployment, "anna", &["models", "show", "further", "--json"]);
+    assert_eq!(further["started_from"], json!(first));
     let other = [
         "train",
         "--dataset",

@@ -96,8 +96,12 @@ fn models(world: &World) {
     let mut train = world.member("analyst", &["train", "--dataset", "digits"]);
     train.args(["--save-as", "trained", "--batch", "50", "--epochs", "2"]);
     train.args(["--network", &network, "--preprocess", PREPROCESS]);
-    train.arg("--reveal-weights").arg(world.path("first.npz"));
-    succeeds(&mut train);
+    train.arg("--reveal-weights");
+    // Before anything is computed.
+    let mut wrong = world.member("analyst", &["train", "--dataset", "digits", "--network"]);
+    wrong.args([&network, "--save-as", "lost", "--reveal-weights", "w.bin"]);
+    refused(&mut wrong, "are written to .npz, .safetensors and .onnx");
+    succeeds(train.arg(world.path("first.npz")));
 
     let reveal = |file: &str| {
         let mut command = world.member("analyst", &["reveal-model", "trained", "--to"]);
