@@ -282,6 +282,8 @@ mod tests {
             "quickstart.toml",
             "pneumonia.toml",
             "pneumonia-logistic.toml",
+            "digits-logistic.toml",
+            "knn-mnist.toml",
             "mnist-lenet.toml",
             "minimal/experiment.toml",
             "training.toml",

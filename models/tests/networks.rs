@@ -82,6 +82,7 @@ fn shipped_networks_have_the_stated_shapes() {
         &[("dense1", &[20]), ("square1", &[20]), ("dense2", &[10])],
     );
     expect("logistic", &[("dense1", &[2])]);
+    expect("logistic-10", &[("dense1", &[10])]);
     expect(
         "xray",
         &[

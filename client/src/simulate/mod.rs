@@ -296,7 +296,7 @@ impl Simulation<'_> {
 }
 
 /// Sums over the sessions of all jobs.
-fn totals(jobs: [&Finished; 3]) -> (u64, u64, u64, Vec<LinkBytes>) {
+fn totals(jobs: &[&Finished]) -> (u64, u64, u64, Vec<LinkBytes>) {
     let all: Vec<&JobResult> = jobs.iter().map(|job| &job.result).collect();
     let rounds = all.iter().map(|r| r.parties[0].rounds).sum();
     let sent = |p: usize| {
@@ -408,7 +408,7 @@ fn finish(
         .context("the evaluation revealed no confusion matrix")?;
     let plain_confusion = confusions(&done.evaluate.plan, &evaluated.revealed, &names)?;
     let secure = quality(&confusion, auc);
-    let (rounds, bytes_sent_per_party, dealer_bytes, links) = totals(jobs);
+    let (rounds, bytes_sent_per_party, dealer_bytes, links) = totals(&jobs);
     let train_steps: Vec<_> = done
         .train
         .steps

@@ -1,19 +1,19 @@
 //! `trefoil simulate --knn K`: nothing is trained; the test rows, and some images of one hospital,
 //! are classified by the nearest training rows. Held against the plain run bit for bit, and beside
-//! the same in floating point.
+//! the definition on the pictures' pixels.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use ndarray::Array1;
+use ndarray::Array4;
 use trefoil_models::job::{DatasetRef, JobKind};
 use trefoil_models::neighbours::Queries;
 use trefoil_models::plain_run::{Table, Tables};
 use trefoil_models::{NeighbourSpec, schedule};
 
 use super::tables::{Holding, concatenated, holdings, tables};
-use super::{DATASET, Simulation, reference};
-use crate::data::{self, Preprocess};
+use super::{DATASET, Simulation, reference, totals};
+use crate::data::{self, Dataset};
 use crate::follow::{Finished, bar};
 use crate::metrics::Confusion;
 use crate::plan::bytes;
@@ -25,7 +25,7 @@ pub(super) struct Done {
     holdings: Vec<Holding>,
     judged: Finished,
     classified: Finished,
-    images: data::Dataset,
+    images: Dataset,
 }
 
 impl Simulation<'_> {
@@ -101,38 +101,29 @@ impl Simulation<'_> {
             .confusions(names)?
             .pop()
             .context("no confusion matrix")?;
-        let float = float(&held, preprocess, k, names)?;
+        let (labels, test) = concatenated(&held, |holding| &holding.test)?;
+        let defined = Confusion::new(&labels, &by_definition(&held, &test, k)?, names)?;
         let percent = |of: &Confusion| 100.0 * of.accuracy().unwrap_or(0.0);
-        let line = |name: &str, value: String| println!("{name:<28} {value}");
+        let same = match confusion == defined {
+            true => "the same counts",
+            false => "other counts: pixels are rounded before they are shared",
+        };
         println!();
         line("test accuracy", format!("{:.2} %", percent(&confusion)));
-        line("in floating point", format!("{:.2} %", percent(&float)));
+        line(
+            "by definition on the pixels",
+            format!("{:.2} %, {same}", percent(&defined)),
+        );
         println!("\n{confusion}");
-        let steps = &done.judged.steps;
-        let batches: Vec<_> = steps
-            .iter()
-            .filter(|step| step.phase == "evaluate")
-            .collect();
-        let rows = confusion.total().max(1) as f64;
-        let seconds: f64 = batches.iter().map(|step| step.seconds).sum();
-        line("seconds per image", format!("{:.4}", seconds / rows));
-        line(
-            "rounds per batch",
-            batches.first().map_or(0, |step| step.rounds).to_string(),
-        );
-        let sent: u64 = batches.iter().map(|step| step.sent_bytes).sum();
-        line(
-            "bytes per image and party",
-            bytes((sent as f64 / rows) as u64),
-        );
-        let dealt: u64 = done.judged.result.dealer.sent_bytes[..3].iter().sum();
-        line(
-            "dealer bytes per image",
-            bytes((dealt as f64 / rows) as u64),
-        );
+        print_costs(done, confusion.total());
+        println!();
         line(
             "classes for hospital-1",
             format!("{:?}", done.classified.predictions()?.classes),
+        );
+        line(
+            "by definition on the pixels",
+            format!("{:?}", by_definition(&held, &done.images.images, k)?),
         );
         line(
             "what the pictures show",
@@ -145,6 +136,41 @@ impl Simulation<'_> {
         );
         Ok(())
     }
+}
+
+fn line(name: &str, value: String) {
+    println!("{name:<28} {value}");
+}
+
+/// Costs of an image, with the share of its batch, and of both jobs. Opening the training rows is in
+/// the seconds and bytes of all, and in what is dealt.
+fn print_costs(done: &Done, images: u64) {
+    let images = images.max(1) as f64;
+    let steps = &done.judged.steps;
+    let batches: Vec<_> = steps
+        .iter()
+        .filter(|step| step.phase == "evaluate")
+        .collect();
+    let seconds: f64 = batches.iter().map(|step| step.seconds).sum();
+    let sent: u64 = batches.iter().map(|step| step.sent_bytes).sum();
+    let dealt: u64 = done.judged.result.dealer.sent_bytes[..3].iter().sum();
+    let each = |sum: u64| bytes((sum as f64 / images) as u64);
+    line(
+        "seconds of all test images",
+        format!("{:.1}", done.judged.seconds),
+    );
+    line("batches of test images", batches.len().to_string());
+    line("seconds per image", format!("{:.4}", seconds / images));
+    line(
+        "rounds per batch",
+        batches.first().map_or(0, |step| step.rounds).to_string(),
+    );
+    line("bytes per image and party", each(sent));
+    line("dealer bytes per image", each(dealt));
+    let (rounds, sent, dealt, _) = totals(&[&done.judged, &done.classified]);
+    line("rounds in all", rounds.to_string());
+    line("bytes sent per party", bytes(sent));
+    line("dealer bytes", bytes(dealt));
 }
 
 fn equals_plain(job: &Finished, tables: &Tables) -> Result<()> {
@@ -162,32 +188,45 @@ fn equals_plain(job: &Finished, tables: &Tables) -> Result<()> {
     Ok(())
 }
 
-/// The test rows by the k nearest in floating point: by distance, then by row; most votes, then the
-/// nearest voter.
-fn float(
-    held: &[&Holding],
-    preprocess: &Preprocess,
-    k: usize,
-    names: &[String],
-) -> Result<Confusion> {
-    let (train_labels, train) = concatenated(held, |holding| &holding.train)?;
-    let (test_labels, test) = concatenated(held, |holding| &holding.test)?;
-    let train = reference::matrix(train, preprocess)?;
-    let test = reference::matrix(test, preprocess)?;
-    let norms: Array1<f32> = train.rows().into_iter().map(|row| row.dot(&row)).collect();
-    let predicted: Vec<u8> = test
-        .rows()
-        .into_iter()
-        .map(|image| {
-            let distance = &norms - &(2.0 * train.dot(&image));
-            let mut order: Vec<usize> = (0..train.nrows()).collect();
-            order.sort_by(|a, b| distance[*a].total_cmp(&distance[*b]));
-            let voters: Vec<u8> = order[..k].iter().map(|row| train_labels[*row]).collect();
-            let votes = |class: u8| voters.iter().filter(|voter| **voter == class).count();
-            let most = voters.iter().map(|class| votes(*class)).max();
-            let best = voters.iter().find(|class| Some(votes(**class)) == most);
-            best.copied().unwrap_or(0)
-        })
-        .collect();
-    Ok(Confusion::new(&test_labels, &predicted, names)?)
+/// Classes of images by the k nearest training rows: by distance, then by row; most votes, then the
+/// nearest voter. Distances are those of the pictures' bytes, hence exact: what prepares pixels moves
+/// and scales them all alike, which leaves the order of distances as it is.
+fn by_definition(held: &[&Holding], images: &Array4<u8>, k: usize) -> Result<Vec<u8>> {
+    let (labels, train) = concatenated(held, |holding| &holding.train)?;
+    let values = train.len() / labels.len();
+    let train: Vec<u8> = train.into_iter().collect();
+    let bar = bar(images.shape()[0] as u64, "images");
+    bar.set_message("checking: the definition");
+    let classes = images.outer_iter().map(|image| {
+        let image: Vec<u8> = image.iter().copied().collect();
+        let rows = train.chunks_exact(values);
+        let mut order: Vec<(u64, usize)> = rows
+            .map(|row| squared_distance(row, &image))
+            .zip(0..)
+            .collect();
+        order.select_nth_unstable(k - 1);
+        order.truncate(k);
+        order.sort_unstable();
+        bar.inc(1);
+        majority(order.iter().map(|(_, row)| labels[*row]).collect())
+    });
+    let classes = classes.collect();
+    bar.finish_and_clear();
+    classes
+}
+
+fn squared_distance(a: &[u8], b: &[u8]) -> u64 {
+    let squares = a
+        .iter()
+        .zip(b)
+        .map(|(a, b)| u64::from(a.abs_diff(*b)).pow(2));
+    squares.sum()
+}
+
+/// The class with the most votes; of several the one whose voter comes first.
+fn majority(voters: Vec<u8>) -> Result<u8> {
+    let votes = |class: u8| voters.iter().filter(|voter| **voter == class).count();
+    let most = voters.iter().map(|class| votes(*class)).max();
+    let best = voters.iter().find(|class| Some(votes(**class)) == most);
+    best.copied().context("nobody votes")
 }

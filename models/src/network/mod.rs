@@ -28,7 +28,7 @@ const MAX_LAYERS: usize = 256;
 const MAX_CLASSES: usize = 100;
 
 /// Networks that come with the software.
-const SHIPPED: [(&str, &str); 14] = [
+const SHIPPED: [(&str, &str); 15] = [
     ("mlp", include_str!("../../../configs/networks/mlp.toml")),
     (
         "minionn",
@@ -49,6 +49,10 @@ const SHIPPED: [(&str, &str); 14] = [
     (
         "logistic",
         include_str!("../../../configs/networks/logistic.toml"),
+    ),
+    (
+        "logistic-10",
+        include_str!("../../../configs/networks/logistic-10.toml"),
     ),
     ("xray", include_str!("../../../configs/networks/xray.toml")),
     (

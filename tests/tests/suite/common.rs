@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+use trefoil_client::data::Dataset;
 
 /// The `trefoil` tool.
 pub fn trefoil() -> Command {
@@ -61,4 +62,28 @@ pub fn experiment(folder: &TempDir, name: &str, text: &str) -> PathBuf {
     let path = folder.path().join(name);
     std::fs::write(&path, text).expect("an experiment is written");
     path
+}
+
+/// The class of each image by the k nearest rows, counted directly on the pixels: by distance, then by
+/// row; most votes, then the nearest voter.
+pub fn nearest_rows(train: &Dataset, images: &Dataset, k: usize) -> Vec<u8> {
+    let class = |image: ndarray::ArrayView3<'_, u8>| {
+        let distance = |row: ndarray::ArrayView3<'_, u8>| -> i64 {
+            let pairs = row.iter().zip(image.iter());
+            pairs
+                .map(|(a, b)| (i64::from(*a) - i64::from(*b)).pow(2))
+                .sum()
+        };
+        let rows = train.images.outer_iter().map(distance).zip(&train.labels);
+        let mut rows: Vec<(i64, &u8)> = rows.collect();
+        rows.sort_by_key(|(distance, _)| *distance);
+        let mut votes = [0; 256];
+        for (_, label) in &rows[..k] {
+            votes[usize::from(**label)] += 1;
+        }
+        let most = votes.iter().max().expect("there are classes");
+        let won = |(_, label): &&(i64, &u8)| votes[usize::from(**label)] == *most;
+        *rows[..k].iter().find(won).expect("somebody has most").1
+    };
+    images.images.outer_iter().map(class).collect()
 }

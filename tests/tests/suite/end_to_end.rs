@@ -1,6 +1,8 @@
 //! Whole experiments with three party processes and a dealer process over QUIC: the secure result
 //! equals the plaintext reference bit for bit, and what was counted equals the plan.
 
+use std::path::Path;
+
 use crate::common::{experiment, pictures, run, trefoil};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -9,7 +11,7 @@ use trefoil_models::{Network, schedule};
 use trefoil_protocol::plan::Plan;
 
 /// Runs `simulate` and gives its JSON.
-fn simulate(folder: &TempDir, file: &std::path::Path, more: &[&str]) -> Value {
+fn simulate(folder: &TempDir, file: &Path, more: &[&str]) -> Value {
     let json = folder.path().join("report.json");
     let (ok, stdout, stderr) = run(trefoil()
         .arg("simulate")
@@ -150,6 +152,43 @@ fn twenty_xray_steps_on_pictures_over_quic_equal_plain_and_cost_what_the_plan_sa
     let folder = TempDir::new().expect("a temporary folder");
     let source = pictures(folder.path(), 160, 40).display().to_string();
     twenty_steps("xray", &source, &folder, "", 160, 40, 2);
+}
+
+#[test]
+fn logistic_regression_of_two_and_of_ten_classes_equals_plain_over_quic() {
+    let folder = TempDir::new().expect("a temporary folder");
+    let source = pictures(folder.path(), 160, 40).display().to_string();
+    twenty_steps("logistic", &source, &folder, "", 160, 40, 2);
+    twenty_steps("logistic-10", "digits", &folder, "", 160, 40, 10);
+}
+
+/// One epoch of the shipped experiment: 4,708 real X-rays, 624 of another distribution to judge by.
+#[test]
+fn logistic_regression_on_chest_x_rays_equals_plain_and_tells_them_apart() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let data = root.join("../shared/data/pneumoniamnist/pneumoniamnist.npz");
+    if !data.exists() {
+        println!("skipped: pneumonia is not there (docs/data.md)");
+        return;
+    }
+    let folder = TempDir::new().expect("a temporary folder");
+    let file = root.join("configs/pneumonia-logistic.toml");
+    let data = data.display().to_string();
+    let report = simulate(&folder, &file, &["--data", &data, "--epochs", "1"]);
+    assert_eq!(report["bit_identical"], true);
+    assert_eq!(report["train"]["steps"], 4708 / 64);
+    let counts: Vec<Vec<u64>> =
+        serde_json::from_value(report["confusion"].clone()).expect("counts");
+    let right = counts[0][0] + counts[1][1];
+    let close = |name: &str, other: &Value| {
+        let [a, b] = [&report[name], other].map(|value| value.as_f64().expect(name));
+        assert!((a - b).abs() < 0.01, "{name}: {a}, {b}");
+        a
+    };
+    assert_eq!(report["accuracy"], right as f64 / 624.0);
+    close("accuracy", &report["float"]["accuracy"]);
+    // Guessing gives one half; docs/benchmarks.md has what twenty epochs give.
+    assert!(close("auc", &report["float"]["auc"]) > 0.85, "{report}");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::common::{experiment, run, trefoil};
+use crate::common::{experiment, nearest_rows, run, trefoil};
+use trefoil_client::data::{embedded_digits, subset};
 
 /// One case of `bench --network`; it fails by itself where a result is not the plain one.
 fn case(args: &[&str]) -> Value {
@@ -96,7 +97,7 @@ fn a_residual_block_with_a_projection_infers_and_trains_as_in_the_clear() {
 }
 
 #[test]
-fn the_nearest_rows_of_shared_digits_classify_as_in_the_clear() {
+fn the_nearest_rows_of_shared_digits_classify_as_a_direct_count_does() {
     let folder = TempDir::new().expect("a temporary folder");
     let text = "network = \"lenet\"\n[data]\nsource = \"digits\"\nhospitals = 2\ntrain_rows = 150\ntest_rows = 40\n\
                 [training]\nbatch = 10\n[predict]\nimages = 4\n";
@@ -107,16 +108,27 @@ fn the_nearest_rows_of_shared_digits_classify_as_in_the_clear() {
         stdout.contains("secure result equals the plaintext reference: yes"),
         "{stdout}"
     );
-    let percent = |name: &str| -> f64 {
+    let digits = embedded_digits().expect("inside the program");
+    let first = |of, rows| subset(of, &Vec::from_iter(0..rows)).expect("the digits have them");
+    let (train, test) = (first(&digits.train, 150), first(&digits.test, 40));
+    let classes = nearest_rows(&train, &test, 5);
+    let pairs = classes.iter().zip(&test.labels);
+    let right = pairs.filter(|(class, label)| class == label).count();
+    assert!((25..40).contains(&right), "{right} of 40 right");
+    let printed = |name: &str| {
         let line = stdout.lines().find_map(|line| line.strip_prefix(name));
-        let value = line.and_then(|rest| rest.trim().strip_suffix(" %"));
-        value
-            .and_then(|value| value.parse().ok())
-            .unwrap_or_else(|| panic!("{name}: {stdout}"))
+        line.unwrap_or_else(|| panic!("{name}: {stdout}")).trim()
     };
-    // Pixels are 1/256 apart and have 16 fraction bits: the order of distances is the same but for ties.
-    let (secure, float) = (percent("test accuracy"), percent("in floating point"));
-    assert!(secure > 60.0 && (secure - float).abs() < 6.0, "{stdout}");
+    let percent = format!("{:.2} %", 100.0 * right as f64 / 40.0);
+    assert_eq!(printed("test accuracy"), percent);
+    assert_eq!(
+        printed("by definition on the pixels"),
+        format!("{percent}, the same counts")
+    );
+    assert_eq!(
+        printed("classes for hospital-1"),
+        format!("{:?}", &classes[..4])
+    );
     let (ok, _, stderr) = run(trefoil().arg("simulate").arg(&file).args(["--knn", "16"]));
     assert!(
         !ok && stderr.contains('k') && stderr.contains("1 to 15"),

@@ -5,11 +5,13 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use crate::common::{output, trefoil};
+use crate::common::{nearest_rows, output, trefoil};
 use crate::world::{NODES, Running, World, await_line, ports, refused, succeeds};
 use trefoil_client::data::{Dataset, embedded_digits, idx, subset};
 
 const PREPROCESS: [&str; 2] = ["--preprocess", "mean=0.1307,std=0.3081"];
+/// What the parties let through by itself is in it.
+const NEAREST_ROWS: &str = include_str!("../../../docs/knn.md");
 const NETWORK: &str =
     "name = \"linear\"\ninput = [1, 28, 28]\nclasses = 10\n[[layer]]\nkind = \"dense\"\n";
 
@@ -134,6 +136,9 @@ fn found(world: &World) -> String {
         let changed = text.replace("requesters = []", named);
         assert_ne!(changed, text);
         let first = "[[policy.rules]]";
+        let rule = NEAREST_ROWS.split("```toml\n").nth(1).expect("a rule");
+        let (rule, _) = rule.split_once("```").expect("it ends");
+        let changed = changed.replacen(first, &format!("{rule}\n{first}"), 1);
         let refuses = format!(
             "{first}\nname = \"no-logits\"\nverdict = \"refuse\"\noutputs = [\"logits\"]\n\n{first}"
         );
@@ -230,6 +235,39 @@ fn percent_right(judged: &str) -> Option<f64> {
     percent?.parse().ok()
 }
 
+/// The classes of a table `file,class` of numbered images.
+fn table_of_classes(table: &str) -> Vec<&str> {
+    let mut lines = table.lines();
+    assert_eq!(lines.next(), Some("file,class"));
+    lines
+        .enumerate()
+        .map(|(row, line)| {
+            line.strip_prefix(&format!("{row},"))
+                .expect("the row's number")
+        })
+        .collect()
+}
+
+/// The rule of docs/knn.md lets Berta do this without a person: her new images, by the rows that both
+/// hospitals have shared.
+fn nearest_rows_of_two_hospitals(world: &World) {
+    let images = world.dir("berta").join("new/t10k-images-idx3-ubyte");
+    let nearest = || {
+        let mut command = world.member("berta", &["knn", "--dataset", "digits", "-k", "3"]);
+        command.arg("--images").arg(&images).args(PREPROCESS);
+        command
+    };
+    let table = succeeds(&mut nearest());
+    let digits = embedded_digits().expect("inside the program");
+    let rows = |of, rows| subset(of, &Vec::from_iter(rows)).expect("the digits have them");
+    let (train, new) = (rows(&digits.train, 0..500), rows(&digits.test, 60..100));
+    let defined = nearest_rows(&train, &new, 3);
+    let defined: Vec<String> = defined.iter().map(u8::to_string).collect();
+    assert_eq!(table_of_classes(&table), defined);
+    // 40 of the day's 70 images are used up.
+    refused(&mut nearest(), &["nearest-digits", "70"]);
+}
+
 /// Runs a job that a member asks for.
 fn jobs(world: &World) {
     let network = world.root.path().join("linear.toml");
@@ -277,7 +315,7 @@ fn jobs(world: &World) {
     let judged = succeeds(&mut world.member("office", &evaluate));
     let accuracy = percent_right(&judged);
     assert!(accuracy.is_some_and(|percent| percent > 60.0), "{judged}");
-    // No rule names this kind, so that it waits for a person.
+    // No rule lets the office do this, so that it waits for a person.
     let nearest = ["knn", "--dataset", "digits", "-k", "3", "--detach"];
     let id = succeeds(&mut world.member("office", &nearest));
     for who in ["north", "west", "east"] {
@@ -286,6 +324,7 @@ fn jobs(world: &World) {
     let judged = succeeds(&mut world.member("office", &["watch", &id[..16]]));
     let accuracy = percent_right(&judged);
     assert!(accuracy.is_some_and(|percent| percent > 60.0), "{judged}");
+    nearest_rows_of_two_hospitals(world);
     let mut missing = world.member("office", &["evaluate", "no-such", "--network", &network]);
     refused(missing.args(["--dataset", "digits"]), &["no-such"]);
 
@@ -305,15 +344,7 @@ fn jobs(world: &World) {
         .map(u8::to_string)
         .collect();
     let table = succeeds(&mut predict(&[]));
-    let mut lines = table.lines();
-    assert_eq!(lines.next(), Some("file,class"));
-    let classes: Vec<&str> = lines
-        .enumerate()
-        .map(|(row, line)| {
-            line.strip_prefix(&format!("{row},"))
-                .expect("the row's number")
-        })
-        .collect();
+    let classes = table_of_classes(&table);
     assert_eq!(classes.len(), 40, "{table}");
     let right = classes.iter().zip(&truth).filter(|(a, b)| a == b).count();
     assert!(right > 20, "{right} of 40 right:\n{table}");
