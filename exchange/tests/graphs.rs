@@ -10,7 +10,7 @@ use trefoil_exchange::onnx::proto::{
 use trefoil_exchange::onnx::{self, Understood};
 use trefoil_exchange::{ExchangeError, Weights};
 use trefoil_models::float;
-use trefoil_models::network::{Curve, LayerKind, Network};
+use trefoil_models::network::{Curve, LayerKind, Network, Window};
 use trefoil_protocol::fixed::encode;
 
 const FRAC_BITS: u32 = 24;
@@ -470,6 +470,20 @@ fn what_would_be_read_as_something_else_is_refused_with_its_place() {
             ],
             "(Conv): gives \"two\" for the second time",
         ),
+        (
+            behind(node("CastLike", &["conv", "pads"], "x")),
+            "(CastLike): to something else than floats",
+        ),
+        (
+            // A half, as an integer, is 0, and the clip a ReLU.
+            vec![
+                conv(),
+                node("CastLike", &["half", "pads"], "zero"),
+                node("Clip", &["conv", "zero"], "x"),
+                flat.clone(),
+            ],
+            "(CastLike): to something else than floats",
+        ),
     ];
     for (nodes, expected) in cases {
         let mut constants = weights();
@@ -493,6 +507,147 @@ fn what_would_be_read_as_something_else_is_refused_with_its_place() {
         ),
         "{said}"
     );
+}
+
+/// A dense layer of so many units, "z", before these nodes.
+fn classifier(units: usize, ends: Vec<Node>) -> Result<Understood, ExchangeError> {
+    let mut nodes = vec![
+        node("Flatten", &["in"], "flat"),
+        node("Gemm", &["flat", "dense"], "z"),
+    ];
+    nodes.extend(ends);
+    let dense = floats("dense", &[4, units as i64], &vec![0.5; 4 * units]);
+    read(nodes, vec![dense])
+}
+
+#[test]
+fn an_end_is_left_out_only_where_it_is_what_a_job_reveals_of_the_classes() {
+    let end = |op: &str, axis: &[i64]| match axis {
+        [] => node(op, &["z"], "out"),
+        axis => with(node(op, &["z"], "out"), "axis", axis),
+    };
+    let two = |first: &str, second: &str| {
+        let last = with(node(second, &["p"], "out"), "axis", &[1]);
+        vec![node(first, &["z"], "p"), last]
+    };
+    for ends in [
+        vec![end("Softmax", &[])],
+        vec![end("LogSoftmax", &[1])],
+        vec![end("ArgMax", &[-1])],
+        two("Softmax", "ArgMax"),
+        two("LogSoftmax", "ArgMax"),
+        two("LogSoftmax", "Softmax"),
+    ] {
+        let found = classifier(3, ends).expect("it is read");
+        assert_eq!(kinds(&found), [LayerKind::Dense { units: 3 }]);
+    }
+    // Over the batch, or over the one output: whatever the images are, probability 1 or class 0.
+    let no_classes = "which has no several classes";
+    let unsupported = "this operation is not supported";
+    let own = Node {
+        domain: "own.operations".into(),
+        ..end("Softmax", &[])
+    };
+    for (units, ends, expected) in [
+        (3, vec![end("Softmax", &[0])], no_classes),
+        (3, vec![end("ArgMax", &[])], no_classes),
+        (3, vec![end("ArgMax", &[2])], "axes [2] of 2 axes"),
+        (1, vec![end("Softmax", &[1])], no_classes),
+        (1, vec![end("ArgMax", &[1])], no_classes),
+        (3, two("Softmax", "Softmax"), unsupported),
+        (3, two("Softmax", "LogSoftmax"), unsupported),
+        (3, two("ArgMax", "Softmax"), unsupported),
+        (3, vec![own], "own.operations"),
+    ] {
+        let said = classifier(units, ends)
+            .expect_err("it is something else")
+            .to_string();
+        assert!(said.contains(expected), "{said}\n{expected}");
+    }
+}
+
+#[test]
+fn small_files_take_no_long_time_and_no_overflow() {
+    // Each sum reads the one before twice.
+    let mut nodes = vec![node("Relu", &["in"], "x0")];
+    for at in 0..100 {
+        let before = format!("x{at}");
+        nodes.push(node("Add", &[&before, &before], &format!("x{}", at + 1)));
+    }
+    nodes.extend([
+        node("Pad", &["x100", "pads"], "padded"),
+        with(
+            node("MaxPool", &["padded"], "pool"),
+            "kernel_shape",
+            &[2, 2],
+        ),
+        node("Flatten", &["pool"], "flat"),
+        node("Gemm", &["flat", "dense"], "out"),
+    ]);
+    let constants = vec![
+        ints("pads", &[0, 0, 1, 1, 0, 0, 1, 1]),
+        floats("dense", &[9, 3], &[0.5; 27]),
+    ];
+    let found = read(nodes, constants).expect("it is read");
+    assert!(
+        kinds(&found).contains(&LayerKind::MaxPool(Window {
+            size: [2, 2],
+            stride: [1, 1],
+            pads: [1; 4],
+        })),
+        "{:?}",
+        kinds(&found)
+    );
+
+    let many = || node("ConstantOfShape", &["many"], "zeros");
+    let cases = [
+        (
+            vec![many(), node("Unsqueeze", &["two", "zeros"], "out")],
+            "16777216 axes; at most 8 axes",
+        ),
+        (
+            vec![many(), node("Unsqueeze", &["in", "zeros"], "out")],
+            "16777216 axes; at most 8 axes",
+        ),
+        (
+            vec![many(), node("Reshape", &["in", "zeros"], "out")],
+            "to 16777216 axes; at most 8",
+        ),
+        (
+            vec![many(), node("Reshape", &["two", "zeros"], "out")],
+            "16777216 axes; at most 8",
+        ),
+        (
+            vec![
+                many(),
+                node("Slice", &["two", "zeros", "zeros", "zeros"], "out"),
+            ],
+            "16777216 starts for 0 axes",
+        ),
+        (
+            vec![node("Slice", &["plane", "shape", "shape", "twice"], "out")],
+            "(Slice): an axis twice",
+        ),
+        (
+            vec![node("Concat", &["nothing", "nothing"], "out")],
+            "shape [4611686018427387904, 0] is not possible",
+        ),
+    ];
+    for (nodes, expected) in cases {
+        let mut constants = weights();
+        constants.extend([
+            ints("many", &[1 << 24]),
+            floats("plane", &[1, 2], &[0.0; 2]),
+            ints("shape", &[0, 1]),
+            ints("twice", &[1, -1]),
+            Tensor {
+                dims: vec![1 << 62, 0],
+                ..floats("nothing", &[], &[])
+            },
+        ]);
+        let said = refused(nodes, constants);
+        assert!(said.contains(expected), "{said}\n{expected}");
+    }
 }
 
 #[test]
@@ -556,6 +711,30 @@ fn weights_in_another_file_are_read_from_beside_the_model_and_from_nowhere_else(
         );
         assert!(said.contains(expected), "{said}\n{expected}");
     }
+    // Each file may be large, and all of them together not.
+    let mut many = Model::decode(&stored(&[("location", "0")])[..]).expect("as written");
+    let graph = many.graph.as_mut().expect("it has one");
+    let tensor = graph.initializer[0].clone();
+    graph.initializer = (0..3)
+        .map(|at| Tensor {
+            name: format!("w{at}"),
+            external_data: vec![entry("location", &at.to_string()), entry("length", "4")],
+            ..tensor.clone()
+        })
+        .collect();
+    graph.node = vec![
+        node("Conv", &["in", "w0"], "c0"),
+        node("Conv", &["c0", "w1"], "c1"),
+        node("Conv", &["c1", "w2"], "out"),
+    ];
+    let large = |_: &str| Ok(vec![0u8; 200 << 20]);
+    let said = onnx::read_with(&many.encode_to_vec(), &large, None)
+        .expect_err("600 MiB")
+        .to_string();
+    assert!(
+        said.contains("tensor \"w2\": files of more than 536870912 bytes in all"),
+        "{said}"
+    );
     let said = onnx::read(&stored(&[("location", "w.data")]), None)
         .expect_err("alone")
         .to_string();

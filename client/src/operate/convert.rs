@@ -43,8 +43,7 @@ pub fn parse_input(text: &str) -> Result<Input, String> {
 /// Reads an ONNX model and says on stderr what its owner should know.
 pub fn understand(path: &Path, input: Option<Input>) -> Result<Understood> {
     let place = || path.display().to_string();
-    let beside =
-        |name: &str| weights::content(&path.with_file_name(name)).map_err(|e| format!("{e:#}"));
+    let beside = |name: &str| weights::beside(path, name).map_err(|e| format!("{e:#}"));
     let input = input.map(|Input(shape)| shape);
     let model = onnx::read_with(&weights::content(path)?, &beside, input).with_context(place)?;
     for note in &model.notes {

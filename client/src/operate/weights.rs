@@ -1,5 +1,7 @@
 //! Files of weights, by their ending: `.npz`, `.safetensors`, and out `.onnx`.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -20,17 +22,35 @@ fn ending(path: &Path) -> &str {
     ending.unwrap_or_default()
 }
 
-/// A whole file, if it is not too large.
+/// A whole file, if it is not too large, whatever length its folder says it has.
 pub fn content(path: &Path) -> Result<Vec<u8>> {
     let place = || format!("cannot read {}", path.display());
-    let length = path.metadata().with_context(place)?.len();
-    if length > MAX_FILE_BYTES {
+    let file = File::open(path).with_context(place)?;
+    let mut read = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut read)
+        .with_context(place)?;
+    if read.len() as u64 > MAX_FILE_BYTES {
         bail!(
-            "{}: {length} bytes; at most {MAX_FILE_BYTES} are read",
+            "{}: more than {MAX_FILE_BYTES} bytes; at most so many are read",
             path.display()
         );
     }
-    std::fs::read(path).with_context(place)
+    Ok(read)
+}
+
+/// A file that a model names and that lies beside it: not a link, which could lead anywhere, nor a device
+/// or a pipe.
+pub fn beside(model: &Path, name: &str) -> Result<Vec<u8>> {
+    let path = model.with_file_name(name);
+    let place = || format!("cannot read {}", path.display());
+    if !path.symlink_metadata().with_context(place)?.is_file() {
+        bail!(
+            "{}: a link, or no file; the file itself beside the model is possible",
+            path.display()
+        );
+    }
+    content(&path)
 }
 
 /// The arrays of an `.npz` or `.safetensors` file.
@@ -87,5 +107,38 @@ pub fn write(
         "safetensors" => Ok(tensors::write(&weights()?)?),
         "onnx" => Ok(onnx::write(network, &weights()?)?),
         _ => npz::archive(arrays),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn what_lies_beside_a_model_is_a_file_and_leads_nowhere() {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path().join("model");
+        std::fs::create_dir_all(folder.join("folder")).unwrap();
+        std::fs::write(folder.join("w.data"), [1, 2]).unwrap();
+        std::fs::write(home.path().join("secret"), [3]).unwrap();
+        let model = folder.join("model.onnx");
+        for (name, to) in [
+            ("out", "../secret"),
+            ("in", "w.data"),
+            ("zeros", "/dev/zero"),
+        ] {
+            std::os::unix::fs::symlink(to, folder.join(name)).unwrap();
+        }
+        assert_eq!(beside(&model, "w.data").unwrap(), [1, 2]);
+        for name in ["out", "in", "zeros", "folder"] {
+            let said = format!("{:#}", beside(&model, name).unwrap_err());
+            assert!(said.contains("a link, or no file"), "{said}");
+        }
+        let said = format!("{:#}", beside(&model, "nothing").unwrap_err());
+        assert!(said.contains("cannot read"), "{said}");
+        // A model itself may be behind a link, whose length says nothing.
+        let said = content(&folder.join("zeros")).unwrap_err().to_string();
+        assert!(said.contains("more than 536870912 bytes"), "{said}");
     }
 }

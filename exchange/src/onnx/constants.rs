@@ -5,7 +5,7 @@ use ndarray::{ArrayD, Axis, IxDyn};
 use super::ops::{Operands, attribute_ints, int, tensor_attribute};
 use super::proto::Node;
 use super::shapes::axes;
-use super::tensor::{self, MAX_ELEMENTS, room};
+use super::tensor::{self, MAX_AXES, MAX_ELEMENTS, room};
 use super::view::View;
 
 fn vector(values: Vec<f64>) -> ArrayD<f64> {
@@ -17,6 +17,7 @@ fn as_floats(lengths: Vec<usize>) -> impl Iterator<Item = f64> {
 }
 
 fn shaped(array: &ArrayD<f64>, shape: &[usize]) -> Result<ArrayD<f64>, String> {
+    room(shape)?;
     let flat = array.as_standard_layout().into_owned();
     flat.into_shape_with_order(IxDyn(shape))
         .map_err(|error| format!("to {shape:?}: {error}"))
@@ -46,9 +47,15 @@ fn slice(of: &ArrayD<f64>, operands: &Operands) -> Result<ArrayD<f64>, String> {
         return Err("needs constants for start and end".into());
     };
     let count = starts.len();
+    if count > of.ndim() {
+        return Err(format!("{count} starts for {} axes", of.ndim()));
+    }
     let usual: Vec<i64> = (0..count as i64).collect();
     let listed = given(3).map_or(usual, |axes| axes.map(|axis| *axis as i64).collect());
     let listed = axes(&listed, of.ndim())?;
+    if (1..listed.len()).any(|at| listed[..at].contains(&listed[at])) {
+        return Err("an axis twice".into());
+    }
     let steps = given(4).map_or(vec![1; count], |steps| steps.map(|s| *s as i64).collect());
     if ends.len() != count || listed.len() != count || steps.len() != count {
         return Err(format!(
@@ -102,7 +109,7 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
             let end = bound(int(node, "end", rank).clamp(-rank, rank)) as usize;
             return Ok(Some(vector(all[start..end.max(start)].to_vec())));
         }
-        // What it reads second says the type alone.
+        // What it reads second says the type alone, which is floats.
         "CastLike" => return Ok(operands.constant(0).cloned()),
         _ => {}
     }
@@ -121,7 +128,7 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
             let shape: Vec<usize> = shape.iter().map(|length| *length as usize).collect();
             // Either may have the longer axis.
             let rank = rank.max(shape.len());
-            if rank > 8 {
+            if rank > MAX_AXES {
                 return Err(format!("to {rank} axes"));
             }
             let whole = |shape: &[usize]| [&vec![1; rank - shape.len()], shape].concat();
@@ -203,9 +210,6 @@ pub fn fold(node: &Node, operands: &Operands) -> Result<Option<ArrayD<f64>>, Str
         "Slice" => slice(first, operands)?,
         "ConstantOfShape" => {
             let shape: Vec<usize> = first.iter().map(|length| *length as usize).collect();
-            if shape.len() > 8 {
-                return Err(format!("{} axes", shape.len()));
-            }
             room(&shape)?;
             let value = tensor_attribute(node, "value").map(tensor::decode);
             let value = value.transpose().map_err(|error| error.to_string())?;

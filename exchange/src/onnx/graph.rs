@@ -18,6 +18,9 @@ use crate::{ExchangeError, Weights};
 /// Elements of all constants that a graph reads or computes, at most.
 const MAX_CONSTANTS: usize = 1 << 26;
 
+/// Bytes of all files beside a model, at most: those constants, each of 64 bits.
+const MAX_FILES_BYTES: usize = 8 * MAX_CONSTANTS;
+
 /// A model that was understood.
 #[derive(Clone, Debug)]
 pub struct Understood {
@@ -81,6 +84,12 @@ impl<'a> Reader<'a> {
         let (name, range) = tensor::outside(stored).map_err(refused)?;
         if !self.files.contains_key(name) {
             let read = (self.beside)(name).map_err(refused)?;
+            let held = self.files.values().map(Bytes::len).sum::<usize>();
+            if held + read.len() > MAX_FILES_BYTES {
+                return Err(refused(format!(
+                    "files of more than {MAX_FILES_BYTES} bytes in all"
+                )));
+            }
             self.files.insert(name.to_owned(), Bytes::from(read));
         }
         let file = &self.files[name];
@@ -102,6 +111,13 @@ impl<'a> Reader<'a> {
                 "constants of more than {MAX_CONSTANTS} elements in all"
             )),
         }
+    }
+
+    /// Whether a name is known to stand for floats: of what is computed of constants no type is kept.
+    fn floats(&self, name: &str) -> bool {
+        let stored = self.tensors.get(name);
+        let layer = matches!(self.values.get(name), Some(Value::Layer(_)));
+        layer || stored.is_some_and(|tensor| tensor::FLOATS.contains(&tensor.data_type))
     }
 
     /// Whether one node alone reads a name.
@@ -142,6 +158,19 @@ fn needed<'a>(
     }
     nodes.reverse();
     nodes
+}
+
+/// Whether a node at the end, before another that is left out, changes neither classes nor probabilities:
+/// the softmax of logarithms of probabilities is these again, that of probabilities is something else.
+fn is_left_out(node: &proto::Node, behind: Option<&str>) -> bool {
+    let left_out = match node.op_type.as_str() {
+        "Identity" => true,
+        "ArgMax" | "Sigmoid" => behind.is_none(),
+        "Softmax" => matches!(behind, None | Some("ArgMax")),
+        "LogSoftmax" => behind != Some("Sigmoid"),
+        _ => false,
+    };
+    left_out && usual(&node.domain)
 }
 
 /// Names whose values a node reads: who asks for a shape or a type reads none.
@@ -273,21 +302,18 @@ pub fn read_with(
     let mut notes = Vec::new();
     // What an own output of the parties does anyway: probabilities or classes of logits.
     let mut end = output.name.as_str();
-    let mut sigmoid = false;
-    while let Some((_, node)) = nodes.last()
-        && matches!(
-            node.op_type.as_str(),
-            "Softmax" | "LogSoftmax" | "Sigmoid" | "ArgMax" | "Identity"
-        )
+    let mut ends: Vec<(usize, &proto::Node)> = Vec::new();
+    while let Some((number, node)) = nodes.last().copied()
+        && is_left_out(node, ends.last().map(|(_, node)| node.op_type.as_str()))
         && node.output.first().is_some_and(|name| name == end)
         && let Some(before) = node.input.first()
     {
-        sigmoid |= node.op_type == "Sigmoid";
         if node.op_type != "Identity" {
             notes.push(format!(
                 "{} at the end is left out: a job says whether it reveals classes, probabilities or logits",
                 node.op_type
             ));
+            ends.push((number, node));
         }
         end = before;
         nodes.pop();
@@ -346,6 +372,23 @@ pub fn read_with(
             "the output {end:?} is not of the last layer: something is computed that it does not depend on"
         )));
     }
+    for (number, node) in &ends {
+        let usual = match node.op_type.as_str() {
+            "Sigmoid" => continue,
+            "ArgMax" => 0,
+            _ if opset < 13 => 1,
+            _ => -1,
+        };
+        let error = |problem: String| place(*number, node, problem);
+        let given = [ops::int(node, "axis", usual)];
+        let axis = shapes::axes(&given, last.axes.len() + 1).map_err(error)?[0];
+        if axis == 0 || last.long_axes()[axis - 1].is_empty() {
+            return Err(error(format!(
+                "along axis {axis}, which has no several classes"
+            )));
+        }
+    }
+    let sigmoid = ends.iter().any(|(_, node)| node.op_type == "Sigmoid");
     let mut layers = reader.layers;
     match last.len() {
         1 => layers.two_classes().map_err(problem)?,
@@ -379,6 +422,9 @@ pub fn read_with(
 /// What a node gives: from constants alone, another view, or layers.
 fn step(reader: &mut Reader<'_>, node: &proto::Node) -> Result<Value, String> {
     let operands = ops::Operands::new(reader, node)?;
+    if node.op_type == "CastLike" && node.input.get(1).is_none_or(|like| !reader.floats(like)) {
+        return Err("to something else than floats".into());
+    }
     if let Some(constant) = constants::fold(node, &operands)? {
         return reader.constant(constant);
     }

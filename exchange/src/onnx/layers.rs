@@ -36,6 +36,8 @@ struct Entry {
     shape: Vec<usize>,
     held: Option<Held>,
     hint: String,
+    /// Whether its values are never negative.
+    not_negative: bool,
 }
 
 /// A convolution's geometry as ONNX says it: zeros may differ from side to side.
@@ -76,8 +78,19 @@ impl Layers {
             return Err(format!("more than {MAX_LAYERS} layers"));
         }
         let shapes: Vec<Vec<usize>> = inputs.iter().map(|view| view.shape.clone()).collect();
+        let not_negative = match spec {
+            LayerSpec::Relu {} | LayerSpec::Relu6 {} | LayerSpec::Square {} => true,
+            LayerSpec::MaxPool { .. }
+            | LayerSpec::AvgPool { .. }
+            | LayerSpec::GlobalAvgPool {}
+            | LayerSpec::Flatten {}
+            | LayerSpec::Add {}
+            | LayerSpec::Concat {} => inputs.iter().all(|view| self.not_negative(view.source)),
+            _ => false,
+        };
         let entry = Entry {
             shape: spec.output(&shapes)?,
+            not_negative,
             spec,
             sources: inputs.iter().map(|view| view.source).collect(),
             held: None,
@@ -399,22 +412,7 @@ impl Layers {
 
     /// Whether a layer's values are never negative, so that a zero beside them is no maximum.
     pub fn not_negative(&self, source: Option<usize>) -> bool {
-        let Some(entry) = source.map(|at| &self.entries[at]) else {
-            return false;
-        };
-        match entry.spec {
-            LayerSpec::Relu {} | LayerSpec::Relu6 {} | LayerSpec::Square {} => true,
-            LayerSpec::MaxPool { .. }
-            | LayerSpec::AvgPool { .. }
-            | LayerSpec::GlobalAvgPool {}
-            | LayerSpec::Flatten {}
-            | LayerSpec::Add {}
-            | LayerSpec::Concat {} => entry
-                .sources
-                .iter()
-                .all(|source| self.not_negative(*source)),
-            _ => false,
-        }
+        source.is_some_and(|at| self.entries[at].not_negative)
     }
 
     /// One logit z becomes two, 0 and z: their softmax is the sigmoid of z.

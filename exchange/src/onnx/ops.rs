@@ -7,6 +7,7 @@ use super::graph::{Reader, Value};
 use super::layers::{Geometry, border, extent};
 use super::proto::{Attribute, Node, Tensor};
 use super::shapes::axes;
+use super::tensor::MAX_AXES;
 use super::view::View;
 
 fn attribute<'a>(node: &'a Node, name: &str) -> Option<&'a Attribute> {
@@ -113,6 +114,10 @@ impl Operands {
         name: &str,
     ) -> Result<Option<Vec<i64>>, String> {
         match (self.values.get(at), self.constant(at)) {
+            (_, Some(constant)) if constant.len() > 2 * MAX_AXES => Err(format!(
+                "{} {name}; at most {MAX_AXES} axes",
+                constant.len()
+            )),
             (_, Some(constant)) => Ok(Some(constant.iter().map(|value| *value as i64).collect())),
             (Some(Some(_)), None) => Err(format!("{name} are no constant")),
             _ => Ok(attribute_ints(node, name).map(<[i64]>::to_vec)),

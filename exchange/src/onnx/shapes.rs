@@ -4,6 +4,7 @@ use ndarray::ArrayD;
 
 use super::ops::{Operands, attribute_ints, int};
 use super::proto::Node;
+use super::tensor::{FLOATS, MAX_AXES};
 use super::view::View;
 
 /// Axes counted from the end made counted from the front.
@@ -22,6 +23,9 @@ pub fn axes(given: &[i64], rank: usize) -> Result<Vec<usize>, String> {
 
 /// Lengths behind the batch that a `Reshape` asks for.
 fn lengths(view: &View, target: &ArrayD<f64>, allow_zero: bool) -> Result<Vec<usize>, String> {
+    if target.len() > MAX_AXES {
+        return Err(format!("to {} axes; at most {MAX_AXES}", target.len()));
+    }
     let target: Vec<i64> = target.iter().map(|length| *length as i64).collect();
     let refused = |why: &str| Err(format!("to {target:?}: {why}"));
     let seen = view.lengths();
@@ -72,8 +76,7 @@ pub fn view(node: &Node, operands: &Operands) -> Result<Option<View>, String> {
     let rank = view.axes.len() + 1;
     let listed = || operands.ints_or_attribute(node, 1, "axes");
     let made = match node.op_type.as_str() {
-        // 1, 10, 11, 16: floats of several widths.
-        "Cast" if !matches!(int(node, "to", 1), 1 | 10 | 11 | 16) => {
+        "Cast" if !i32::try_from(int(node, "to", 1)).is_ok_and(|to| FLOATS.contains(&to)) => {
             return Err("to something else than floats".into());
         }
         _ if nothing => view.clone(),

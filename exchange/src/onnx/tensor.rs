@@ -11,11 +11,20 @@ use crate::ExchangeError;
 /// Elements of one constant, at most: what a layer of a network may have.
 pub const MAX_ELEMENTS: usize = 1 << 24;
 
-/// Refuses a constant that is too large, before it takes memory.
+/// Types of elements that are floats, of several widths.
+pub const FLOATS: [i32; 4] = [1, 10, 11, 16];
+/// Axes of a constant or of a layer's values, at most.
+pub const MAX_AXES: usize = 8;
+
+/// Refuses a constant that is too large, before it takes memory. An axis without values is no reason for
+/// others to be long: their lengths are added and multiplied too.
 pub fn room(shape: &[usize]) -> Result<(), String> {
+    if shape.len() > MAX_AXES {
+        return Err(format!("{} axes; at most {MAX_AXES}", shape.len()));
+    }
     let elements = shape
         .iter()
-        .fold(1usize, |all, length| all.saturating_mul(*length));
+        .fold(1usize, |all, length| all.saturating_mul(*length.max(&1)));
     match elements <= MAX_ELEMENTS {
         true => Ok(()),
         false => Err(format!("{shape:?} are more than {MAX_ELEMENTS} elements")),
@@ -66,16 +75,12 @@ pub fn decode(tensor: &proto::Tensor) -> Result<ArrayD<f64>, ExchangeError> {
     if tensor.data_location == 1 {
         return refuse("its values are in another file, and it is no initialiser".into());
     }
-    let mut shape = Vec::new();
-    let mut elements = 1usize;
-    for length in &tensor.dims {
-        let length = usize::try_from(*length).unwrap_or(usize::MAX);
-        elements = elements.saturating_mul(length);
-        shape.push(length);
-    }
-    if elements > MAX_ELEMENTS || shape.len() > 8 {
+    let length = |length: &i64| usize::try_from(*length).unwrap_or(usize::MAX);
+    let shape: Vec<usize> = tensor.dims.iter().map(length).collect();
+    if room(&shape).is_err() {
         return refuse(format!("shape {:?} is not possible", tensor.dims));
     }
+    let elements: usize = shape.iter().product();
     let raw = &tensor.raw_data[..];
     let small = || tensor.int32_data.iter().map(|bits| *bits as u16);
     let floats = || tensor.float_data.iter().map(|value| f64::from(*value));

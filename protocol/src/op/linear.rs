@@ -70,7 +70,7 @@ impl PoolShape {
         let last = (first..out_w).rfind(within).map_or(first, |ox| ox + 1);
         // Windows whose element lies in the border have it at one and the same cell.
         let border = (0..first).chain(last..out_w).map(|ox| ox..ox + 1);
-        let runs: Vec<_> = border.chain([first..last]).collect();
+        let runs: Vec<_> = border.chain(std::iter::once(first..last)).collect();
         for row in 0..self.planes * out_h {
             let (y, inside) = self.place(0, row % out_h, dy);
             let start = (row / out_h * self.h + y) * self.w;
@@ -89,14 +89,30 @@ impl PoolShape {
     /// the nearest cell.
     fn overlap(&self, border: bool) -> usize {
         let along = |axis: usize| {
-            let mut hits = vec![0; [self.h, self.w][axis]];
+            let length = [self.h, self.w][axis];
+            let image = self.pads[axis]..self.pads[axis] + length;
+            // First how many more windows have a cell than have the one before: there may be as many
+            // windows as cells, each as long as half of them.
+            let mut hits = vec![0usize; length + 1];
+            let mut outside = [0; 2];
             for o in 0..self.out(axis) {
-                for d in 0..self.window[axis] {
-                    let (at, inside) = self.place(axis, o, d);
-                    hits[at] += usize::from(inside || border);
-                }
+                let start = o * self.stride[axis];
+                let end = start + self.window[axis];
+                let first = &mut hits[start.max(image.start) - image.start];
+                *first = first.wrapping_add(1);
+                let behind = &mut hits[end.min(image.end) - image.start];
+                *behind = behind.wrapping_sub(1);
+                outside[0] += image.start.saturating_sub(start);
+                outside[1] += end.saturating_sub(image.end);
             }
-            hits.into_iter().max().unwrap_or(0)
+            for at in 1..length {
+                hits[at] = hits[at].wrapping_add(hits[at - 1]);
+            }
+            if border {
+                hits[0] += outside[0];
+                hits[length - 1] += outside[1];
+            }
+            hits.into_iter().take(length).max().unwrap_or(0)
         };
         along(0) * along(1)
     }
@@ -426,4 +442,52 @@ pub fn infer(
         frac_bits: first.frac_bits,
         bound_log2: bound.min(u32::from(max_bound)) as u8,
     }])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gradient_grows_by_as_many_windows_as_have_one_cell_however_large_the_pool() {
+        let lengths = [(1, 1), (1, 3), (4, 2), (5, 3), (7, 5), (6, 7)];
+        for (h, w) in lengths {
+            for (window, stride, before, behind) in [
+                (1, 1, 0, 0),
+                (2, 1, 1, 0),
+                (3, 1, 2, 2),
+                (3, 2, 1, 1),
+                (2, 3, 0, 1),
+            ] {
+                let pool = PoolShape {
+                    planes: 1,
+                    h,
+                    w,
+                    window: [window, window],
+                    stride: [stride, stride],
+                    pads: [before, before, behind, behind],
+                };
+                if h.min(w) + before + behind < window {
+                    continue;
+                }
+                let ones = vec![1; pool.windows()];
+                let most = |map: Linear, ins: &[&[u64]]| map.apply(ins).into_iter().max();
+                let grad = most(Linear::SumPoolGrad(pool), &[&ones]);
+                assert_eq!(grad, Some(pool.overlap(false) as u64), "{pool:?}");
+                let each = vec![&ones[..]; pool.window_len()];
+                let scattered = most(Linear::Scatter(pool), &each);
+                assert_eq!(scattered, Some(pool.overlap(true) as u64), "{pool:?}");
+            }
+        }
+        // As many elements of windows as nobody goes through while a job is looked at.
+        let long = PoolShape {
+            planes: 1,
+            h: 1,
+            w: 1 << 24,
+            window: [1, 1 << 23],
+            stride: [1, 1],
+            pads: [0; 4],
+        };
+        assert_eq!(Linear::SumPoolGrad(long).growth(), 23);
+    }
 }
