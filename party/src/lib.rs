@@ -21,7 +21,6 @@ mod halt;
 mod jobs;
 mod lead;
 mod members;
-mod mesh;
 mod policy;
 mod prepare;
 mod resume;
@@ -29,6 +28,7 @@ mod serve;
 mod session;
 mod store;
 
-pub use daemon::{Daemon, PartyError, Stopper, run};
+pub use daemon::{PartyError, run, start};
 pub use files::{FileError, now_s, time_text};
 pub use store::{StoreError, StoredAs, StoredUpload, probe_bucket, stored};
+pub use trefoil_consortium::daemon::{Daemon, Stopper};
