@@ -6,7 +6,7 @@
 //! What it does not: it runs no job and decides nothing for a node.
 //!
 //! Where to read next: `file.rs` (who takes part), `live.rs` (how a node follows it), `daemon.rs`
-//! and `mesh.rs` (a node's thread and links), `job.rs` (what is computed, in words), `wire.rs` (what
+//! and `mesh.rs` (a node's thread and links), `job/` (what is computed, in words), `wire/` (what
 //! the nodes say to each other), `receipt.rs` (what makes an upload complete).
 
 #![forbid(unsafe_code)]

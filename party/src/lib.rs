@@ -6,7 +6,7 @@
 //! `trefoil-protocol`'s.
 //!
 //! Where to read next: `daemon.rs` (threads, links, orderly end), `members.rs` (what hospitals ask),
-//! `store/` (what is kept), `consent.rs` (what may run; `policy.rs`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run), `resume.rs` (what outlives it).
+//! `store/` (what is kept), `consent.rs` (what may run; `policy/`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run), `resume.rs` (what outlives it).
 
 #![forbid(unsafe_code)]
 
