@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 use trefoil_consortium::wire::{ModelAbout, ModelInfo};
-use trefoil_consortium::{JobId, ModelRef, SessionId, Words, check_name};
+use trefoil_consortium::{JobId, ModelRef, SessionId, check_name};
 use trefoil_protocol::ring::Tensor;
 use trefoil_transport::Pin;
 
@@ -305,6 +305,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use trefoil_consortium::Words;
+
     use super::*;
 
     const OWNER: [u8; 32] = [1; 32];
