@@ -1,10 +1,13 @@
 //! What all nodes of a consortium agree on: identities, the consortium file, job descriptions,
 //! session ids, the messages of the control plane, and the nodes' configuration files.
 //!
-//! What it does not: it opens no connection and runs no job; it decides nothing for a node.
+//! What every node does alike is here too: its thread, and its links to the other nodes.
 //!
-//! Where to read next: `file.rs` (who takes part), `live.rs` (how a node follows it), `job.rs` (what is computed, in words),
-//! `wire.rs` (what the nodes say to each other), `receipt.rs` (what makes an upload complete).
+//! What it does not: it runs no job and decides nothing for a node.
+//!
+//! Where to read next: `file.rs` (who takes part), `live.rs` (how a node follows it), `daemon.rs`
+//! and `mesh.rs` (a node's thread and links), `job/` (what is computed, in words), `wire/` (what
+//! the nodes say to each other), `receipt.rs` (what makes an upload complete).
 
 #![forbid(unsafe_code)]
 
@@ -13,6 +16,7 @@ pub mod card;
 mod changes;
 pub mod config;
 mod config_member;
+pub mod daemon;
 mod derived;
 mod ending;
 mod file;
@@ -25,6 +29,7 @@ mod line;
 mod live;
 pub mod logging;
 pub mod meeting;
+mod mesh;
 mod model_ref;
 mod reach;
 pub mod receipt;
@@ -42,8 +47,9 @@ pub use file::{ConsortiumError, ConsortiumFile, Core, Member, MemberEntry, Membe
 pub use identity::IdentityError;
 pub use job::{JobDescription, JobError, JobId, Limits, SERVE_MARGIN_S, check_name};
 pub use live::{CONSORTIUM_RECORD, LiveConsortium, Reloaded};
+pub use mesh::Mesh;
 pub use model_ref::ModelRef;
-pub use reach::{BindError, dialled_by_dealer, linked};
+pub use reach::BindError;
 pub use session::{Attempt, Mark, Nonce, SessionId, fresh_nonce, random_bytes, session_id};
 pub use wire::{DatasetInfo, NodeStats, Part};
 

@@ -4,7 +4,7 @@
 //! without an address only dials out, so the others leave the dialling to it. A pair of which one
 //! uses TCP uses TCP: a listening node takes both.
 
-use trefoil_protocol::party::{PartyId, Peer};
+use trefoil_protocol::party::Peer;
 use trefoil_transport::{Identity, Link, Node, Protocol, Settings, TransportError};
 
 use std::net::SocketAddr;
@@ -153,22 +153,18 @@ pub enum BindError {
 }
 
 /// What a log says of a new link.
-pub fn linked(link: &Link) -> &'static str {
+pub(crate) fn linked(link: &Link) -> &'static str {
     match link.protocol() {
         Protocol::Quic => "linked",
         Protocol::Tcp => "linked over tcp",
     }
 }
 
-/// The parties that the dealer dials.
-pub fn dialled_by_dealer(file: &ConsortiumFile) -> impl Iterator<Item = PartyId> + '_ {
-    let parties = PartyId::ALL.into_iter();
-    parties.filter(|party| file.dials(Peer::Dealer, Peer::Party(*party)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trefoil_protocol::party::PartyId;
+
     use crate::file::tests::example;
 
     const ALL: [Peer; 4] = [

@@ -10,9 +10,9 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
-mod dial;
 mod serve;
 mod session;
 
-pub use daemon::{Daemon, DealerError, Stopper, run};
+pub use daemon::{DealerError, run, start};
 pub use trefoil_consortium::config::simulation_coin_key;
+pub use trefoil_consortium::daemon::{Daemon, Stopper};

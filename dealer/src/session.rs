@@ -97,7 +97,12 @@ async fn take_part(
         .map_err(|err| refused(format!("the dealer failed: {err}")))?
         .map_err(refused)?;
     let links = {
-        let [a, b, c] = PartyId::ALL.map(|party| dealer.link(party));
+        let wait = Duration::from_millis(dealer.settings.connect_timeout_ms);
+        let link = async |party| {
+            let link = dealer.mesh.wait(Peer::Party(party), wait).await?;
+            Ok((party, link))
+        };
+        let [a, b, c] = PartyId::ALL.map(link);
         let missing = |reason| Failure::Ended(Ending::Interrupted(reason));
         let (a, b, c) = tokio::try_join!(a, b, c).map_err(missing)?;
         [a, b, c]

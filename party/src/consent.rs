@@ -1,7 +1,7 @@
 //! Consent at this party: what the policy says of a job, the decisions of the operator, jobs that
 //! nobody approves in time; and the word of all that in the home and in the audit log.
 //!
-//! What is approved is the job's hash under the consortium's core. Rules are in `policy.rs`, files in `desk.rs`; P0's asking for
+//! What is approved is the job's hash under the consortium's core. Rules are in `policy/`, files in `desk.rs`; P0's asking for
 //! the others' consent is in `lead.rs`.
 
 use std::path::PathBuf;

@@ -1,21 +1,20 @@
 //! The process: one runtime on its own thread, links to the peers, streams of members, orderly end.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 use tracing::Instrument;
+use trefoil_consortium::daemon::{Daemon, End, Seat, StartError, answer_streams};
 use trefoil_consortium::host::Active;
 use trefoil_consortium::identity::{self, Signer};
 use trefoil_consortium::keys::KeyDesk;
 use trefoil_consortium::meeting::{self, MEETING, Met, NodeInfo, NodeStatus};
 use trefoil_consortium::{
-    Addresses, BindError, CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile,
-    IdentityError, JobId, LiveConsortium, PartyConfig, Role, host, logging,
+    CONSORTIUM_RECORD, ConfigError, ConsortiumError, ConsortiumFile, IdentityError, JobId,
+    LiveConsortium, Mesh, PartyConfig, Role, host, logging,
 };
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{AbortHandle, Link, MsgStream, Node, Pin, Settings};
@@ -24,7 +23,6 @@ use crate::audit::{Audit, AuditError};
 use crate::desk::JobState;
 use crate::files::FileError;
 use crate::jobs::{Job, Jobs};
-use crate::mesh::Mesh;
 use crate::policy::PolicyDesk;
 use crate::serve::ServingPlace;
 use crate::store::{Store, StoreError};
@@ -56,9 +54,9 @@ pub enum PartyError {
     /// Another file of its home.
     #[error(transparent)]
     Home(#[from] FileError),
-    /// Its endpoint.
+    /// Its endpoint, runtime or thread.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Start(#[from] StartError),
     /// Something that does not fit.
     #[error("{0}")]
     Setup(String),
@@ -147,187 +145,81 @@ impl Party {
     }
 }
 
-/// What a daemon is told from outside.
-enum Command {
-    /// At the end of a running job's step.
-    Halt(String),
-    /// At once.
-    Stop(String),
-    Vanish,
-}
-
-/// Ends a daemon from another thread.
-#[derive(Clone)]
-pub struct Stopper(mpsc::UnboundedSender<Command>);
-
-impl std::fmt::Debug for Stopper {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Stopper")
-    }
-}
-
-impl Stopper {
-    /// Ends it when the step of a running job is done and written down, and at once where nothing
-    /// runs that can be taken up again. Returns at once.
-    pub fn halt(&self, reason: &str) {
-        // An error means that it has ended.
-        let _ = self.0.send(Command::Halt(reason.into()));
-    }
-
-    /// Ends it in an orderly way, without waiting for a step: a running session hears the reason.
-    /// Returns at once.
-    pub fn stop(&self, reason: &str) {
-        // An error means that it has ended.
-        let _ = self.0.send(Command::Stop(reason.into()));
-    }
-}
-
-/// A running party. Dropping it ends it in an orderly way.
-#[derive(Debug)]
-pub struct Daemon {
-    local_addr: SocketAddr,
-    addresses: watch::Sender<Option<Addresses>>,
-    stopper: Stopper,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Daemon {
-    /// Starts the party on a thread of its own. With `await_addresses` it dials nobody before
-    /// [`Daemon::set_addresses`].
-    pub fn start(config: &PartyConfig, await_addresses: bool) -> Result<Daemon, PartyError> {
-        let consortium = ConsortiumFile::load(&config.consortium)?;
-        let identity = identity::load(&config.identity.certificate, &config.identity.key)?;
-        let pin = identity::pin(&identity)?;
-        let me = match consortium.role(pin) {
-            Some(Role::Node(Peer::Party(me))) => me,
-            _ => {
-                return Err(PartyError::Setup(format!(
-                    "{}: public key {pin} belongs to none of the three parties in {}",
-                    config.identity.certificate.display(),
-                    config.consortium.display()
-                )));
-            }
-        };
-        // Not an error: members come and go, and a node has to start all the same.
-        for name in &config.policy.requesters {
-            if !consortium.members.iter().any(|member| member.name == *name) {
-                let file = config.consortium.display();
-                tracing::warn!("policy.requesters: {name:?} is no member in {file}");
-            }
+/// Starts the party on a thread of its own. With `await_addresses` it dials nobody before
+/// [`Daemon::set_addresses`].
+pub fn start(config: &PartyConfig, await_addresses: bool) -> Result<Daemon, PartyError> {
+    let consortium = ConsortiumFile::load(&config.consortium)?;
+    let identity = identity::load(&config.identity.certificate, &config.identity.key)?;
+    let pin = identity::pin(&identity)?;
+    let me = match consortium.role(pin) {
+        Some(Role::Node(Peer::Party(me))) => me,
+        _ => {
+            return Err(PartyError::Setup(format!(
+                "{}: public key {pin} belongs to none of the three parties in {}",
+                config.identity.certificate.display(),
+                config.consortium.display()
+            )));
         }
-        let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
-        let store = Store::open_for(&config.home, &config.store, pin)?;
-        let record = config.home.join(CONSORTIUM_RECORD);
-        let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
-        let audit = Audit::open(&config.home, &label)?;
-        let policy = PolicyDesk::open(&config.home, config.policy.clone(), label.clone())?;
-        let addresses = watch::channel((!await_addresses).then(|| config.peers.clone())).0;
-        let party = Arc::new(Party {
-            me,
-            core_hash: consortium.core_hash(),
-            started: Instant::now(),
-            label,
-            home: config.home.clone(),
-            policy,
-            audit,
-            desk: Mutex::default(),
-            settings: config.transport.clone(),
-            resume_wait: Duration::from_secs(config.resume_wait_s),
-            signer: Signer::new(&identity)?,
-            mesh: Mesh::new(me, &consortium),
-            consortium: live,
-            store,
-            jobs: Jobs::default(),
-            keys: KeyDesk::default(),
-            slot: tokio::sync::Mutex::default(),
-            serving: ServingPlace::default(),
-            uploads: Semaphore::new(UPLOADS_MAX),
-            wake: Notify::new(),
-            running: Mutex::default(),
-            stopping: watch::channel(None).0,
-            active: Active::default(),
-            stop_wait: Duration::from_secs(config.stop_wait_s),
-        });
-        consent::restore(&party)?;
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|err| PartyError::Setup(format!("the runtime cannot be started: {err}")))?;
-        let node = {
-            let _inside = runtime.enter();
-            let (me, listen, out) = (Peer::Party(me), config.listen, config.dial_out_only);
-            let (file, settings) = (party.consortium.now(), &config.transport);
-            Arc::new(file.bind(me, &identity, listen, out, settings)?)
-        };
-        node.set_allowed(Party::allowed(&party.consortium.now()));
-        let local_addr = node.local_addr();
-        let (commands, receiver) = mpsc::unbounded_channel();
-        let overrides = addresses.subscribe();
-        let consortium = trefoil_consortium::hex(&party.core_hash);
-        let span = tracing::error_span!("party", node = %me);
-        let body = move || {
-            let _span = span.clone().entered();
-            let kernel = trefoil_protocol::ring::kernel::isa();
-            tracing::info!(addr = %local_addr, %consortium, ?kernel, "listening");
-            let how =
-                runtime.block_on(serve(party, node, overrides, receiver).instrument(span.clone()));
-            tracing::info!("{how}");
-            // File work that still runs must not hold up the end.
-            runtime.shutdown_timeout(Duration::from_millis(200));
-        };
-        let thread = std::thread::Builder::new()
-            .name(format!("party-{me}"))
-            .spawn(body);
-        let thread = thread
-            .map_err(|err| PartyError::Setup(format!("a thread cannot be started: {err}")))?;
-        Ok(Daemon {
-            local_addr,
-            addresses,
-            stopper: Stopper(commands),
-            thread: Some(thread),
-        })
-    }
-
-    /// Where it listens.
-    pub fn local_addr(&self) -> SocketAddr {
-        self.local_addr
-    }
-
-    /// Says where the others are; goes before configuration and consortium file.
-    pub fn set_addresses(&self, addresses: Addresses) {
-        self.addresses.send_replace(Some(addresses));
-    }
-
-    /// Ends it from another thread.
-    pub fn stopper(&self) -> Stopper {
-        self.stopper.clone()
-    }
-
-    /// Waits until it has ended.
-    pub fn wait(mut self) {
-        self.join();
-    }
-
-    /// Ends it as if its process were killed: nobody is told. For tests.
-    pub fn vanish(mut self) {
-        // An error means that it has ended.
-        let _ = self.stopper.0.send(Command::Vanish);
-        self.join();
-    }
-
-    fn join(&mut self) {
-        if let Some(thread) = self.thread.take() {
-            // A panic there has been reported there.
-            let _ = thread.join();
+    };
+    // Not an error: members come and go, and a node has to start all the same.
+    for name in &config.policy.requesters {
+        if !consortium.members.iter().any(|member| member.name == *name) {
+            let file = config.consortium.display();
+            tracing::warn!("policy.requesters: {name:?} is no member in {file}");
         }
     }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        self.stopper.stop("this node is stopping");
-        self.join();
-    }
+    let label = format!("{me} ({})", consortium.core.parties[me.index()].name);
+    let store = Store::open_for(&config.home, &config.store, pin)?;
+    let record = config.home.join(CONSORTIUM_RECORD);
+    let live = Arc::new(LiveConsortium::open(&config.consortium, &record)?);
+    let audit = Audit::open(&config.home, &label)?;
+    let policy = PolicyDesk::open(&config.home, config.policy.clone(), label.clone())?;
+    let party = Arc::new(Party {
+        me,
+        core_hash: consortium.core_hash(),
+        started: Instant::now(),
+        label,
+        home: config.home.clone(),
+        policy,
+        audit,
+        desk: Mutex::default(),
+        settings: config.transport.clone(),
+        resume_wait: Duration::from_secs(config.resume_wait_s),
+        signer: Signer::new(&identity)?,
+        mesh: Mesh::new(Peer::Party(me), &consortium),
+        consortium: live,
+        store,
+        jobs: Jobs::default(),
+        keys: KeyDesk::default(),
+        slot: tokio::sync::Mutex::default(),
+        serving: ServingPlace::default(),
+        uploads: Semaphore::new(UPLOADS_MAX),
+        wake: Notify::new(),
+        running: Mutex::default(),
+        stopping: watch::channel(None).0,
+        active: Active::default(),
+        stop_wait: Duration::from_secs(config.stop_wait_s),
+    });
+    consent::restore(&party)?;
+    let bind = || {
+        let (file, listen) = (party.consortium.now(), config.listen);
+        let (out, settings) = (config.dial_out_only, &config.transport);
+        let node = file.bind(Peer::Party(me), &identity, listen, out, settings)?;
+        node.set_allowed(Party::allowed(&file));
+        Ok(node)
+    };
+    let serve = {
+        let party = party.clone();
+        move |seat| serve(party, seat)
+    };
+    Ok(Daemon::start(
+        format!("party-{me}"),
+        tracing::error_span!("party", node = %me),
+        party.core_hash,
+        bind,
+        (!await_addresses).then(|| config.peers.clone()),
+        serve,
+    )?)
 }
 
 /// Runs a party as a process: logs to standard error, ends orderly on Ctrl-C. `attached`: see
@@ -336,34 +228,17 @@ pub fn run(config: PartyConfig, attached: bool) -> anyhow::Result<()> {
     logging::init(&config.log).map_err(anyhow::Error::msg)?;
     trefoil_protocol::set_threads(config.threads);
     let interrupts = host::interrupts().map_err(anyhow::Error::msg)?;
-    let daemon = Daemon::start(&config, attached)?;
-    let stopper = daemon.stopper();
-    let interrupted = {
-        let stopper = stopper.clone();
-        move || stopper.halt("this node was told to stop")
-    };
-    interrupts.watch(interrupted).map_err(anyhow::Error::msg)?;
-    if attached {
-        host::announce(daemon.local_addr()).map_err(anyhow::Error::msg)?;
-        let peers = host::read_peers().map_err(anyhow::Error::msg)?;
-        daemon.set_addresses(peers.addresses.or(&config.peers));
-        host::end_with_parent(move || stopper.stop("its parent has ended"))
-            .map_err(anyhow::Error::msg)?;
-    }
-    daemon.wait();
-    Ok(())
+    let daemon = start(&config, attached)?;
+    let attending = daemon.attend(interrupts, attached, &config.peers);
+    attending.map_err(anyhow::Error::msg)
 }
 
-async fn serve(
-    party: Arc<Party>,
-    node: Arc<Node>,
-    addresses: watch::Receiver<Option<Addresses>>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-) -> String {
+async fn serve(party: Arc<Party>, mut seat: Seat) -> String {
     let span = tracing::Span::current();
+    let node = seat.node.clone();
     let mut dialling = tokio::task::JoinSet::new();
     for peer in party.mesh.dialled() {
-        let (party, node, addresses) = (party.clone(), node.clone(), addresses.clone());
+        let (party, node, addresses) = (party.clone(), node.clone(), seat.addresses.clone());
         let dial = async move {
             let serve = |link| hold_peer(party.clone(), peer, link);
             let (file, settings) = (&party.consortium, &party.settings);
@@ -390,41 +265,21 @@ async fn serve(
         .clone()
         .follow(node.clone(), Party::allowed);
     tokio::spawn(following.instrument(span.clone()));
-    let quiet = quiet(&party);
-    tokio::pin!(quiet);
-    loop {
-        let link = tokio::select! {
-            link = node.accept() => link,
-            reason = &mut quiet => {
-                dialling.abort_all();
-                return stop(&party, &node, &reason).await;
-            }
-            command = commands.recv() => match command {
-                Some(Command::Vanish) => return "vanished".into(),
-                Some(Command::Halt(reason)) => {
-                    party.stopping.send_replace(Some(reason));
-                    continue;
-                }
-                Some(Command::Stop(reason)) => {
-                    dialling.abort_all();
-                    return stop(&party, &node, &reason).await;
-                }
-                None => return "nobody can stop this node any more".into(),
-            },
-        };
-        let Some(link) = link else {
-            return "the endpoint has closed".into();
-        };
-        match party.consortium.now().role(link.peer()) {
-            Some(Role::Node(peer)) => {
-                tokio::spawn(meet_peer(party.clone(), peer, link).instrument(span.clone()));
-            }
-            Some(Role::Member(member)) => {
-                tracing::info!(member = %member.name, addr = %link.remote_addr(), "connected");
-                tokio::spawn(serve_member(party.clone(), link).instrument(span.clone()));
-            }
-            None => link.close("this public key belongs to no member"),
+    let take = |link: Link| match party.consortium.now().role(link.peer()) {
+        Some(Role::Node(peer)) => {
+            tokio::spawn(meet_peer(party.clone(), peer, link).instrument(span.clone()));
         }
+        Some(Role::Member(member)) => {
+            tracing::info!(member = %member.name, addr = %link.remote_addr(), "connected");
+            tokio::spawn(serve_member(party.clone(), link).instrument(span.clone()));
+        }
+        None => link.close("this public key belongs to no member"),
+    };
+    let end = seat.take_links(&party.stopping, quiet(&party), take).await;
+    dialling.abort_all();
+    match end {
+        End::Orderly(reason) => stop(&party, &node, &reason).await,
+        End::Sudden(how) => how.into(),
     }
 }
 
@@ -490,7 +345,7 @@ async fn hold_peer(party: Arc<Party>, peer: Peer, link: Link) {
             let party = party.clone();
             async move { serve_peer(&party, peer, session, stream).await }
         };
-        answer_streams(link.clone(), answer)
+        answer_streams(link.clone(), STREAMS_PER_LINK, answer)
     };
     tokio::join!(party.mesh.hold(peer, link), streams);
 }
@@ -524,27 +379,7 @@ async fn serve_member(party: Arc<Party>, link: Link) {
             }
         }
     };
-    answer_streams(link, answer).await;
-}
-
-/// Answers control streams until the link closes, some at a time.
-async fn answer_streams<F>(link: Link, answer: impl Fn([u8; 32], MsgStream) -> F)
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let permits = Arc::new(Semaphore::new(STREAMS_PER_LINK));
-    let span = tracing::Span::current();
-    while let Ok(permit) = permits.clone().acquire_owned().await {
-        let Ok((_, session, stream)) = link.accept().await else {
-            return;
-        };
-        let answering = answer(session, stream);
-        let answering = async move {
-            answering.await;
-            drop(permit);
-        };
-        tokio::spawn(answering.instrument(span.clone()));
-    }
+    answer_streams(link, STREAMS_PER_LINK, answer).await;
 }
 
 async fn serve_peer(party: &Arc<Party>, peer: Peer, session: [u8; 32], stream: MsgStream) {

@@ -6,7 +6,7 @@
 //! `trefoil-protocol`'s.
 //!
 //! Where to read next: `daemon.rs` (threads, links, orderly end), `members.rs` (what hospitals ask),
-//! `store/` (what is kept), `consent.rs` (what may run; `policy.rs`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run), `resume.rs` (what outlives it).
+//! `store/` (what is kept), `consent.rs` (what may run; `policy/`, `desk.rs`, `audit.rs`), `lead.rs` and `follow.rs` (a session's agreement), `session.rs` (its run), `resume.rs` (what outlives it).
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +21,6 @@ mod halt;
 mod jobs;
 mod lead;
 mod members;
-mod mesh;
 mod policy;
 mod prepare;
 mod resume;
@@ -29,6 +28,7 @@ mod serve;
 mod session;
 mod store;
 
-pub use daemon::{Daemon, PartyError, Stopper, run};
+pub use daemon::{PartyError, run, start};
 pub use files::{FileError, now_s, time_text};
 pub use store::{StoreError, StoredAs, StoredUpload, probe_bucket, stored};
+pub use trefoil_consortium::daemon::{Daemon, Stopper};

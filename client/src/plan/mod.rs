@@ -35,13 +35,20 @@ pub struct Report {
     network: String,
     work: &'static str,
     batch: usize,
+    #[serde(flatten)]
+    session: Session,
+    /// The same step if few bytes had been chosen, where few rounds were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    few_bytes: Option<Layer>,
+}
+
+/// A session of equal steps.
+#[derive(Debug, Serialize)]
+struct Session {
     /// For which values the plan saves rounds on this link; bytes for all others.
     profile: Profile,
     #[serde(flatten)]
     total: Layer,
-    /// The same step if few bytes had been chosen, where few rounds were.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    few_bytes: Option<Layer>,
     /// Bytes that opening the weights costs once in a session (predictions only).
     #[serde(skip_serializing_if = "Option::is_none")]
     setup_bytes_sent_per_party: Option<u64>,
@@ -51,6 +58,22 @@ pub struct Report {
     /// .. and the whole process, within a quarter.
     party_process_bytes: u64,
     layers: Vec<Layer>,
+}
+
+impl Session {
+    fn of(step: &Plan, setup: Option<&Plan>, memory: PartyBytes, speeds: &Speeds) -> Session {
+        let cost = step.cost();
+        let total = speeds.layer(total(&cost));
+        let layers = cost.layers.into_iter();
+        Session {
+            profile: step.profile,
+            total,
+            setup_bytes_sent_per_party: setup.map(|plan| plan.cost().bytes_sent_per_party),
+            party_tensor_bytes: memory.tensors,
+            party_process_bytes: memory.process,
+            layers: layers.map(|layer| speeds.layer(layer)).collect(),
+        }
+    }
 }
 
 /// A layer's cost and its part of the time.
@@ -118,30 +141,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let plan = cost::plan(&network, &spec, work, LinkProfile::default())?;
         Some(speeds.layer(total(&plan.cost())))
     };
-    let cost = plan.cost();
     let memory = memory(&network, &spec, args.train, link)?;
     let report = Report {
         network: network.name.clone(),
         work: if args.train { "train" } else { "predict" },
         batch: args.batch,
-        profile: plan.profile,
-        total: speeds.layer(total(&cost)),
+        session: Session::of(&plan, setup.as_ref(), memory, &speeds),
         few_bytes,
-        setup_bytes_sent_per_party: setup.map(|plan| plan.cost().bytes_sent_per_party),
-        party_tensor_bytes: memory.tensors,
-        party_process_bytes: memory.process,
-        layers: cost
-            .layers
-            .into_iter()
-            .map(|layer| speeds.layer(layer))
-            .collect(),
     };
-    if args.json {
-        println!("{}", serde_json::to_string(&report)?);
-    } else {
-        print(&report, args.link);
-    }
-    Ok(())
+    show(&report, args)
 }
 
 /// What classifying a batch of images by their nearest rows costs.
@@ -170,28 +178,14 @@ fn neighbours(args: &PlanArgs, network: &Network, k: usize, train_rows: usize) -
     // The set-up, then batches of equal size.
     let (setup, batch) = (&plans[0], &plans[1]);
     let batches = schedule.steps.len() - 1;
-    let (speeds, cost) = (Speeds::of(args.link), batch.cost());
     let report = Report {
         network: format!("{k} nearest of {train_rows} rows"),
         work: "knn",
         batch: args.batch.div_ceil(batches),
-        profile: batch.profile,
-        total: speeds.layer(total(&cost)),
+        session: Session::of(batch, Some(setup), memory, &Speeds::of(args.link)),
         few_bytes: None,
-        setup_bytes_sent_per_party: Some(setup.cost().bytes_sent_per_party),
-        party_tensor_bytes: memory.tensors,
-        party_process_bytes: memory.process,
-        layers: cost
-            .layers
-            .into_iter()
-            .map(|layer| speeds.layer(layer))
-            .collect(),
     };
-    match args.json {
-        true => println!("{}", serde_json::to_string(&report)?),
-        false => print(&report, args.link),
-    }
-    Ok(())
+    show(&report, args)
 }
 
 fn plans(schedule: &Schedule, link: LinkProfile) -> Vec<Plan> {
@@ -373,14 +367,23 @@ fn estimate_note(link: Link) {
     println!("seconds are an estimate for the link {link}, every party on a core like this one");
 }
 
+fn show(report: &Report, args: &PlanArgs) -> Result<()> {
+    match args.json {
+        true => println!("{}", serde_json::to_string(report)?),
+        false => print(report, args.link),
+    }
+    Ok(())
+}
+
 fn print(report: &Report, link: Link) {
+    let session = &report.session;
     println!(
         "{} {}, {} image(s) a step",
         report.network, report.work, report.batch
     );
-    table("layer", report.layers.iter().chain([&report.total]));
+    table("layer", session.layers.iter().chain([&session.total]));
     println!("layers share rounds and memory: the total is not their sum");
-    if let Some(setup) = report.setup_bytes_sent_per_party {
+    if let Some(setup) = session.setup_bytes_sent_per_party {
         println!(
             "opening the weights (or rows), once in a session: {} sent a party",
             bytes(setup)
@@ -388,13 +391,13 @@ fn print(report: &Report, link: Link) {
     }
     println!(
         "memory of a party: {} of tensors, weights and their openings with them; {} the whole process, within a quarter",
-        bytes(report.party_tensor_bytes),
-        bytes(report.party_process_bytes)
+        bytes(session.party_tensor_bytes),
+        bytes(session.party_process_bytes)
     );
     if let Some(few_bytes) = &report.few_bytes {
         println!(
             "lowered for {} on this link; for few bytes: {} rounds, {} sent a party, {} dealt, {:.3} s",
-            report.profile,
+            session.profile,
             few_bytes.cost.rounds,
             bytes(few_bytes.cost.bytes_sent_per_party),
             bytes(few_bytes.cost.dealer_bytes),

@@ -14,9 +14,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use trefoil_consortium::{JobId, Mark, NodeStats, Words};
+use trefoil_consortium::{JobId, Mark, NodeStats};
 use trefoil_protocol::ring::Tensor;
 
+use super::tensors::Tensors;
 use super::{Lease, Store, StoreError, Vault, at, file};
 
 /// Version of the content; the store's file form has its own.
@@ -52,7 +53,7 @@ struct Record {
     results_bytes: u64,
     stats: Option<NodeStats>,
     validated: Vec<u64>,
-    tensors: Vec<(String, Vec<u64>, Words)>,
+    tensors: Tensors,
 }
 
 /// What is known of the checkpoints on the disk.
@@ -97,11 +98,6 @@ impl Store {
             results_bytes,
             ..
         } = checkpoint;
-        let shape = |tensor: &Tensor| tensor.shape().iter().map(|side| *side as u64).collect();
-        let tensors = checkpoint
-            .shares
-            .into_iter()
-            .map(|(name, tensor)| (name, shape(&tensor), Words(tensor.into_data())));
         let record = Record {
             kind: KIND,
             version: CHECKPOINT_VERSION,
@@ -111,7 +107,7 @@ impl Store {
             results_bytes,
             stats: checkpoint.stats,
             validated: checkpoint.validated,
-            tensors: tensors.collect(),
+            tensors: Tensors::of(checkpoint.shares),
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
@@ -349,17 +345,8 @@ fn read(vault: &Vault, job: JobId, path: &Path) -> Result<Checkpoint, StoreError
             record.mark.step, record.job
         )));
     }
-    let mut shares = BTreeMap::new();
-    for (name, shape, words) in record.tensors {
-        let shape: Vec<usize> = shape.iter().map(|side| *side as usize).collect();
-        let len = shape
-            .iter()
-            .try_fold(1usize, |len, side| len.checked_mul(*side));
-        if len != Some(words.0.len()) {
-            return Err(damaged(format!("{name} has {} words", words.0.len())));
-        }
-        shares.insert(name, Tensor::new(shape, words.0));
-    }
+    let broken = |(name, words)| damaged(format!("{name} has {words} words"));
+    let shares = record.tensors.shares().map_err(broken)?;
     Ok(Checkpoint {
         job: record.job,
         programs: record.programs,

@@ -13,9 +13,9 @@
 //! home/store.key                         the store key, unless the service manager has it
 //! home/cache/HOSPITAL-NUMBER-UPLOAD/     copies of what lies in a bucket (`placement.rs`)
 //! ```
-//! `vault.rs` is the form of a file, `staging.rs` uploads on their way, `upload.rs` their commit,
+//! `vault.rs` is the form of a file, `staging/` uploads on their way, `upload.rs` their commit,
 //! `withdraw.rs` taking them back, `quota.rs` how much a member may bring, `listing.rs` what lies
-//! here, `table.rs` reading rows, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
+//! here, `table.rs` reading rows, `tensors.rs` named shares, `model.rs` models, `checkpoint.rs` and `results.rs` what outlives
 //! a session, `fence.rs` which session may write it, `placement.rs` and `bucket.rs` chunks in
 //! S3-compatible storage.
 
@@ -31,6 +31,7 @@ mod quota;
 mod results;
 mod staging;
 mod table;
+mod tensors;
 mod upload;
 mod vault;
 mod withdraw;

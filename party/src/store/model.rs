@@ -10,10 +10,11 @@ use std::sync::PoisonError;
 
 use serde::{Deserialize, Serialize};
 use trefoil_consortium::wire::{ModelAbout, ModelInfo};
-use trefoil_consortium::{JobId, ModelRef, SessionId, Words, check_name};
+use trefoil_consortium::{JobId, ModelRef, SessionId, check_name};
 use trefoil_protocol::ring::Tensor;
 use trefoil_transport::Pin;
 
+use super::tensors::Tensors;
 use super::{Store, StoreError, at, file};
 
 /// Largest model file.
@@ -37,7 +38,7 @@ struct Record {
     owner: Pin,
     ring_bits: u8,
     frac_bits: u8,
-    tensors: Vec<(String, Vec<u64>, Words)>,
+    tensors: Tensors,
 }
 
 /// A record and what follows it in the file. Files of older releases end with the record, or with what
@@ -264,18 +265,8 @@ impl Store {
                 record.ring_bits, record.frac_bits
             )));
         }
-        let damaged = |name: &str| StoreError::Refused(format!("model tensor {name} is damaged"));
-        let mut shares = BTreeMap::new();
-        for (name, shape, words) in record.tensors {
-            let shape: Vec<usize> = shape.iter().map(|side| *side as usize).collect();
-            let len = shape
-                .iter()
-                .try_fold(1usize, |len, side| len.checked_mul(*side));
-            if len != Some(words.0.len()) {
-                return Err(damaged(&name));
-            }
-            shares.insert(name, Tensor::new(shape, words.0));
-        }
+        let damaged = |(name, _)| StoreError::Refused(format!("model tensor {name} is damaged"));
+        let shares = record.tensors.shares().map_err(damaged)?;
         Ok(Model {
             source: record.source,
             about,
@@ -292,18 +283,13 @@ impl Store {
             trefoil_consortium::hex(&model.source[..8])
         ));
         let staged = StagedModel { temporary, path };
-        let shape = |tensor: &Tensor| tensor.shape().iter().map(|side| *side as u64).collect();
-        let tensors = model
-            .shares
-            .into_iter()
-            .map(|(name, tensor)| (name, shape(&tensor), Words(tensor.into_data())));
         let record = Record {
             source: model.source,
             job: model.job,
             owner: model.owner,
             ring_bits: model.ring_bits,
             frac_bits: model.frac_bits,
-            tensors: tensors.collect(),
+            tensors: Tensors::of(model.shares),
         };
         let bytes =
             postcard::to_stdvec(&record).map_err(|err| StoreError::Refused(err.to_string()))?;
@@ -319,6 +305,8 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use trefoil_consortium::Words;
+
     use super::*;
 
     const OWNER: [u8; 32] = [1; 32];
@@ -448,7 +436,7 @@ mod tests {
             owner: Pin::from_bytes(OWNER),
             ring_bits: 64,
             frac_bits: 16,
-            tensors: vec![("a.weight".into(), vec![1], Words(vec![5]))],
+            tensors: Tensors(vec![("a.weight".into(), vec![1], Words(vec![5]))]),
         };
         let bytes = postcard::to_stdvec(&record).unwrap();
         let path = home.path().join("models/old.model");

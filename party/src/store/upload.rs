@@ -1,5 +1,5 @@
 //! Committed uploads: the commit writes `commit.bin` into the staged folder and renames that to
-//! where it belongs: it is there whole or not at all. `staging.rs` is what comes before.
+//! where it belongs: it is there whole or not at all. `staging/` is what comes before.
 
 use std::path::{Path, PathBuf};
 

@@ -267,7 +267,7 @@ impl World {
             transport: settings(),
             simulation_coin_seed: None,
         };
-        self.dealer = Some(once_free(|| trefoil_dealer::Daemon::start(&dealer, true)));
+        self.dealer = Some(once_free(|| trefoil_dealer::start(&dealer, true)));
     }
 
     fn start_party(&mut self, party: PartyId, listen: SocketAddr) {
@@ -288,7 +288,7 @@ impl World {
             transport: settings(),
         };
         std::fs::write(self.config(party), config.to_toml()).unwrap();
-        let daemon = once_free(|| trefoil_party::Daemon::start(&config, true));
+        let daemon = once_free(|| trefoil_party::start(&config, true));
         self.parties[party.index()] = Some(daemon);
     }
 

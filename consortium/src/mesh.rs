@@ -7,19 +7,21 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use trefoil_consortium::meeting::{self, NodeInfo, PeerStatus};
-use trefoil_consortium::{Addresses, ConsortiumFile, LiveConsortium, linked};
 use trefoil_protocol::party::{PartyId, Peer};
 use trefoil_transport::{Link, Node, Pin, Settings};
+
+use crate::meeting::{self, NodeInfo, PeerStatus};
+use crate::reach::linked;
+use crate::{Addresses, ConsortiumFile, LiveConsortium};
 
 /// First wait before a broken link is dialled again.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// Longest wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// Links to the three other nodes of a party.
-pub(crate) struct Mesh {
-    places: [Place; 3],
+/// Links to the three other nodes of the consortium.
+pub struct Mesh {
+    places: Vec<Place>,
 }
 
 struct Place {
@@ -33,25 +35,29 @@ struct Place {
 }
 
 impl Mesh {
-    pub(crate) fn new(me: PartyId, consortium: &ConsortiumFile) -> Mesh {
-        let [a, b] = me.others();
-        let places = [Peer::Party(a), Peer::Party(b), Peer::Dealer].map(|peer| Place {
+    /// No links yet, of the node `me`.
+    pub fn new(me: Peer, consortium: &ConsortiumFile) -> Mesh {
+        let nodes = PartyId::ALL.map(Peer::Party).into_iter();
+        let others = nodes.chain([Peer::Dealer]).filter(|peer| *peer != me);
+        let places = others.map(|peer| Place {
             peer,
             pin: consortium.node(peer).pin,
-            dials: consortium.dials(Peer::Party(me), peer),
+            dials: consortium.dials(me, peer),
             link: watch::channel(None).0,
             links: AtomicU64::new(0),
             trouble: Mutex::default(),
         });
-        Mesh { places }
+        Mesh {
+            places: places.collect(),
+        }
     }
 
     fn place(&self, peer: Peer) -> Option<&Place> {
         self.places.iter().find(|place| place.peer == peer)
     }
 
-    /// The peers that this party dials.
-    pub(crate) fn dialled(&self) -> impl Iterator<Item = Peer> + '_ {
+    /// The peers that this node dials.
+    pub fn dialled(&self) -> impl Iterator<Item = Peer> + '_ {
         self.places
             .iter()
             .filter(|place| place.dials)
@@ -59,7 +65,7 @@ impl Mesh {
     }
 
     /// The links as they are now.
-    pub(crate) fn status(&self) -> Vec<PeerStatus> {
+    pub fn status(&self) -> Vec<PeerStatus> {
         let status = |place: &Place| {
             let link = place.link.borrow().as_ref().map(|(_, link)| link.clone());
             let trouble = place.trouble.lock().unwrap_or_else(PoisonError::into_inner);
@@ -73,7 +79,7 @@ impl Mesh {
     }
 
     /// Puts a link in its place until it closes.
-    pub(crate) async fn hold(&self, peer: Peer, link: Link) {
+    pub async fn hold(&self, peer: Peer, link: Link) {
         let Some(place) = self.place(peer) else {
             return;
         };
@@ -93,7 +99,7 @@ impl Mesh {
     }
 
     /// The link to a peer; waits for it at most the connection's time-out.
-    pub(crate) async fn wait(&self, peer: Peer, wait: Duration) -> Result<Link, String> {
+    pub async fn wait(&self, peer: Peer, wait: Duration) -> Result<Link, String> {
         let Some(place) = self.place(peer) else {
             return Err(format!("this node has no link to {peer}"));
         };
@@ -123,7 +129,7 @@ impl Mesh {
     }
 
     /// Dials a peer for ever; `serve` takes every new link and returns when it has closed.
-    pub(crate) async fn dial<F: Future<Output = ()>>(
+    pub async fn dial<F: Future<Output = ()>>(
         &self,
         peer: Peer,
         node: &Node,
