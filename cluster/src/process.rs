@@ -36,10 +36,11 @@ const POLL: Duration = Duration::from_millis(5);
 const TICKS_PER_S: f64 = 100.0;
 
 /// glibc keeps what a node frees instead of returning it to the system at every step and clearing fresh
-/// pages at the next (`docs/adr/0015-cost-of-a-step.md`). The units in `deploy/` say the same.
+/// pages at the next (`docs/adr/0015-cost-of-a-step.md`). 32 MiB is the largest block size that every
+/// version of glibc takes here. The units in `deploy/` say the same.
 const ALLOCATOR: Option<(&str, &str)> = Some((
     "GLIBC_TUNABLES",
-    "glibc.malloc.mmap_threshold=536870912:glibc.malloc.trim_threshold=536870912",
+    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=536870912",
 ));
 
 /// What a process has used so far, where the operating system tells.
