@@ -40,7 +40,7 @@ const TICKS_PER_S: f64 = 100.0;
 /// version of glibc takes here. The units in `deploy/` say the same.
 const ALLOCATOR: Option<(&str, &str)> = Some((
     "GLIBC_TUNABLES",
-    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=536870912",
+    "glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=536870912:glibc.malloc.arena_max=1",
 ));
 
 /// What a process has used so far, where the operating system tells.

@@ -52,9 +52,18 @@ fn a_deployment_that_is_well_and_every_fault_of_one_that_is_not() {
     for (_, log) in &study.nodes[..3] {
         await_line(log, "peer=dealer trefoil_consortium::mesh: linked");
     }
-    await_line(&study.nodes[0].1, "peer=P1 trefoil_consortium::mesh: linked");
-    await_line(&study.nodes[0].1, "peer=P2 trefoil_consortium::mesh: linked");
-    await_line(&study.nodes[1].1, "peer=P2 trefoil_consortium::mesh: linked");
+    await_line(
+        &study.nodes[0].1,
+        "peer=P1 trefoil_consortium::mesh: linked",
+    );
+    await_line(
+        &study.nodes[0].1,
+        "peer=P2 trefoil_consortium::mesh: linked",
+    );
+    await_line(
+        &study.nodes[1].1,
+        "peer=P2 trefoil_consortium::mesh: linked",
+    );
     all_well(&study);
     files(&study);
     nodes(&mut study);
