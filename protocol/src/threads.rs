@@ -41,6 +41,9 @@ pub(crate) fn parts(work_ns: usize) -> usize {
     }
 }
 
+/// What one thread writes at once: its zeros are then still in the core's own cache.
+const RUN_BYTES: usize = 256 << 10;
+
 /// `len` items, written by `each(first, run)` as in [`split`]; a run holds zeros before.
 ///
 /// # Panics
@@ -51,9 +54,39 @@ pub(crate) fn made<T: Copy + Default + Send>(
     work_ns: usize,
     each: impl Fn(usize, &mut [T]) + Sync,
 ) -> Vec<T> {
-    let mut out = vec![T::default(); len];
-    split(&mut out, piece, work_ns, each);
+    let mut out = Vec::with_capacity(len);
+    append(&mut out, len, piece, work_ns, each, |_| {});
     out
+}
+
+/// Appends `len` items to `out`, written as in [`made`]; `done` sees each run of them once it is
+/// written, in order, while one thread's is still in its core's cache.
+///
+/// # Panics
+/// Where `each` or `done` does, or `piece` is 0.
+pub(crate) fn append<T: Copy + Default + Send>(
+    out: &mut Vec<T>,
+    len: usize,
+    piece: usize,
+    work_ns: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
+    mut done: impl FnMut(&[T]),
+) {
+    let (parts, end) = (parts(work_ns), out.len() + len);
+    let pieces = match parts {
+        1 => (RUN_BYTES / size_of::<T>() / piece).max(1),
+        _ => len.div_ceil(piece),
+    };
+    let mut first = 0;
+    while out.len() < end {
+        let from = out.len();
+        out.resize(end.min(from + pieces * piece), T::default());
+        split_among(parts, &mut out[from..], piece, |at, run| {
+            each(first + at, run)
+        });
+        done(&out[from..]);
+        first += pieces;
+    }
 }
 
 /// Calls `each(first, run)` for runs of whole pieces of `out`, `piece` items each (the last may be

@@ -350,12 +350,16 @@ fn linear_maps_are_exact() {
     let transposed = b.transpose(x).unwrap();
     let middle = b.sum(x, 1, 1).unwrap();
     let wide = b.broadcast(row, &[3], &[5]).unwrap();
+    let each_row = b.add_each(x, row, 1, 1).unwrap();
+    let said = b.add_each(x, row, 2, 0).unwrap_err().to_string();
+    assert!(said.contains("[4] is added to [5] of [3, 4, 5]"), "{said}");
     let slice = b.slice(x, 1, 1, 2).unwrap();
     let concat = b.concat(&[x, slice, y], 1).unwrap();
     let flat = b.reshape(x, &[60]).unwrap();
     let each = b.scale_each(x, &[1, -3, 0, 1 << 20, -7]).unwrap();
     let mut outs = vec![
-        sum, difference, scaled, shifted, transposed, middle, wide, slice, concat, flat, each,
+        sum, difference, scaled, shifted, transposed, middle, wide, each_row, slice, concat, flat,
+        each,
     ];
     for pads in [[0; 4], [1, 0, 1, 2]] {
         let spec = PoolSpec {

@@ -6,6 +6,7 @@
 //! woken is polled here, each task once. A task that another thread polls at that moment, or that
 //! has more to do, goes on where it always runs: on the runtime.
 
+use crate::socket::FewAtOnce;
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
 use std::cell::RefCell;
 use std::io;
@@ -203,7 +204,7 @@ impl Runtime for InlineRuntime {
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        TokioRuntime.wrap_udp_socket(socket)
+        Ok(Arc::new(FewAtOnce(TokioRuntime.wrap_udp_socket(socket)?)))
     }
 
     fn now(&self) -> Instant {

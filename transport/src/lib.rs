@@ -26,6 +26,7 @@ mod queue;
 mod quic;
 mod session;
 mod settings;
+mod socket;
 mod sorter;
 mod stream;
 mod tcp;

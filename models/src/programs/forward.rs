@@ -308,17 +308,13 @@ fn linear(
 ) -> Result<Val, BuildError> {
     let rows = b.shape(x)[0];
     let bias = exactly(b, bias, 2 * f, Rounding::Nearest)?;
-    let (y, bias) = if let LayerKind::Conv { .. } = layer.kind {
+    if let LayerKind::Conv { .. } = layer.kind {
         let y = b.conv2d(x, w, conv_spec(&layer.kind))?;
-        (y, b.broadcast(bias, &[rows], &layer.output[1..])?)
-    } else {
-        let x = b.reshape(x, &[rows, layer.fan_in()])?;
-        (
-            b.matmul(x, w, false, false)?,
-            b.broadcast(bias, &[rows], &[])?,
-        )
-    };
-    b.add(y, bias)
+        return b.add_each(y, bias, 1, layer.output.len() - 1);
+    }
+    let x = b.reshape(x, &[rows, layer.fan_in()])?;
+    let y = b.matmul(x, w, false, false)?;
+    b.add_each(y, bias, 1, 0)
 }
 
 /// `2^log2` with these fraction bits, at least one unit.

@@ -134,6 +134,15 @@ pub enum Linear {
     Add,
     /// `x - y`
     Sub,
+    /// `out[o, m, i] = x[o, m, i] + y[m]`
+    AddEach {
+        /// Outer length.
+        outer: usize,
+        /// Length of the second operand.
+        mid: usize,
+        /// Inner length.
+        inner: usize,
+    },
     /// `by * x`
     Scale(i64),
     /// `out[o, j] = by[j] * in[o, j]`; its own adjoint.
@@ -209,6 +218,7 @@ impl Linear {
         match self {
             Linear::Add
             | Linear::Sub
+            | Linear::AddEach { .. }
             | Linear::Scale(_)
             | Linear::ScaleEach(_)
             | Linear::Transpose { .. } => first,
@@ -229,7 +239,7 @@ impl Linear {
         let log = |n: usize| n.next_power_of_two().trailing_zeros();
         let scaled = |by: &i64| 64 - by.unsigned_abs().saturating_sub(1).leading_zeros();
         match self {
-            Linear::Add | Linear::Sub | Linear::Pairs { .. } => 1,
+            Linear::Add | Linear::Sub | Linear::AddEach { .. } | Linear::Pairs { .. } => 1,
             Linear::Scale(by) => scaled(by),
             Linear::ScaleEach(by) => by.iter().map(scaled).max().unwrap_or(0),
             Linear::Sum { outer, inner, .. } => log(outer * inner),
@@ -247,6 +257,12 @@ impl Linear {
         match self {
             Linear::Add => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_add(*b))),
             Linear::Sub => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_sub(*b))),
+            Linear::AddEach { inner, .. } => {
+                out.reserve_exact(x.len());
+                for (run, y) in x.chunks_exact(*inner).zip(ins[1].iter().cycle()) {
+                    out.extend(run.iter().map(|x| x.wrapping_add(*y)));
+                }
+            }
             Linear::Scale(by) => out.extend(x.iter().map(|a| a.wrapping_mul(*by as u64))),
             Linear::ScaleEach(by) => {
                 out.reserve_exact(x.len());
@@ -369,7 +385,7 @@ pub fn infer(
 ) -> Result<Vec<Type>, String> {
     let first = ins.first().ok_or("needs an operand")?;
     let operands = match map {
-        Linear::Add | Linear::Sub => 2,
+        Linear::Add | Linear::Sub | Linear::AddEach { .. } => 2,
         Linear::Concat { parts, .. } => parts.len(),
         Linear::Scatter(pool) => pool.window_len(),
         _ => 1,
@@ -394,6 +410,12 @@ pub fn infer(
     }
     let expected = match map {
         Linear::Add | Linear::Sub | Linear::Scale(_) => first.len(),
+        Linear::AddEach { outer, mid, inner } => {
+            if ins[1].len() != *mid {
+                return Err(format!("{mid} values are added, not {:?}", ins[1].shape));
+            }
+            outer * mid * inner
+        }
         Linear::ScaleEach(by) => {
             if by.is_empty() || !first.len().is_multiple_of(by.len()) {
                 return Err(format!("{} factors for {:?}", by.len(), first.shape));
@@ -447,6 +469,17 @@ pub fn infer(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_value_added_at_every_place_of_its_axis_is_the_sum_with_its_repetition() {
+        for (outer, mid, inner) in [(1, 1, 1), (2, 3, 4), (5, 4, 1), (1, 2, 7), (3, 1, 2)] {
+            let x: Vec<u64> = (0..outer * mid * inner).map(|i| i as u64 * 1_000).collect();
+            let y: Vec<u64> = (0..mid as u64).map(|m| m.wrapping_sub(2)).collect();
+            let repeated = Linear::Broadcast { outer, mid, inner }.apply(&[&y]);
+            let each = Linear::AddEach { outer, mid, inner };
+            assert_eq!(each.apply(&[&x, &y]), Linear::Add.apply(&[&x, &repeated]));
+        }
+    }
 
     #[test]
     fn a_gradient_grows_by_as_many_windows_as_have_one_cell_however_large_the_pool() {

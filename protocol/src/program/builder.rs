@@ -211,6 +211,27 @@ impl Builder {
         self.one(Op::Linear(Linear::Add), &[x, y], Some(hint))
     }
 
+    /// Adds y, which has the axes of x without the first `outer` and the last `inner`, at every place
+    /// of those; same scale.
+    pub fn add_each(&mut self, x: Val, y: Val, outer: usize, inner: usize) -> Built {
+        let (mid, [outer, each, inner]) = self.axes(x, outer, inner);
+        if self.shape(y) != mid {
+            let problem = format!(
+                "{:?} is added to {mid:?} of {:?}",
+                self.shape(y),
+                self.shape(x)
+            );
+            return Err(self.error("add_each", problem));
+        }
+        let map = Linear::AddEach {
+            outer,
+            mid: each,
+            inner,
+        };
+        let hint = self.ty(x).clone();
+        self.one(Op::Linear(map), &[x, y], Some(hint))
+    }
+
     /// `x - y`, same shape and scale.
     pub fn sub(&mut self, x: Val, y: Val) -> Built {
         let hint = self.ty(x).clone();

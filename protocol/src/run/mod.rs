@@ -5,6 +5,7 @@ pub mod dealer;
 pub mod frame;
 mod kernels;
 pub mod memory;
+mod open;
 mod opened;
 pub mod party;
 pub mod plain;

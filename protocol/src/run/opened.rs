@@ -5,22 +5,19 @@
 //! its words: it then starts at a block boundary, and many of its blocks are hashed at a time wherever it
 //! stands among the others (`docs/adr/0015-cost-of-a-step.md`). Which values are long the plan says.
 
+use std::borrow::Cow;
 use std::fmt;
 
-use crate::ring::kernel::Plane;
+use bytemuck::Pod;
 
-use super::value::Value;
+use crate::threads;
 
-/// Words turned into bytes at once: the hash is fastest on long runs of blocks of 1,024 bytes, a power of
-/// two, and these stay in the core's own caches.
-const WORDS_AT_ONCE: usize = 8192;
-/// Values of more words count with their own hash.
-const SHORT: usize = 512;
+/// Values of more bytes count with their own hash.
+const SHORT_BYTES: usize = 4096;
 
 /// The hash while a step runs.
 pub(super) struct Opened {
     hash: blake3::Hasher,
-    bytes: Vec<u8>,
 }
 
 impl fmt::Debug for Opened {
@@ -34,25 +31,41 @@ impl Opened {
     pub fn after(before: &[u8; 32]) -> Opened {
         Opened {
             hash: blake3::Hasher::new_keyed(before),
-            bytes: Vec::new(),
         }
     }
 
-    /// Adds an opened value, as little-endian words.
-    pub fn add(&mut self, value: &Value<'_>) {
-        match value {
-            Value::Ring(words) => self.add_words(words),
-            Value::Bits(planes) => self.add_words(<[Plane]>::as_flattened(planes)),
-            Value::Stream(_) => unreachable!("what is opened is stored"),
-        }
+    /// An opened value of `len` words or planes, written as in [`threads::made`] and added, as
+    /// little-endian words, while it is in the core's cache.
+    pub fn made<T: Pod + Default + Send>(
+        &mut self,
+        len: usize,
+        piece: usize,
+        work_ns: usize,
+        each: impl Fn(usize, &mut [T]) + Sync,
+    ) -> Vec<T> {
+        let mut out = Vec::with_capacity(len);
+        self.value(size_of::<T>() * len, |hash| {
+            threads::append(&mut out, len, piece, work_ns, each, |run| {
+                hash.update(&le_bytes(bytemuck::cast_slice(run)));
+            });
+        });
+        out
     }
 
-    fn add_words(&mut self, words: &[u64]) {
-        if words.len() <= SHORT {
-            return update(&mut self.hash, &mut self.bytes, words);
+    /// Adds an opened value that is there already.
+    pub fn add(&mut self, words: &[u64]) {
+        self.value(size_of_val(words), |hash| {
+            hash.update(&le_bytes(words));
+        });
+    }
+
+    /// Gives `feed` the hash with which a value of so many bytes counts.
+    fn value(&mut self, bytes: usize, feed: impl FnOnce(&mut blake3::Hasher)) {
+        if bytes <= SHORT_BYTES {
+            return feed(&mut self.hash);
         }
         let mut own = blake3::Hasher::new();
-        update(&mut own, &mut self.bytes, words);
+        feed(&mut own);
         self.hash.update(own.finalize().as_bytes());
     }
 
@@ -69,39 +82,45 @@ impl Opened {
     }
 }
 
-/// Adds words, which become bytes in `bytes` first.
-fn update(hash: &mut blake3::Hasher, bytes: &mut Vec<u8>, words: &[u64]) {
-    for words in words.chunks(WORDS_AT_ONCE) {
-        let len = 8 * words.len();
-        if bytes.len() < len {
-            bytes.resize(len, 0);
-        }
-        for (bytes, word) in bytes.as_chunks_mut::<8>().0.iter_mut().zip(words) {
-            *bytes = word.to_le_bytes();
-        }
-        hash.update(&bytes[..len]);
+/// Words as little-endian bytes.
+fn le_bytes(words: &[u64]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(words))
+    } else {
+        Cow::Owned(words.iter().flat_map(|word| word.to_le_bytes()).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ring::kernel::Plane;
+
+    const SHORT: usize = SHORT_BYTES / 8;
+
+    fn add<T: Pod + Default + Send + Sync>(opened: &mut Opened, items: &[T]) {
+        let made = opened.made(items.len(), 3, 0, |first, run: &mut [T]| {
+            run.copy_from_slice(&items[3 * first..][..run.len()]);
+        });
+        assert!(bytemuck::cast_slice::<T, u8>(&made) == bytemuck::cast_slice::<T, u8>(items));
+    }
 
     #[test]
     fn short_values_count_with_their_words_and_long_ones_with_their_hash_in_order() {
         let before = [7; 32];
-        let words: Vec<u64> = (0..2 * WORDS_AT_ONCE as u64 + 5)
-            .map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+        // Longer than what is written at once.
+        let words: Vec<u64> = (0..70_001)
+            .map(|i: u64| i.wrapping_mul(0x9e37_79b9_7f4a_7c15))
             .collect();
         let bytes = |words: &[u64]| -> Vec<u8> {
             words.iter().flat_map(|word| word.to_le_bytes()).collect()
         };
         let planes: Vec<Plane> = words.as_chunks::<8>().0[..3].to_vec();
         let mut opened = Opened::after(&before);
-        opened.add(&Value::from(words[..SHORT].to_vec()));
-        opened.add(&Value::from(words.clone()));
-        opened.add(&Value::from(words[..SHORT + 1].to_vec()));
-        opened.add(&Value::Bits(planes));
+        add(&mut opened, &words[..SHORT]);
+        add(&mut opened, &words);
+        add(&mut opened, &words[..SHORT + 1]);
+        add(&mut opened, &planes);
         let mut all = bytes(&words[..SHORT]);
         for long in [&words[..], &words[..SHORT + 1]] {
             all.extend(blake3::hash(&bytes(long)).as_bytes());
@@ -115,7 +134,7 @@ mod tests {
     fn one_changed_bit_and_another_past_change_the_hash() {
         let hash = |before: u8, word: u64| {
             let mut opened = Opened::after(&[before; 32]);
-            opened.add(&Value::from(vec![1, word, 3]));
+            add(&mut opened, &[1, word, 3]);
             opened.hash()
         };
         assert_eq!(hash(0, 2), hash(0, 2));

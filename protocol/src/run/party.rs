@@ -9,17 +9,16 @@ use bytes::Bytes;
 
 use super::kernels::{self, Operand};
 use super::opened::Opened;
-use super::value::{Stream, Value, block_len};
+use super::value::{Stream, Value};
 use super::{StepError, frame};
 use crate::op::dropout;
 use crate::op::product::Product;
 use crate::party::PartyId;
-use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, Round, VId};
+use crate::plan::{Class, Instr, Kernel, Plan, PlanOutput, Rep, VId};
 use crate::prg::Prg;
 use crate::program::Sink;
 use crate::ring::Tensor;
 use crate::ring::kernel::{Acc, BLOCK, Plane};
-use crate::threads;
 use crate::transport::{Corrections, Transport};
 
 /// A party's keys of one session. They exist in memory only and die with the session.
@@ -124,13 +123,13 @@ pub fn sign_extend(word: u64, ring_bits: u8) -> u64 {
     (((word << spare) as i64) >> spare) as u64
 }
 
-struct Step<'a> {
-    plan: &'a Plan,
-    me: PartyId,
-    step: u64,
+pub(super) struct Step<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) me: PartyId,
+    pub(super) step: u64,
     keys: &'a PartyKeys,
     values: Vec<Option<Value<'a>>>,
-    opened: Opened,
+    pub(super) opened: Opened,
     /// Bytes of tensors held now.
     held: u64,
     peak: Cell<u64>,
@@ -198,7 +197,7 @@ impl<'a> Step<'a> {
             .expect("the schedule makes values before they are read")
     }
 
-    fn operand(&self, id: VId) -> Operand<'_> {
+    pub(super) fn operand(&self, id: VId) -> Operand<'_> {
         Operand {
             value: self.value(id),
             slot: self.plan.slot(id),
@@ -206,7 +205,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    fn set(&mut self, id: VId, value: Value<'a>) {
+    pub(super) fn set(&mut self, id: VId, value: Value<'a>) {
         self.held += value.held_bytes();
         self.see(0);
         self.values[id.index()] = Some(value);
@@ -223,7 +222,7 @@ impl<'a> Step<'a> {
     }
 
     /// Notes that `more` bytes are held for a while beside the values.
-    fn see(&self, more: u64) {
+    pub(super) fn see(&self, more: u64) {
         self.peak.set(self.peak.get().max(self.held + more));
     }
 
@@ -412,95 +411,6 @@ impl<'a> Step<'a> {
         out
     }
 
-    fn open(
-        &mut self,
-        round: &Round,
-        index: usize,
-        net: &mut dyn Transport,
-    ) -> Result<(), StepError> {
-        let opens = || {
-            round.opens.iter().filter_map(|open| match open {
-                Instr::Open { src, mask, out } => Some((*src, *mask, *out)),
-                _ => None,
-            })
-        };
-        let bytes = |out: VId| {
-            let slot = self.plan.slot(out);
-            slot.rep.wire_bytes(slot.n) as usize
-        };
-        let total: usize = opens().map(|(_, _, out)| bytes(out)).sum();
-        let mut own = vec![0; frame::HEADER_BYTES + total];
-        let (header, mut rest) = own.split_at_mut(frame::HEADER_BYTES);
-        header.copy_from_slice(&frame::header(self.step, index, &self.opened.short()));
-        for (src, mask, out) in opens() {
-            let (packed, after) = rest.split_at_mut(bytes(out));
-            self.masked_share(src, mask, packed);
-            rest = after;
-        }
-        let own = Bytes::from(own);
-        for peer in self.me.others() {
-            net.post(peer, own.clone())?;
-        }
-        let [p, q] = self.me.others();
-        let p_frame = net.next(p)?;
-        frame::check_header(&p_frame, &own, p)?;
-        let q_frame = net.next(q)?;
-        frame::check_header(&q_frame, &own, q)?;
-        let mut at = frame::HEADER_BYTES;
-        for (_, _, out) in opens() {
-            let slot = self.plan.slot(out);
-            let bytes = slot.rep.wire_bytes(slot.n) as usize;
-            let parts = [&own, &p_frame, &q_frame].map(|frame| &frame[at..at + bytes]);
-            let value = combine(slot.rep, slot.n, parts);
-            self.opened.add(&value);
-            self.set(out, value);
-            at += bytes;
-        }
-        self.see(
-            [own, p_frame, q_frame]
-                .iter()
-                .map(|frame| frame.len() as u64)
-                .sum(),
-        );
-        Ok(())
-    }
-
-    /// Writes `src + mask` (XOR for bits), packed.
-    fn masked_share(&self, src: VId, mask: VId, out: &mut [u8]) {
-        let slot = self.plan.slot(mask);
-        let n = slot.n;
-        let (value, masks) = (self.operand(src), self.operand(mask));
-        let piece = slot.rep.wire_bytes(BLOCK) as usize;
-        threads::split(out, piece, out.len() / 4, |first, mut out| match slot.rep {
-            Rep::Ring { width } => {
-                let [mut x, mut r] = [[0u64; BLOCK]; 2];
-                let mut block = first;
-                while !out.is_empty() {
-                    let len = block_len(n, block);
-                    let x = value.ring(block, &mut x[..len]);
-                    let r = masks.ring(block, &mut r[..len]);
-                    let sum = x.iter().zip(r).map(|(x, r)| x.wrapping_add(*r));
-                    out = frame::pack_ring(out, sum, width);
-                    block += 1;
-                }
-            }
-            Rep::Bits { planes } => {
-                let mut x: Vec<Plane> = vec![[0; 8]; usize::from(planes)];
-                let mut r = x.clone();
-                let mut block = first;
-                while !out.is_empty() {
-                    value.planes(block, 0, &mut x);
-                    masks.planes(block, 0, &mut r);
-                    for (x, r) in x.as_flattened_mut().iter_mut().zip(r.as_flattened()) {
-                        *x ^= r;
-                    }
-                    out = frame::pack_planes(out, &x, block_len(n, block));
-                    block += 1;
-                }
-            }
-        });
-    }
-
     /// Shares of revealed outputs.
     fn reveals(&self) -> Vec<OutputShare> {
         let opened = self.opened.short();
@@ -601,26 +511,4 @@ impl<'a> Step<'a> {
 fn owned_bytes(operands: &[Cow<'_, [u64]>]) -> u64 {
     let owned = operands.iter().filter(|data| matches!(data, Cow::Owned(_)));
     8 * owned.map(|data| data.len()).sum::<usize>() as u64
-}
-
-/// The sum (XOR for bits) of the three packed shares.
-fn combine(rep: Rep, n: usize, parts: [&[u8]; 3]) -> Value<'static> {
-    let bytes = rep.wire_bytes(BLOCK) as usize;
-    match rep {
-        Rep::Ring { width } => Value::from(threads::made(n, BLOCK, n, |first, out| {
-            frame::unpack_ring_sum(parts.map(|part| &part[first * bytes..]), width, out)
-        })),
-        Rep::Bits { planes } => {
-            let total = usize::from(planes);
-            let len = n.div_ceil(BLOCK) * total;
-            Value::Bits(threads::made(len, total, len * 10, |first, out| {
-                for (block, out) in out.chunks_mut(total).enumerate() {
-                    let block = first + block;
-                    for part in parts {
-                        frame::xor_planes(&part[block * bytes..], block_len(n, block), out);
-                    }
-                }
-            }))
-        }
-    }
 }

@@ -9,7 +9,6 @@ use bytes::Bytes;
 
 use super::opened::Opened;
 use super::party::{OutputShare, State, reconstruct};
-use super::value::Value;
 use super::{StepError, frame};
 use crate::party::PartyId;
 use crate::ring::Tensor;
@@ -63,7 +62,7 @@ pub fn publish(
     let value = reconstruct(&shares, ring_bits).map_err(broken)?;
     // Parties that saw other values part here: the next frame says so.
     let mut opened = Opened::after(&state.opened);
-    opened.add(&Value::Ring(value.data().into()));
+    opened.add(value.data());
     state.opened = opened.hash();
     Ok(value)
 }
