@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 /// Messages taken with one call.
-const AT_ONCE: usize = 2;
+const AT_ONCE: usize = 4;
 
 /// Another socket, less of which is received at once.
 #[derive(Debug)]
