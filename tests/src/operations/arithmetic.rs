@@ -27,6 +27,7 @@ fn linear(cases: &mut Cases) -> Done {
         let difference = d.b.sub(x, y)?;
         let scaled = d.b.scale(x, -7)?;
         let each = d.b.scale_each(x, &[1, -3, 0, 1 << 12, -7])?;
+        let biased = d.b.add_each(x, row, 1, 1)?;
         let real = d.b.scale_real(y, -0.3125, 5)?;
         let shifted = d.b.add_const(x, -12_345)?;
         let renamed = d.b.rescale(y, 3)?;
@@ -45,7 +46,7 @@ fn linear(cases: &mut Cases) -> Done {
         let constant = d.b.constant(tensor, 8)?;
         let moved = d.b.sub(constant, x)?;
         d.reveal(&[
-            x, sum, difference, scaled, each, real, shifted, renamed, flat,
+            x, sum, difference, scaled, each, biased, real, shifted, renamed, flat,
         ])?;
         d.reveal(&[transposed, middle, wide, slice, concat, moved])
     })?;

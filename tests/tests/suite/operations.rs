@@ -192,7 +192,7 @@ variants!(OPS, op_name, Op:
     Input Carried CarriedMasked Const Linear AddConst Rescale Reshape Dropout Product Powers Trunc
     ReluTrunc BitTrunc NonNegative AtLeast BitMul BitDot BitToRing MaxPool PoolSelect ArgMax Lookup);
 variants!(LINEAR, linear_name, Linear:
-    Add Sub Scale ScaleEach Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
+    Add Sub AddEach Scale ScaleEach Transpose Sum Broadcast Slice Concat Window Scatter SumPool SumPoolGrad Pairs);
 variants!(PRODUCTS, product_name, Product: MatMul Conv ConvGradInput ConvGradWeight Mul Grouped Channel);
 variants!(SINKS, sink_name, Sink: Carry CarryMasked Reveal RevealIndex);
 variants!(ROUNDINGS, rounding_name, Rounding: Floor Nearest Stochastic);
