@@ -199,7 +199,7 @@ impl Watch<'_> {
             (Linear::Add, [x, y]) => x.iter().zip(y).map(|(x, y)| x + y).collect(),
             (Linear::Sub, [x, y]) => x.iter().zip(y).map(|(x, y)| x - y).collect(),
             (Linear::AddEach { inner, .. }, [x, y]) => {
-                let runs = x.chunks_exact(*inner).zip(y.iter().cycle());
+                let runs = x.chunks(*inner).zip(y.iter().cycle());
                 runs.flat_map(|(run, y)| run.iter().map(move |x| x + y))
                     .collect()
             }

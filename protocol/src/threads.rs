@@ -43,6 +43,9 @@ pub(crate) fn parts(work_ns: usize) -> usize {
 
 /// What one thread writes at once: its zeros are then still in the core's own cache.
 const RUN_BYTES: usize = 256 << 10;
+/// Such a run is a multiple of so many pieces, if it has as many: a block of any kind of value is a
+/// multiple of 64 bytes, and what hashes runs is fastest on multiples of 1,024.
+const RUN_PIECES: usize = 16;
 
 /// `len` items, written by `each(first, run)` as in [`split`]; a run holds zeros before.
 ///
@@ -70,11 +73,24 @@ pub(crate) fn append<T: Copy + Default + Send>(
     piece: usize,
     work_ns: usize,
     each: impl Fn(usize, &mut [T]) + Sync,
+    done: impl FnMut(&[T]),
+) {
+    append_among(parts(work_ns), out, len, piece, each, done);
+}
+
+/// [`append`] among at most so many threads.
+fn append_among<T: Copy + Default + Send>(
+    parts: usize,
+    out: &mut Vec<T>,
+    len: usize,
+    piece: usize,
+    each: impl Fn(usize, &mut [T]) + Sync,
     mut done: impl FnMut(&[T]),
 ) {
-    let (parts, end) = (parts(work_ns), out.len() + len);
-    let pieces = match parts {
-        1 => (RUN_BYTES / size_of::<T>() / piece).max(1),
+    let end = out.len() + len;
+    let pieces = match (parts, RUN_BYTES / size_of::<T>() / piece) {
+        (1, few) if few < RUN_PIECES => few.max(1),
+        (1, many) => many - many % RUN_PIECES,
         _ => len.div_ceil(piece),
     };
     let mut first = 0;
@@ -145,6 +161,34 @@ mod tests {
                     }
                 });
                 assert!(out.iter().enumerate().all(|(i, item)| i == *item));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_appended_is_the_same_for_any_number_of_threads_and_seen_in_order() {
+        for (len, piece) in [
+            (0, 3),
+            (5, 7),
+            (70_001, 3),
+            (200_000, 512),
+            (90_000, 40_000),
+        ] {
+            for parts in 1..4 {
+                let mut out = vec![u64::MAX; 2];
+                let mut seen = Vec::new();
+                let each = |first: usize, run: &mut [u64]| {
+                    for (i, item) in run.iter_mut().enumerate() {
+                        assert_eq!(*item, 0);
+                        *item = (first * piece + i) as u64;
+                    }
+                };
+                append_among(parts, &mut out, len, piece, each, |run| {
+                    seen.extend_from_slice(run)
+                });
+                assert!(out[..2] == [u64::MAX; 2] && out[2..] == seen);
+                assert!(seen.iter().enumerate().all(|(i, item)| i as u64 == *item));
+                assert_eq!(seen.len(), len);
             }
         }
     }

@@ -38,7 +38,7 @@ impl CorrectionSink for Hashed<MemorySink> {
 /// One of each kernel, on tensors that are worth several threads and end within a block.
 fn program(ring_bits: u8) -> Program {
     let mut b = Builder::new("threads", ring_bits).expect("a ring");
-    let n = 150_001;
+    let n = 300_001;
     let mut build = || {
         let x = b.input("x", &[n], 16, 24)?;
         let (relu, bit) = b.relu_trunc(x, 8, Rounding::Nearest)?;

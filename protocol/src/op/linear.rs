@@ -255,10 +255,16 @@ impl Linear {
         let x = ins[0];
         let mut out = Vec::new();
         match self {
-            Linear::Add => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_add(*b))),
+            Linear::Add => add_both(&mut out, x, ins[1]),
             Linear::Sub => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_sub(*b))),
             Linear::AddEach { inner, .. } => {
                 out.reserve_exact(x.len());
+                if *inner == 1 {
+                    for row in x.chunks_exact(ins[1].len()) {
+                        add_both(&mut out, row, ins[1]);
+                    }
+                    return out;
+                }
                 for (run, y) in x.chunks_exact(*inner).zip(ins[1].iter().cycle()) {
                     out.extend(run.iter().map(|x| x.wrapping_add(*y)));
                 }
@@ -370,6 +376,11 @@ impl Linear {
     }
 }
 
+/// Appends the sums of two runs of words.
+fn add_both(out: &mut Vec<u64>, x: &[u64], y: &[u64]) {
+    out.extend(x.iter().zip(y).map(|(x, y)| x.wrapping_add(*y)));
+}
+
 /// Adds words to others, as many as there are of both.
 fn add<'a>(to: impl Iterator<Item = &'a mut u64>, from: impl IntoIterator<Item = &'a u64>) {
     to.zip(from)
@@ -411,8 +422,11 @@ pub fn infer(
     let expected = match map {
         Linear::Add | Linear::Sub | Linear::Scale(_) => first.len(),
         Linear::AddEach { outer, mid, inner } => {
-            if ins[1].len() != *mid {
-                return Err(format!("{mid} values are added, not {:?}", ins[1].shape));
+            if ins[1].len() != *mid || *mid == 0 || *inner == 0 {
+                let shape = &ins[1].shape;
+                return Err(format!(
+                    "{shape:?} added at {outer} x {mid} x {inner} places"
+                ));
             }
             outer * mid * inner
         }

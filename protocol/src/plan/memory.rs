@@ -1,5 +1,5 @@
 //! What a party holds while it runs a plan, in bytes of tensors: derived before anything runs. The
-//! party's loop counts what it really holds (`run/party.rs`), and tests compare the two.
+//! party's loop counts what it really holds (`run/party.rs`, `run/open.rs`), and tests compare the two.
 //!
 //! Counted are the inputs and the carried state that the step reads, all values it makes, the frames
 //! of a round, operands that a kernel expands from streams, and what it leaves. Not counted are a

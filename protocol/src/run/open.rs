@@ -1,5 +1,5 @@
 //! A round: a party posts its masked shares of what is opened, takes its peers', adds the three and
-//! hashes the sums, run by run while a run is in the core's own caches.
+//! hashes the sums; where one thread works, run by run while a run is in the core's own cache.
 
 use bytes::Bytes;
 

@@ -34,8 +34,8 @@ impl Opened {
         }
     }
 
-    /// An opened value of `len` words or planes, written as in [`threads::made`] and added, as
-    /// little-endian words, while it is in the core's cache.
+    /// An opened value of `len` words or planes, written as in [`threads::append`] and added, as
+    /// little-endian words, run by run.
     pub fn made<T: Pod + Default + Send>(
         &mut self,
         len: usize,

@@ -1,4 +1,4 @@
-//! The party's loop over a Plan: local kernels, openings, reveals.
+//! The party's loop over a Plan: local kernels, reveals, and the rounds of `open.rs` between them.
 
 use std::borrow::Cow;
 use std::cell::Cell;
