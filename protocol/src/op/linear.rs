@@ -257,14 +257,15 @@ impl Linear {
         match self {
             Linear::Add => add_both(&mut out, x, ins[1]),
             Linear::Sub => out.extend(x.iter().zip(ins[1]).map(|(a, b)| a.wrapping_sub(*b))),
+            // Whole rows at once: a run of one element is not worth a loop of its own.
+            Linear::AddEach { inner: 1, .. } => {
+                out.reserve_exact(x.len());
+                for row in x.chunks_exact(ins[1].len()) {
+                    add_both(&mut out, row, ins[1]);
+                }
+            }
             Linear::AddEach { inner, .. } => {
                 out.reserve_exact(x.len());
-                if *inner == 1 {
-                    for row in x.chunks_exact(ins[1].len()) {
-                        add_both(&mut out, row, ins[1]);
-                    }
-                    return out;
-                }
                 for (run, y) in x.chunks_exact(*inner).zip(ins[1].iter().cycle()) {
                     out.extend(run.iter().map(|x| x.wrapping_add(*y)));
                 }
